@@ -1,0 +1,76 @@
+"""Rows on disk -> results: a mean with its interval for each task, dataset, control and site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kvfix.eval.samples import Row
+from kvfix.eval.source import Site
+from kvfix.eval.stats import clustered_bootstrap
+from kvfix.eval.suite import TaskRun
+
+Result = dict[str, Any]
+
+
+class Table:
+    """The scores of one task as an array: units x sites."""
+
+    def __init__(self, rows: Sequence[Row]):
+        """Pivot rows; a unit without a site's score gets NaN there."""
+        unit_of: dict[str, int] = {}
+        site_of: dict[Site, int] = {}
+        clusters: list[str] = []
+        for row in rows:
+            if row["id"] not in unit_of:
+                unit_of[row["id"]] = len(unit_of)
+                clusters.append(row["cluster"])
+            site_of.setdefault(Site(row["site"], row["layer"], row["head"]), len(site_of))
+        self.ids, self.clusters, self.sites = list(unit_of), clusters, list(site_of)
+        self.score_NS = np.full((len(unit_of), len(site_of)), np.nan)
+        self.chance_NS, self.ceiling_NS = self.score_NS.copy(), self.score_NS.copy()
+        for row in rows:
+            at = unit_of[row["id"]], site_of[Site(row["site"], row["layer"], row["head"])]
+            self.score_NS[at] = row["score"]
+            self.chance_NS[at] = row["chance"]
+            self.ceiling_NS[at] = row["ceiling"]
+
+    def columns(self, kind: str, *, head: bool = False) -> list[int]:
+        """Columns of a site kind, in layer order; with `head`, those of single KV heads."""
+        found = [
+            (s.layer if s.layer is not None else -1, s.head or 0, i)
+            for i, s in enumerate(self.sites)
+            if s.site == kind and (s.head is not None) == head
+        ]
+        return [i for *_, i in sorted(found)]
+
+
+def summarise(run: TaskRun, *, control: str | None = None, seed: int = 0) -> list[Result]:
+    """One flat result a site of a task."""
+    if not run.rows:
+        return []
+    table = Table(run.rows)
+    interval = clustered_bootstrap(table.score_NS, table.clusters, seed=seed)
+    results = []
+    for s, site in enumerate(table.sites):
+        low, high = float(interval.low_S[s]), float(interval.high_S[s])
+        results.append(
+            {
+                "task": run.units.task,
+                "dataset": run.units.dataset,
+                "split": run.units.split,
+                **site._asdict(),
+                "control": control,
+                "metric": run.rows[0]["metric"],
+                "value": float(interval.value_S[s]),
+                "ci": None if np.isnan(low) else [low, high],
+                "n": int(interval.n_S[s]),
+                "clusters": int(interval.clusters_S[s]),
+                "cluster": run.units.cluster,
+                "chance": float(np.nanmean(table.chance_NS[:, s])),
+                "ceiling": float(np.nanmean(table.ceiling_NS[:, s])),
+            }
+        )
+    return results

@@ -1,0 +1,132 @@
+"""Where a probe's features come from: one forward pass of an MLM, or of a bare vision encoder.
+
+Shapes: S sites of one kind, H x W grid cells, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from PIL import Image
+
+from kvfix.capture import LM_SITES, SITES, SampleFeatures, extract, split_heads
+from kvfix.eval.grid import position_features
+from kvfix.layout import Layout
+from kvfix.models import Mlm, Prompt, ReferenceEncoder
+
+NEUTRAL = (
+    "Describe the image."  # the text after the image; causality keeps it out of image features
+)
+TOKEN_BUDGET = 8192  # image tokens a forward pass
+
+
+class Site(NamedTuple):
+    """One place that is read: `layer` and `head` are None where a site has none."""
+
+    site: str
+    layer: int | None = None
+    head: int | None = None
+
+
+class View(NamedTuple):
+    """One image as the model holds it: kind -> f_SHWC, all on one grid."""
+
+    features: dict[str, torch.Tensor]
+    layout: Layout
+
+
+class Source(Protocol):
+    """What a probe asks for features."""
+
+    def sites(self, kind: str) -> list[Site]:
+        """The S sites of a kind, in the order of its features."""
+
+    def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
+        """Features of images, each alone in its prompt, a batch of them at a time."""
+
+    def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
+        """Features of an image with a text after it, and t_SC at the text's last token."""
+
+
+class MlmSource:
+    """Features of every asked site of an MLM, and of the control site `position`.
+
+    Args:
+        mlm: the model.
+        kinds: out of `SITES`.
+        heads: also every KV head apart, as kinds `key/head` and `value/head`.
+        position: whether to add the position-only control.
+    """
+
+    def __init__(
+        self, mlm: Mlm, *, kinds: Sequence[str] = SITES, heads: bool = False, position: bool = True
+    ):
+        self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
+        self._batch = 1  # one image tells how many tokens an image has
+
+    def sites(self, kind: str) -> list[Site]:
+        """The S sites of a kind, in the order of its features."""
+        site, _, apart = kind.partition("/")
+        layers = range(self.mlm.n_layers)
+        if apart:
+            return [Site(site, layer, h) for layer in layers for h in range(self.mlm.n_kv_heads)]
+        return [Site(site, layer) for layer in layers] if site in LM_SITES else [Site(site)]
+
+    def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
+        """Features of images, each alone in its prompt, a batch of them at a time."""
+        start = 0
+        while start < len(images):
+            part = images[start : start + self._batch]
+            start += len(part)
+            prompts = [Prompt((image,), NEUTRAL) for image in part]
+            for sample in extract(self.mlm, prompts, sites=self.kinds):
+                yield self._view(sample)
+                self._batch = max(1, TOKEN_BUDGET // sample.layouts[0].n_tokens)
+
+    def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
+        """Features of an image with a text after it, and t_SC at the text's last token."""
+        kinds = tuple(k for k in self.kinds if k in LM_SITES)
+        [sample] = extract(self.mlm, [Prompt((image,), text)], sites=kinds, text=True)
+        view, said = self._view(sample), dict(sample.text or {})
+        for kind in list(said):
+            if f"{kind}/head" in view.features:
+                said[f"{kind}/head"] = split_heads(said[kind], self.mlm.n_kv_heads)
+        if self.position:
+            # A text that says nothing but "in the middle".
+            f_1HWC = view.features["position"]
+            said["position"] = f_1HWC[:, f_1HWC.shape[1] // 2, f_1HWC.shape[2] // 2]
+        return view, said
+
+    def _view(self, sample: SampleFeatures) -> View:
+        features, layout = dict(sample.images[0]), sample.layouts[0]
+        if self.heads:
+            for kind in ("key", "value"):
+                if kind in features:
+                    features[f"{kind}/head"] = split_heads(features[kind], self.mlm.n_kv_heads)
+        if self.position:
+            features["position"] = position_features(layout).to(self.mlm.device)
+        return View(features, layout)
+
+
+class EncoderSource:
+    """Features of a bare vision encoder, kind `reference`."""
+
+    def __init__(self, encoder: ReferenceEncoder):
+        self.encoder = encoder
+
+    def sites(self, kind: str) -> list[Site]:
+        """One site: the encoder's last patch features."""
+        return [Site(kind)]
+
+    def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
+        """Features of images, one at a time."""
+        for image in images:
+            [(f_1HWC, layout)] = self.encoder.features([image])
+            yield View({"reference": f_1HWC}, layout)
+
+    def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
+        """An encoder alone holds no text: no kind has a text vector."""
+        [view] = self.views([image])
+        return view, {}

@@ -1,0 +1,259 @@
+"""Bootstrap intervals that resample clusters, for all sites at once; numpy, seeded.
+
+Shapes: N units, S sites, G clusters, B resamples, K strata (classes, tasks).
+
+Units of one cluster (frames of a sequence, sentences about a photo) are not independent, so
+clusters
+are drawn with replacement, never units. A resample is a vector of G counts, so every statistic that
+is a ratio of sums needs the clusters' sums only: (B, G) @ (G, S), never (B, N, S). Sums of I and U
+are
+recomputed in each resample, as a ratio of sums is not a mean of ratios.
+
+Intervals are percentile intervals widened for small G (the expanded percentile interval of
+Hesterberg
+2015, arXiv 1411.5279): plain ones are too short by sqrt((G - 1) / G) and use the normal's tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+_BLOCK = 2**24  # float64 elements of one block of resampled statistics (128 MiB)
+
+
+class Interval(NamedTuple):
+    """Point estimate and confidence interval of each site.
+
+    Attributes:
+        value_S: the statistic on all units, float64 (NaN where a site has none).
+        low_S: lower end; equal to NaN where fewer than two clusters carry the site.
+        high_S: upper end, same.
+        n_S: units that count at the site.
+        clusters_S: clusters that count at the site.
+    """
+
+    value_S: np.ndarray
+    low_S: np.ndarray
+    high_S: np.ndarray
+    n_S: np.ndarray
+    clusters_S: np.ndarray
+
+
+class BestSite(NamedTuple):
+    """The site chosen on one half of the clusters, and how it does on the other.
+
+    Attributes:
+        site: index of the chosen site.
+        chosen_value: its score on the half it was chosen on: optimistic, for the record only.
+        held_out: one-site Interval of its score on the other half.
+    """
+
+    site: int
+    chosen_value: float
+    held_out: Interval
+
+
+def clustered_bootstrap(
+    values_NS: np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Mean over units with its interval.
+
+    Args:
+        values_NS: (N, S) or (N,) scores; NaN = the site has no score for the unit, and is left out.
+        clusters: one label a unit.
+        level: of the interval.
+        resamples: B.
+        seed: one seed gives one set of resamples, the same for every site.
+
+    Raises:
+        ValueError: no unit, or clusters and values differ in length.
+    """
+    values = _units_by_sites(values_NS)
+    present = ~np.isnan(values)
+    return pooled_ratio_bootstrap(
+        np.where(present, values, 0.0),
+        present.astype(np.float64),
+        clusters,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def paired_bootstrap(
+    before_NS: np.ndarray,
+    after_NS: np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of after - before over the same units in the same order, with its interval.
+
+    A unit that lacks either score (NaN) counts in neither.
+
+    Raises:
+        ValueError: the shapes differ, or as ``clustered_bootstrap``.
+    """
+    before, after = _units_by_sites(before_NS), _units_by_sites(after_NS)
+    if before.shape != after.shape:
+        raise ValueError(f"before {before.shape} and after {after.shape} must hold the same units")
+    return clustered_bootstrap(
+        after - before, clusters, level=level, resamples=resamples, seed=seed
+    )
+
+
+def pooled_ratio_bootstrap(
+    part_NS: np.ndarray,
+    whole_NS: np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    *,
+    strata: Sequence[Hashable] | np.ndarray | None = None,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Sum of parts over sum of wholes (cIoU, pooled IoU, PCK per point), recomputed per resample.
+
+    Args:
+        part_NS: (N, S) or (N,) intersections, or correct keypoints.
+        whole_NS: unions, or all keypoints; broadcast against the parts' sites.
+        clusters: one label a unit.
+        strata: one class a unit: ratios are pooled within a class, then averaged over classes
+            (Pascal-5i
+            mIoU). A class that a resample misses is left out of that resample's mean.
+        level: of the interval.
+        resamples: B.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: no unit, or lengths differ.
+    """
+    part, whole = np.broadcast_arrays(_units_by_sites(part_NS), _units_by_sites(whole_NS))
+    n_units, n_sites = part.shape
+    group_N, n_clusters = _codes(clusters, n_units, "clusters")
+    stratum_N, n_strata = (
+        (np.zeros(n_units, int), 1) if strata is None else _codes(strata, n_units, "strata")
+    )
+    cell_N = group_N * n_strata + stratum_N
+    shape = (n_clusters, n_strata * n_sites)
+    part_G = _sum_by(cell_N, n_clusters * n_strata, part).reshape(shape)
+    whole_G = _sum_by(cell_N, n_clusters * n_strata, whole).reshape(shape)
+
+    def statistic(counts_BG: np.ndarray) -> np.ndarray:
+        top, bottom = counts_BG @ part_G, counts_BG @ whole_G
+        ratio = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+        return _nanmean(ratio.reshape(len(counts_BG), n_strata, n_sites), axis=1)
+
+    value_S = statistic(np.ones((1, n_clusters)))[0]
+    rng = np.random.default_rng(seed)
+    draws_BS = np.empty((resamples, n_sites))
+    step = max(1, _BLOCK // max(n_clusters, 4 * shape[1]))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        counts = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=size)
+        draws_BS[start : start + size] = statistic(counts.astype(np.float64))
+    has_GS = (whole_G.reshape(n_clusters, n_strata, n_sites) > 0).any(1)
+    clusters_S = has_GS.sum(0)
+    low_S, high_S = _percentiles(draws_BS, clusters_S, level)
+    return Interval(value_S, low_S, high_S, (whole > 0).sum(0), clusters_S)
+
+
+def split_half_best(
+    values_NS: np.ndarray,
+    clusters: Sequence[Hashable] | np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> BestSite:
+    """Choose the best site on a random half of the clusters, report it on the other half.
+
+    The maximum of many noisy curves is too good on the data it was found on; whole clusters change
+    sides, so no sequence or photo helps to choose and to report.
+
+    Args:
+        values_NS: (N, S) scores; NaN = left out.
+        clusters: one label a unit.
+        level: of the interval.
+        resamples: of the held-out interval.
+        seed: of the split and of the resamples.
+
+    Raises:
+        ValueError: fewer than two clusters, or no site has a score on the first half.
+    """
+    values = _units_by_sites(values_NS)
+    group_N, n_clusters = _codes(clusters, len(values), "clusters")
+    if n_clusters < 2:
+        raise ValueError(f"splitting in halves needs at least 2 clusters, got {n_clusters}")
+    order = np.random.default_rng(seed).permutation(n_clusters)
+    # The reported half is the larger one when the number is odd: its interval is what people read.
+    chooses = np.isin(group_N, order[: n_clusters // 2])
+    mean_S = _nanmean(values[chooses], axis=0)
+    if np.isnan(mean_S).all():
+        raise ValueError("no site has a score on the half of the clusters that chooses")
+    best = int(np.nanargmax(mean_S))
+    held_out = clustered_bootstrap(
+        values[~chooses, best],
+        group_N[~chooses].tolist(),
+        level=level,
+        resamples=resamples,
+        seed=seed,
+    )
+    return BestSite(best, float(mean_S[best]), held_out)
+
+
+def _units_by_sites(values: np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or len(array) == 0:
+        raise ValueError(f"scores must be (units, sites) with at least one unit, got {array.shape}")
+    return array
+
+
+def _codes(
+    labels: Sequence[Hashable] | np.ndarray, n_units: int, name: str
+) -> tuple[np.ndarray, int]:
+    """Labels -> 0..n-1 in order of first appearance, whatever they are."""
+    if len(labels) != n_units:
+        raise ValueError(f"expected one of {name} a unit, got {len(labels)} for {n_units} units")
+    first: dict[Hashable, int] = {}
+    codes = np.array([first.setdefault(label, len(first)) for label in labels])
+    return codes, len(first)
+
+
+def _sum_by(code_N: np.ndarray, n: int, values_NS: np.ndarray) -> np.ndarray:
+    out = np.zeros((n, values_NS.shape[1]))
+    np.add.at(out, code_N, values_NS)
+    return out
+
+
+def _nanmean(x: np.ndarray, axis: int) -> np.ndarray:
+    """Mean without NaN; NaN, silently, where nothing is left."""
+    present = ~np.isnan(x)
+    count = present.sum(axis)
+    total = np.where(present, x, 0.0).sum(axis)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _percentiles(
+    draws_BS: np.ndarray, clusters_S: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expanded percentile interval; NaN for a site with fewer than two clusters."""
+    low, high = np.full(len(clusters_S), np.nan), np.full(len(clusters_S), np.nan)
+    for n in np.unique(clusters_S[clusters_S >= 2]):
+        at = clusters_S == n
+        t = special.stdtrit(n - 1, (1 + level) / 2)
+        tail = special.ndtr(-t * np.sqrt(n / (n - 1)))
+        low[at], high[at] = np.nanquantile(draws_BS[:, at], (tail, 1 - tail), axis=0)
+    return low, high

@@ -1,0 +1,135 @@
+"""Run tasks over sites, unit by unit, onto disk; a second start goes on where the first stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvfix.data.units import BadUnit, UnitSet
+from kvfix.eval.probes import TASKS, Scores
+from kvfix.eval.samples import Row, SampleFile
+from kvfix.eval.source import Source
+
+PROTOCOL = 1  # raise when the same features would get another score
+MOST_LEFT_OUT = 0.05  # share of units that may be unreadable before a run counts as failed
+
+Tick = Callable[[str], None]  # called with the task after each unit
+
+
+class TaskRun(NamedTuple):
+    """One task of one dataset, scored: its rows, and what was left out and why."""
+
+    units: UnitSet
+    rows: list[Row]
+    left_out: list[dict[str, str]]
+
+    @property
+    def too_many_left_out(self) -> bool:
+        """Whether more than 5 % of the units could not be read."""
+        return len(self.left_out) > MOST_LEFT_OUT * len(self.units)
+
+
+def sample_path(folder: Path, units: UnitSet, control: str | None = None) -> Path:
+    """Where the samples of a task lie: `samples/<task>[.<dataset>][.<control>].jsonl`."""
+    parts = [units.task]
+    if units.dataset != "scenes":
+        parts.append(units.dataset)
+    if control is not None:
+        parts.append(control)
+    return folder / "samples" / (".".join(parts) + ".jsonl")
+
+
+def run_task(
+    units: UnitSet,
+    source: Source,
+    folder: Path,
+    *,
+    control: str | None = None,
+    tick: Tick = lambda task: None,
+) -> TaskRun:
+    """Score every unit that is not on disk yet.
+
+    Args:
+        units: what to score.
+        source: where features come from.
+        folder: the run folder.
+        control: name of the control that the source stands for, None for the model itself.
+        tick: called after each unit, done before or now.
+
+    Returns:
+        All rows of the task, those of earlier starts included.
+    """
+    file = SampleFile(sample_path(folder, units, control))
+    done = file.done
+    for i, name in enumerate(units.ids):
+        if name not in done:
+            file.append(_score(units, i, source, control))
+        tick(units.task)
+    wanted = set(units.ids)
+    rows = [r for r in file.rows if r["id"] in wanted]
+    left_out = [
+        {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}
+        for r in rows
+        if "left_out" in r
+    ]
+    return TaskRun(units, [r for r in rows if "left_out" not in r], left_out)
+
+
+def _score(units: UnitSet, index: int, source: Source, control: str | None) -> list[Row]:
+    """The rows of one unit; one row that says why for a unit that cannot be read."""
+    try:
+        unit = units.load(index)
+        scores = TASKS[units.task].run(unit, source, None)
+    except BadUnit as error:
+        return [{"id": units.ids[index], "task": units.task, "left_out": str(error)}]
+    return unit_rows(unit, units, scores, source, control)
+
+
+def unit_rows(
+    unit: Any, units: UnitSet, scores: Scores, source: Source, control: str | None
+) -> list[Row]:
+    """One row a site."""
+    rows: list[Row] = []
+    for kind, score in scores.items():
+        for s, site in enumerate(source.sites(kind)):
+            row: Row = {
+                "id": unit.id,
+                "cluster": unit.cluster,
+                "task": units.task,
+                "dataset": units.dataset,
+                "control": control,
+                **site._asdict(),
+                "metric": TASKS[units.task].metric,
+                "score": float(score.score_S[s]),
+                "chance": float(score.chance_S[s]),
+                "ceiling": score.ceiling,
+            }
+            if score.inter_S is not None and score.union_S is not None:
+                row |= {"inter": float(score.inter_S[s]), "union": float(score.union_S[s])}
+            row |= _extra(score.extra, s)
+            rows.append(row)
+    return rows
+
+
+def _extra(extra: dict[str, np.ndarray], s: int) -> dict[str, Any]:
+    """Per-site extras under their plain names: arrays (S,) as numbers, (S, ...) as lists."""
+    return {
+        name.split("_S")[0]: values[s].tolist()
+        for name, values in extra.items()
+        if name != "window"
+    }
+
+
+def run_suite(
+    unit_sets: Sequence[UnitSet],
+    source: Source,
+    folder: Path,
+    *,
+    control: str | None = None,
+    tick: Tick = lambda task: None,
+) -> list[TaskRun]:
+    """Every task in turn; see `run_task`."""
+    return [run_task(u, source, folder, control=control, tick=tick) for u in unit_sets]

@@ -1,0 +1,57 @@
+"""kvfix: find where a multimodal language model loses what it sees, repair it, prove the repair.
+
+    import kvfix
+
+    mlm = kvfix.load_mlm("llava-hf/llava-onevision-qwen2-7b-ov-hf")
+    [sample] = kvfix.extract(mlm, [kvfix.Prompt((image,), "Describe the image.")], sites=("value",))
+    sample.images[0]["value"]  # (layers, rows, columns, channels) on the grid sample.layouts[0]
+
+Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kvfix.capture import Capture, SampleFeatures, extract, split_heads
+    from kvfix.layout import Layout
+    from kvfix.models import Mlm, Prompt, load_mlm, load_reference_encoder
+
+_HOME = {
+    "Capture": "kvfix.capture",
+    "SampleFeatures": "kvfix.capture",
+    "extract": "kvfix.capture",
+    "split_heads": "kvfix.capture",
+    "Layout": "kvfix.layout",
+    "Mlm": "kvfix.models",
+    "Prompt": "kvfix.models",
+    "load_mlm": "kvfix.models",
+    "load_reference_encoder": "kvfix.models",
+}
+__all__ = [
+    "Capture",
+    "Layout",
+    "Mlm",
+    "Prompt",
+    "SampleFeatures",
+    "__version__",
+    "extract",
+    "load_mlm",
+    "load_reference_encoder",
+    "split_heads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'kvfix' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

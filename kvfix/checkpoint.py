@@ -1,0 +1,341 @@
+"""Checkpoint folders: find, check, hash and load them; safetensors only, never remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint folder.
+
+    Attributes:
+        folder: Where it is.
+        files: Its safetensors files, in the order of their names; empty for random weights.
+        config: config.json as read.
+        revision: Commit, None for a folder of one's own.
+        seed: Seed of random weights, None for the checkpoint's own.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    config: dict[str, Any]
+    revision: str | None
+    seed: int | None
+
+    def sha256(self) -> str:
+        """Of the files one after the other; of config and seed for random weights."""
+        if self.seed is not None:
+            text = f"random weights {self.seed}\n{json.dumps(self.config, sort_keys=True)}"
+            return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of(self.files)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter folder."""
+
+    folder: Path
+    file: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its weights."""
+        return sha256_of([self.file])
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Hash files one after the other, without holding one in memory."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
+    """Locate a checkpoint and check that it is one, before anything heavy is loaded.
+
+    Args:
+        id_or_dir: Folder, or hub id (downloaded unless cached).
+        weights: Whether its weights are needed.
+        seed: Of the random weights that will stand in for them.
+
+    Raises:
+        FileNotFoundError: No such folder, no config.json, or no weights.
+        ValueError: Weights in another format than safetensors, or a config.json that is no JSON.
+    """
+    folder, revision = _folder(id_or_dir, weights=weights)
+    config = _read_json(folder / "config.json")
+    files = _weight_files(folder) if weights else ()
+    return Weights(folder=folder, files=files, config=config, revision=revision, seed=seed)
+
+
+def _folder(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
+    folder = Path(id_or_dir).expanduser()
+    if folder.is_dir():
+        return folder, None
+    if not _HUB_ID.fullmatch(id_or_dir):
+        raise FileNotFoundError(
+            f"{id_or_dir}: expected a folder or a hub id (owner/name), found neither"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [p for p in _HUB_FILES if weights or p != "*.safetensors"]
+    try:
+        cached = snapshot_download(
+            id_or_dir, allow_patterns=patterns, ignore_patterns=["original/*", "consolidated*"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(
+            f"{id_or_dir}: expected a folder or a hub model, found no such folder, and the hub "
+            "did not "
+            f"give it: {cause}"
+        ) from error
+    return Path(cached), Path(cached).name
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file.parent}: expected a checkpoint folder with {file.name}, found no such file"
+        )
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON, found {error}") from error
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        files = tuple(folder / name for name in names)
+        for file in files:
+            tensor_names(file)  # a file cut short fails here, by name, before anything is loaded
+        return files
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise ValueError(
+            f"{folder}: expected weights as safetensors, found {pickles[0]}; pickles are not "
+            "loaded, "
+            "convert it with transformers' save_pretrained"
+        )
+    raise FileNotFoundError(f"{folder}: expected weights, found no {missing[0]}")
+
+
+def tensor_names(file: Path) -> set[str]:
+    """Names of a safetensors file's tensors; its header and length are checked.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return set(tensors.keys())
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: expected readable safetensors, found {_one_line(error)}; fetch it again"
+        ) from error
+
+
+def load_config(folder: Path) -> Any:
+    """The Hugging Face config."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_processor(folder: Path) -> Any:
+    """The Hugging Face processor, ready to pad.
+
+    Raises:
+        ValueError: It has no chat template or no fast tokenizer, or its files are missing.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: expected a processor, found {_one_line(error)}") from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "image_processor"):
+        raise ValueError(
+            f"{folder}: expected a processor with a tokenizer and an image processor, found "
+            f"{type(processor).__name__}; save it with processor.save_pretrained"
+        )
+    if not processor.chat_template:
+        raise ValueError(f"{folder}: expected a chat template (chat_template.jinja), found none")
+    if not tokenizer.is_fast:
+        raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found a slow one")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked, so any token will do
+    return processor
+
+
+def initialise(config: Any, *, seed: int, dtype: str | torch.dtype, attn: str | None) -> Any:
+    """A model with fresh random weights; the global random state is left as it was."""
+    from transformers import AutoModelForImageTextToText
+
+    if dtype == "auto":
+        dtype = config.dtype or torch.float32  # read first: building overwrites the config's dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        # In float32 first: the same seed then gives the same weights, rounded, in every dtype.
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=torch.float32, **_given(attn_implementation=attn)
+        )
+    return model.to(dtype)
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype,
+    device: str | None,
+    quant: str | None,
+    attn: str | None,
+    keep: tuple[str, ...],
+) -> Any:
+    """Load the weights.
+
+    Args:
+        folder: A checked checkpoint folder.
+        dtype: "auto" or a torch dtype.
+        device: See `load_mlm`.
+        quant: None, "nf4" or "int8".
+        attn: Attention implementation.
+        keep: Module paths that are not quantised.
+
+    Raises:
+        ValueError: The weights do not fill the model.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map="auto" if device == "auto" else {"": pick_device(device)},
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **_given(
+            attn_implementation=attn, quantization_config=_quantization(quant, dtype, folder, keep)
+        ),
+    )
+    model, info = loaded
+    # transformers fills holes with random numbers and goes on; a diagnosis must not.
+    holes = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if holes:
+        raise ValueError(
+            f"{folder}: expected weights for the whole model, found {len(holes)} missing or "
+            f"misshapen: {holes[0]}"
+        )
+    return model
+
+
+def pick_device(device: str | None) -> str:
+    """The asked device, else the GPU if there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _quantization(
+    quant: str | None, dtype: str | torch.dtype, folder: Path, keep: tuple[str, ...]
+) -> Any | None:
+    if quant is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    skip = [*keep, "lm_head"]
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    compute = (load_config(folder).dtype or torch.bfloat16) if dtype == "auto" else dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def add_adapter(model: Any, folder: str) -> tuple[Any, Adapter]:
+    """Wrap a model with a PEFT LoRA adapter that is sure to do something.
+
+    Raises:
+        FileNotFoundError: No such folder or file.
+        ValueError: Not a LoRA adapter, a key that the model lacks or the adapter lacks, or a
+            `lora_B`
+            that is all zero.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{folder}: expected an adapter folder, found none")
+    kind = _read_json(path / "adapter_config.json").get("peft_type")
+    if kind != "LORA":
+        raise ValueError(f"{path}: expected a LORA adapter, found {kind!r}")
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: expected adapter_model.safetensors, found no such file")
+    found = tensor_names(file)
+    _check_lora_b(file, found)
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: expected an adapter for this model, found {_one_line(error)}"
+        ) from error
+    expected = set(get_peft_model_state_dict(wrapped))
+    for what, keys in (("missing", expected - found), ("unexpected", found - expected)):
+        if keys:
+            raise ValueError(
+                f"{file}: expected the adapter's keys to be this model's, found {len(keys)} "
+                f"{what}: "
+                f"{min(keys)}; was it trained on another model or transformers version?"
+            )
+    return wrapped, Adapter(folder=path, file=file)
+
+
+def _check_lora_b(file: Path, names: set[str]) -> None:
+    """Refuse a `lora_B` of zeros, with which a module is what it was."""
+    with safe_open(file, framework="pt") as tensors:
+        for name in sorted(names):
+            if "lora_B" in name and not tensors.get_tensor(name).any():
+                raise ValueError(
+                    f"{file}: expected trained weights, found {name} all zero: it changes nothing"
+                )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__

@@ -1,0 +1,147 @@
+"""The units that probes score, and the lazy sets they come in.
+
+A unit is the smallest thing a probe gives one score: an episode, a group, a sentence, a pair, a clip,
+a question. Every unit names its `cluster`: units of one cluster are resampled together by the bootstrap,
+because their scores are not independent (two sentences on one photo, two clips of one sequence).
+
+Images are PIL RGB; masks are numpy (height, width); points are (x, y) in original pixels, pixel centres at
+integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+VOID = 255  # pixels of a uint8 mask that count neither in the prediction nor in the truth
+
+
+class BadUnit(ValueError):
+    """A unit that cannot be scored; the message names the file, what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Five-shot foreground segmentation: learn `category` on the support, segment the query."""
+
+    id: str
+    cluster: str
+    support: tuple[Image.Image, ...]
+    support_masks: tuple[np.ndarray, ...]  # uint8 (height, width), 0 or 1, 255 void
+    query: Image.Image
+    query_mask: np.ndarray
+    category: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Co-segmentation: images that share one object class."""
+
+    id: str
+    cluster: str
+    images: tuple[Image.Image, ...]
+    masks: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A class name (semantic) or an expression (referring) and the pixels it names."""
+
+    id: str
+    cluster: str
+    image: Image.Image
+    text: str
+    mask: np.ndarray
+    category: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Semantic correspondence: keypoint k of the source is keypoint k of the target."""
+
+    id: str
+    cluster: str
+    source: Image.Image
+    target: Image.Image
+    source_xy: np.ndarray  # float (K, 2)
+    target_xy: np.ndarray  # float (K, 2)
+    target_box: tuple[float, float, float, float]  # x0, y0, x1, y1
+    category: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Temporal correspondence: the masks of frame 0 are propagated, the others are the truth."""
+
+    id: str
+    cluster: str
+    frames: Sequence[Image.Image]
+    masks: Sequence[np.ndarray]  # uint8 (height, width), 0 ground, 1..n objects
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question; `answer` is the index of the right choice.
+
+    `points[i]` lists the marked pixels of image i as (label, x, y); empty where nothing is marked.
+    """
+
+    id: str
+    cluster: str
+    sub_task: str
+    images: tuple[Image.Image, ...]
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    points: tuple[tuple[tuple[str, float, float], ...], ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """Question and lettered options, one a line."""
+        options = "\n".join(f"({chr(65 + i)}) {c}" for i, c in enumerate(self.choices))
+        return f"{self.question}\nChoose one option:\n{options}"
+
+    @property
+    def letter(self) -> str:
+        """The right option as the model should write it, for instance `(B)`."""
+        return f"({chr(65 + self.answer)})"
+
+
+Unit = Episode | Group | Sentence | Pair | Clip | Question
+
+
+@dataclass(frozen=True)
+class UnitSet:
+    """The units of one task of one dataset; `load(i)` reads unit i when it is needed.
+
+    Args:
+        task: a task name of the design (`foreground_segmentation`, ...).
+        dataset: `scenes`, `davis2017`, ...
+        split: the official name of the split.
+        ids: one stable id a unit, known without reading an image, so that a resumed run can skip.
+        load: index -> unit; raises `BadUnit` for a unit that cannot be read.
+        sha256: digest of what the units are made of (file list and sizes, or generator and seeds).
+        cluster: what a cluster is, in one word, for the report.
+    """
+
+    task: str
+    dataset: str
+    split: str
+    ids: tuple[str, ...]
+    load: Callable[[int], Unit] = field(repr=False)
+    sha256: str = ""
+    cluster: str = "unit"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def head(self, limit: int | None) -> UnitSet:
+        """The first `limit` units (all for None)."""
+        if limit is None or limit >= len(self.ids):
+            return self
+        return UnitSet(
+            self.task, self.dataset, self.split, self.ids[:limit], self.load, self.sha256, self.cluster
+        )

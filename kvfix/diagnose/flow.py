@@ -1,0 +1,189 @@
+"""Where visual information is gained and lost: vision -> projector -> each LM layer's values.
+
+The best value layer is chosen on one half of the clusters; every figure that depends on the choice is taken on
+the other half. All differences are paired over units and resampled by cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kvfix.eval.results import Table
+from kvfix.eval.source import Site
+from kvfix.eval.stats import Interval, clustered_bootstrap, halves, paired_bootstrap
+
+Finding = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one task of one dataset measured.
+
+    Args:
+        task: task name.
+        dataset: dataset name.
+        metric: of the scores.
+        table: scores of the model itself.
+        controls: scores of the same units under a control (`random_weights`) or another encoder (`reference`).
+    """
+
+    task: str
+    dataset: str
+    metric: str
+    table: Table
+    controls: dict[str, Table] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value layer, and the units that may report on it."""
+
+    layer: int
+    column: int
+    report_N: np.ndarray  # bool over units; all of them when there are too few clusters to split
+    honest: bool  # False: chosen and reported on the same units
+
+
+def best_value_layer(table: Table, *, seed: int = 0) -> Best | None:
+    """Choose the value layer of the highest mean on half of the clusters; None without values."""
+    columns = table.columns("value")
+    if not columns:
+        return None
+    everything = np.ones(len(table.ids), bool)
+    honest = len(set(table.clusters)) >= 2
+    chooses_N = halves(table.clusters, seed=seed) if honest else everything
+    means = np.nanmean(table.score_NS[chooses_N][:, columns], axis=0)
+    column = columns[int(np.argmax(means))]
+    layer = table.sites[column].layer
+    assert layer is not None
+    return Best(layer, column, ~chooses_N if honest else everything, honest)
+
+
+def flow_findings(curve: Curve, *, seed: int = 0) -> list[Finding]:
+    """What one curve says: the peak, and what each stage adds or loses."""
+    best = best_value_layer(curve.table, seed=seed)
+    if best is None:
+        return []
+    t = curve.table
+    columns = t.columns("value")
+    last = columns[-1]
+    out = [_peak(curve, best, len(columns), seed)]
+    vision, projector = (t.columns(k) for k in ("vision", "projector"))
+    everyone = np.ones(len(t.ids), bool)
+    if vision and projector:
+        out.append(
+            _change(curve, "flow.projector", everyone, t, vision[0], t, projector[0], seed,
+                    ("The projector loses", "The projector adds"), "against the vision tower")
+        )
+    if projector:
+        out.append(
+            _change(curve, "flow.lm_gain", best.report_N, t, projector[0], t, best.column, seed,
+                    ("The LM loses", "The LM adds"),
+                    f"over the projector by value layer {best.layer}")
+        )
+    if best.column != last:
+        out.append(
+            _change(curve, "flow.late_loss", best.report_N, t, best.column, t, last, seed,
+                    ("Later layers lose", "Later layers add"),
+                    f"from value layer {best.layer} to the last, {len(columns) - 1}")
+        )
+    for name, other in curve.controls.items():
+        finding = _against(curve, best, name, other, seed)
+        if finding is not None:
+            out.append(finding)
+    return out
+
+
+def _peak(curve: Curve, best: Best, n_layers: int, seed: int) -> Finding:
+    t, rows = curve.table, best.report_N
+    got = clustered_bootstrap(t.score_NS[rows, best.column], _some(t.clusters, rows), seed=seed)
+    how = "chosen on the other half of the units" if best.honest else "too few clusters to split"
+    chance = float(np.nanmean(t.chance_NS[rows, best.column]))
+    ceiling = float(np.nanmean(t.ceiling_NS[rows, best.column]))
+    text = (
+        f"{_name(curve)}: image values are best at layer {best.layer} of {n_layers} ({how}): "
+        f"{curve.metric} {_figures(got)}; chance {chance:.3f}, ceiling of the grid {ceiling:.3f}."
+    )
+    return _finding("flow.peak", text, curve, got, layer=best.layer)
+
+
+def _against(
+    curve: Curve, best: Best, name: str, other: Table, seed: int
+) -> Finding | None:
+    """The best value layer against a control (at its own best layer) or a reference encoder."""
+    if name == "reference":
+        columns, what = other.columns("reference"), "a bare vision encoder"
+    else:
+        columns, what = other.columns("value"), "the same model with random weights"
+    if not columns or other.ids != curve.table.ids:
+        return None
+    column = columns[int(np.nanargmax(np.nanmean(other.score_NS[:, columns], axis=0)))]
+    return _change(curve, f"flow.{name}", best.report_N, other, column, curve.table, best.column,
+                   seed, ("The best value layer falls short by", "The best value layer gains"),
+                   f"against {what}")
+
+
+def _change(
+    curve: Curve,
+    name: str,
+    rows_N: np.ndarray,
+    before: Table,
+    before_column: int,
+    after: Table,
+    after_column: int,
+    seed: int,
+    verbs: tuple[str, str],
+    tail: str,
+) -> Finding:
+    """after - before over the same units, as a sentence."""
+    got = paired_bootstrap(
+        before.score_NS[rows_N, before_column],
+        after.score_NS[rows_N, after_column],
+        _some(curve.table.clusters, rows_N),
+        seed=seed,
+    )
+    value = float(got.value_S[0])
+    low, high = float(got.low_S[0]), float(got.high_S[0])
+    certain = "" if low > 0 or high < 0 else " (the interval holds 0: no clear difference)"
+    size = f"{abs(value):.3f} {curve.metric} {tail}, difference {_figures(got, signed=True)}"
+    text = f"{_name(curve)}: {verbs[value >= 0]} {size}{certain}."
+    return _finding(name, text, curve, got)
+
+
+def _finding(name: str, text: str, curve: Curve, got: Interval, **more: Any) -> Finding:
+    low, high = float(got.low_S[0]), float(got.high_S[0])
+    return {
+        "id": name,
+        "text": text,
+        "task": curve.task,
+        "dataset": curve.dataset,
+        "value": float(got.value_S[0]),
+        "ci": None if np.isnan(low) else [low, high],
+        "n": int(got.n_S[0]),
+        **more,
+    }
+
+
+def _figures(got: Interval, *, signed: bool = False) -> str:
+    value, low, high = float(got.value_S[0]), float(got.low_S[0]), float(got.high_S[0])
+    form = "+.3f" if signed else ".3f"
+    interval = "no interval" if np.isnan(low) else f"{low:{form}}, {high:{form}}"
+    return f"{value:{form}} [{interval}] (n = {int(got.n_S[0])})"
+
+
+def _name(curve: Curve) -> str:
+    title = curve.task.replace("_", " ").capitalize()
+    return title if curve.dataset == "scenes" else f"{title} ({curve.dataset})"
+
+
+def _some(clusters: list[str], rows_N: np.ndarray) -> list[str]:
+    return [c for c, use in zip(clusters, rows_N, strict=True) if use]
+
+
+def best_site(curve: Curve, *, seed: int = 0) -> Site | None:
+    """The site whose predictions are worth showing: the best value layer."""
+    best = best_value_layer(curve.table, seed=seed)
+    return None if best is None else Site("value", best.layer)

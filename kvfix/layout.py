@@ -1,0 +1,371 @@
+"""Which image token shows which part of the original image: one pure function a family.
+
+A layout is exact: cell centres are kept per row and per column, because grids are not always
+uniform
+(27 patches of 14 px cover 378 of a 384 px tile, and a mosaic repeats that gap at each tile border).
+
+Shapes: H, W rows and columns of the grid; V image tokens of one image; R projector rows of one
+    image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageSize(NamedTuple):
+    """Pixels of an image."""
+
+    height: int
+    width: int
+
+
+class Box(NamedTuple):
+    """Corners in original pixels; x to the right, y down, (0, 0) the image's top left corner."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+class GridPoint(NamedTuple):
+    """Fractional grid coordinates; the centre of cell (r, c) is (r, c)."""
+
+    row: np.ndarray
+    col: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The map between one image's tokens and a 2-D grid over its original pixels.
+
+    Attributes:
+        index_HW: Which of this image's tokens (0..V-1, in sequence order) holds each cell.
+        rows_HW: Which of this image's projector rows (0..R-1) holds each cell. Larger than
+            `index_HW`
+            where the model shrinks the mosaic (anyres_max_9): resize bilinearly to `grid_hw`.
+        box: Original pixels spanned by the whole grid: smaller than the image after a centre crop,
+            larger where cells hold padding.
+        ys_H: Centre of each grid row, original pixels.
+        xs_W: Centre of each grid column, original pixels.
+        image_hw: Size of the original image.
+        n_tokens: V, all image tokens of this image, the base tile's and newlines included.
+        n_rows: R, all rows this image puts through the projector.
+    """
+
+    index_HW: Tensor
+    rows_HW: Tensor
+    box: Box
+    ys_H: np.ndarray
+    xs_W: np.ndarray
+    image_hw: ImageSize
+    n_tokens: int
+    n_rows: int
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return self.index_HW.shape[0], self.index_HW.shape[1]
+
+    def centres_HW2(self) -> Tensor:
+        """(x, y) of each cell centre in original pixels, float32."""
+        ys_HW, xs_HW = np.meshgrid(self.ys_H, self.xs_W, indexing="ij")
+        return torch.from_numpy(np.stack([xs_HW, ys_HW], axis=-1).astype(np.float32))
+
+    def cell_of(self, x: float | np.ndarray, y: float | np.ndarray) -> GridPoint:
+        """Grid coordinates of pixels, for bilinear sampling.
+
+        Args:
+            x: Original pixels to the right; a scalar or an array.
+            y: Original pixels down; the same shape.
+
+        Returns:
+            Fractional row and column. Outside the grid they run on with the border cells' spacing.
+        """
+        return GridPoint(
+            _fraction(self.ys_H, y, self.box[1::2]), _fraction(self.xs_W, x, self.box[::2])
+        )
+
+
+def raster_layout(
+    image_hw: tuple[int, int], grid_hw: tuple[int, int], *, merge: int, window: int
+) -> Layout:
+    """Qwen2.5-VL: the whole image, stretched to whole merged cells, in raster order.
+
+    The vision tower works window by window, so the merger sees its rows in window order while the
+    language model sees them in raster order.
+
+    Args:
+        image_hw: Original pixels.
+        grid_hw: `image_grid_thw[1:]`, the patch grid before merging.
+        merge: Patches merged along each axis (`spatial_merge_size`).
+        window: Merged cells along each side of an attention window.
+    """
+    height, width = grid_hw[0] // merge, grid_hw[1] // merge
+    index_HW = torch.arange(height * width).view(height, width)
+    row_H1, col_1W = torch.arange(height)[:, None], torch.arange(width)[None]
+    windows_a_row = -(-width // window)
+    window_HW = (row_H1 // window) * windows_a_row + col_1W // window
+    order_R = torch.argsort(window_HW.flatten(), stable=True)
+    rows_HW = torch.argsort(order_R).view(height, width)
+    view = PixelView.of(image_hw).resized(height, width)  # one "pixel" a cell
+    return _layout(view, image_hw, index_HW, rows_HW, np.arange(height), np.arange(width), 1.0)
+
+
+def tile_layout(image_hw: tuple[int, int], view: PixelView, *, patch: int, leading: int) -> Layout:
+    """LLaVA-1.5: one tile, whatever part of the image the processor's resize and crop left of it.
+
+    Args:
+        image_hw: Original pixels.
+        view: The pixels the vision tower sees.
+        patch: Pixels along each side of a patch.
+        leading: Tokens before the first patch that the projector also receives (CLS, registers).
+
+    Raises:
+        ValueError: `leading` is negative: the 'default' strategy dropped a patch instead of a CLS
+            token.
+    """
+    if leading < 0:
+        raise ValueError(
+            "expected a vision tower with a CLS token for "
+            "vision_feature_select_strategy='default', "
+            "found one without: the first patch would be dropped; set the strategy to 'full'"
+        )
+    height, width = view.height // patch, view.width // patch
+    index_HW = leading + torch.arange(height * width).view(height, width)
+    centres = _patch_starts(height, patch), _patch_starts(width, patch)
+    return _layout(view, image_hw, index_HW, index_HW, *centres, patch)
+
+
+def base_tile_layout(image_hw: tuple[int, int], *, tile: int, patch: int) -> Layout:
+    """LLaVA-OneVision, one of several images: padded to a square, one tile, then a newline."""
+    view = PixelView.of(image_hw).padded_to_square().resized(tile, tile)
+    plain = tile_layout(image_hw, view, patch=patch, leading=0)
+    return _replace_tokens(plain, n_tokens=plain.n_tokens + 1)
+
+
+def anyres_layout(
+    image_hw: tuple[int, int],
+    pinpoints: list[list[int]],
+    *,
+    tile: int,
+    patch: int,
+    max_tiles: int | None = None,
+) -> Layout:
+    """LLaVA-NeXT and OneVision: the base tile, then the unpadded mosaic with a newline a row.
+
+    The grid is the mosaic. Follows `pack_image_features` and `unpad_image` of both model files and
+    `_get_image_patches` of their image processors in transformers.
+
+    Args:
+        image_hw: Original pixels.
+        pinpoints: Resolutions (height, width) that the processor chooses from.
+        tile: Pixels along each side of a tile.
+        patch: Pixels along each side of a patch.
+        max_tiles: 9 for anyres_max_9: mosaics of more cells than that many tiles are shrunk.
+    """
+    side = tile // patch
+    best_h, best_w = best_resolution(image_hw, pinpoints)
+    tiles_h, tiles_w = best_h // tile, best_w // tile
+    view = PixelView.of(image_hw).fitted(best_h, best_w)
+
+    tile_HW = torch.arange(tiles_h * tiles_w).view(tiles_h, 1, tiles_w, 1)
+    cell_HW = torch.arange(side * side).view(1, side, 1, side)
+    rows_HW = ((1 + tile_HW) * side * side + cell_HW).reshape(tiles_h * side, tiles_w * side)
+    starts_H = _mosaic_starts(tiles_h, tile, patch)
+    starts_W = _mosaic_starts(tiles_w, tile, patch)
+
+    skip_h, skip_w = unpadding(image_hw, (rows_HW.shape[0], rows_HW.shape[1]))
+    keep_h = slice(skip_h, rows_HW.shape[0] - skip_h)
+    keep_w = slice(skip_w, rows_HW.shape[1] - skip_w)
+    rows_HW, starts_H, starts_W = rows_HW[keep_h, keep_w], starts_H[keep_h], starts_W[keep_w]
+
+    height, width = shrunk_grid((rows_HW.shape[0], rows_HW.shape[1]), side, max_tiles)
+    starts_H, cell_h = _resample(starts_H, patch, height)
+    starts_W, cell_w = _resample(starts_W, patch, width)
+
+    newline_each = torch.arange(height)[:, None] * (width + 1)
+    index_HW = side * side + newline_each + torch.arange(width)[None]
+    n_rows = (1 + tiles_h * tiles_w) * side * side
+    plain = _layout(view, image_hw, index_HW, rows_HW, starts_H, starts_W, cell_h, cell_w)
+    return _replace_tokens(plain, n_tokens=side * side + height * (width + 1), n_rows=n_rows)
+
+
+def best_resolution(image_hw: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int, int]:
+    """The pinpoint that keeps most of the image's pixels and, among those, wastes fewest."""
+
+    def rank(pinpoint: list[int]) -> tuple[int, int]:
+        scale = min(pinpoint[1] / image_hw[1], pinpoint[0] / image_hw[0])
+        kept = min(int(image_hw[1] * scale) * int(image_hw[0] * scale), image_hw[0] * image_hw[1])
+        return kept, kept - pinpoint[0] * pinpoint[1]
+
+    best = max(pinpoints, key=rank)
+    return best[0], best[1]
+
+
+def unpadding(image_hw: tuple[int, int], grid_hw: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of cells dropped at EACH border because they hold nothing but padding."""
+    image_h, image_w = image_hw
+    grid_h, grid_w = grid_hw
+    # The products and their rounding are the model's: any other form drops another row now and
+    # then.
+    if image_w / image_h > grid_w / grid_h:
+        return (grid_h - int(round(image_h * (grid_w / image_w), 7))) // 2, 0
+    return 0, (grid_w - int(round(image_w * (grid_h / image_h), 7))) // 2
+
+
+def shrunk_grid(grid_hw: tuple[int, int], side: int, max_tiles: int | None) -> tuple[int, int]:
+    """Grid after anyres_max_N: shrunk when it has more than 1.1^2 * N tiles' worth of cells."""
+    if max_tiles is None:
+        return grid_hw
+    ratio = math.sqrt(grid_hw[0] * grid_hw[1] / (max_tiles * side**2))
+    return (int(grid_hw[0] // ratio), int(grid_hw[1] // ratio)) if ratio > 1.1 else grid_hw
+
+
+@dataclass(frozen=True)
+class PixelView:
+    """The pixels a vision tower sees, and where they lie in the original image.
+
+    Pixel coordinate x of the view is original pixel `left + x * scale_x`; y likewise.
+    """
+
+    height: int
+    width: int
+    scale_y: float = 1.0
+    scale_x: float = 1.0
+    top: float = 0.0
+    left: float = 0.0
+
+    @classmethod
+    def of(cls, image_hw: tuple[int, int]) -> PixelView:
+        """The original image."""
+        return cls(height=image_hw[0], width=image_hw[1])
+
+    def resized(self, height: int, width: int) -> PixelView:
+        """Stretched to height x width."""
+        scale_y = self.scale_y * self.height / height
+        scale_x = self.scale_x * self.width / width
+        return PixelView(height, width, scale_y, scale_x, self.top, self.left)
+
+    def shortest_edge(self, edge: int) -> PixelView:
+        """Resized so that the shorter side has `edge` pixels, the longer one rounded down."""
+        short = min(self.height, self.width)
+        return self.resized(int(edge * self.height / short), int(edge * self.width / short))
+
+    def cut(self, top: int, left: int, height: int, width: int) -> PixelView:
+        """A window of the view; negative or overhanging offsets are padding."""
+        y, x = self.top + top * self.scale_y, self.left + left * self.scale_x
+        return PixelView(height, width, self.scale_y, self.scale_x, y, x)
+
+    def centre_crop(self, height: int, width: int) -> PixelView:
+        """The processors' centre crop: odd borders lose the extra pixel at the bottom and right."""
+        # Python floors, torchvision truncates: they differ where the crop is larger than the view.
+        top = (
+            (self.height - height) // 2 if height <= self.height else -((height - self.height) // 2)
+        )
+        left = (self.width - width) // 2 if width <= self.width else -((width - self.width) // 2)
+        return self.cut(top, left, height, width)
+
+    def padded_to_square(self) -> PixelView:
+        """Padded along the shorter side, the odd pixel at the bottom or right."""
+        side = max(self.height, self.width)
+        return self.cut(-((side - self.height) // 2), -((side - self.width) // 2), side, side)
+
+    def fitted(self, height: int, width: int) -> PixelView:
+        """Resized to fit into height x width with its aspect ratio, then padded around."""
+        scale_h, scale_w = height / self.height, width / self.width
+        if scale_w < scale_h:
+            inner = self.resized(min(math.ceil(self.height * scale_w), height), width)
+        else:
+            inner = self.resized(height, min(math.ceil(self.width * scale_h), width))
+        return inner.cut(
+            -((height - inner.height) // 2), -((width - inner.width) // 2), height, width
+        )
+
+
+def _patch_starts(n: int, patch: int) -> np.ndarray:
+    """First pixel of each patch; pixels after the last whole patch are never seen."""
+    return np.arange(n) * patch
+
+
+def _mosaic_starts(n_tiles: int, tile: int, patch: int) -> np.ndarray:
+    """First pixel of each patch of a row of tiles."""
+    return (np.arange(n_tiles)[:, None] * tile + _patch_starts(tile // patch, patch)[None]).reshape(
+        -1
+    )
+
+
+def _resample(starts: np.ndarray, cell: float, n: int) -> tuple[np.ndarray, float]:
+    """Starts and extent of n cells made by linear interpolation (align_corners=False)."""
+    if n == len(starts):
+        return starts, cell
+    at = (np.arange(n) + 0.5) * len(starts) / n - 0.5
+    centres = np.interp(at, np.arange(len(starts)), starts + cell / 2)
+    extent = cell * len(starts) / n
+    return centres - extent / 2, extent
+
+
+def _layout(
+    view: PixelView,
+    image_hw: tuple[int, int],
+    index_HW: Tensor,
+    rows_HW: Tensor,
+    starts_H: np.ndarray,
+    starts_W: np.ndarray,
+    cell_h: float,
+    cell_w: float | None = None,
+) -> Layout:
+    """Put cells (first pixel and extent, in the view) back into the original image."""
+    cell_w = cell_h if cell_w is None else cell_w
+    if index_HW.numel() == 0:
+        raise ValueError(
+            f"expected an image that fills at least one image token, found {image_hw[0]} x "
+            f"{image_hw[1]} "
+            f"pixels (height x width) seen as {view.height} x {view.width}; use a larger or less "
+            "elongated one"
+        )
+    n = int(index_HW.max()) + 1
+    return Layout(
+        index_HW=index_HW,
+        rows_HW=rows_HW,
+        box=Box(
+            x0=view.left + float(starts_W[0]) * view.scale_x,
+            y0=view.top + float(starts_H[0]) * view.scale_y,
+            x1=view.left + float(starts_W[-1] + cell_w) * view.scale_x,
+            y1=view.top + float(starts_H[-1] + cell_h) * view.scale_y,
+        ),
+        ys_H=view.top + (starts_H + cell_h / 2) * view.scale_y,
+        xs_W=view.left + (starts_W + cell_w / 2) * view.scale_x,
+        image_hw=ImageSize(*image_hw),
+        n_tokens=n,
+        n_rows=n,
+    )
+
+
+def _replace_tokens(layout: Layout, *, n_tokens: int, n_rows: int | None = None) -> Layout:
+    return Layout(
+        **{
+            **vars(layout),
+            "n_tokens": n_tokens,
+            "n_rows": layout.n_rows if n_rows is None else n_rows,
+        }
+    )
+
+
+def _fraction(centres: np.ndarray, at: float | np.ndarray, extent: tuple[float, ...]) -> np.ndarray:
+    """Invert `centres` (ascending) piecewise linearly; `extent` is where the border cells end."""
+    # One border cell more on each side turns extrapolation into interpolation.
+    below, above = 2 * extent[0] - centres[0], 2 * extent[1] - centres[-1]
+    known = np.concatenate([[below], centres, [above]])
+    at = np.asarray(at, dtype=np.float64)
+    inside = np.interp(at, known, np.arange(-1, len(centres) + 1))
+    far_below = -1 + (at - below) / (centres[0] - below)
+    far_above = len(centres) + (at - above) / (above - centres[-1])
+    return np.where(at < below, far_below, np.where(at > above, far_above, inside))

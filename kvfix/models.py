@@ -1,0 +1,232 @@
+"""Load a multimodal language model (MLM), hub id or folder, through its Hugging Face classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvfix import checkpoint
+from kvfix.families import FAMILIES, LANGUAGE_MODELS, Family, family_of, submodule
+from kvfix.prompts import Encoded, ImageSpan, Prompt, encode
+from kvfix.reference import ReferenceEncoder, load_reference_encoder
+
+__all__ = [
+    "FAMILIES",
+    "Encoded",
+    "Family",
+    "ImageSpan",
+    "Mlm",
+    "Prompt",
+    "ReferenceEncoder",
+    "load_mlm",
+    "load_reference_encoder",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Mlm:
+    """A loaded multimodal language model.
+
+    Attributes:
+        id: The id or folder it was asked for as.
+        model: What to call: the Hugging Face model, or the PEFT model around it.
+        processor: Its processor.
+        family: Its row of the family table.
+        weights: The checkpoint folder and what was read from it.
+        adapter: The adapter folder, None without one.
+        dtype: Of activations.
+    """
+
+    id: str
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
+    family: Family = field(repr=False)
+    weights: checkpoint.Weights = field(repr=False)
+    adapter: checkpoint.Adapter | None
+    dtype: torch.dtype
+
+    @property
+    def base(self) -> Any:
+        """The Hugging Face model itself; LoRA layers, where there are any, sit inside it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def config(self) -> Any:
+        """The Hugging Face config."""
+        return self.base.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.base.device
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers of the language model."""
+        return self.config.text_config.num_hidden_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of a layer."""
+        return self.config.text_config.num_attention_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """KV heads of a layer; query head h reads KV head h // (n_heads // n_kv_heads)."""
+        return self.config.text_config.num_key_value_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        text = self.config.text_config
+        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights: what `cat *.safetensors | sha256sum` prints (shards in the order of
+        their names).
+
+        Read on first use: hashing 16 GB takes about half a minute.
+        """
+        return self.weights.sha256()
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a hub model, None for a folder."""
+        return self.weights.revision
+
+    @property
+    def vision(self) -> Any:
+        """The vision tower."""
+        return submodule(self.base, self.family.vision)
+
+    @property
+    def projector(self) -> Any:
+        """The projector."""
+        return submodule(self.base, self.family.projector)
+
+    @property
+    def lm(self) -> Any:
+        """The language model without its head."""
+        return submodule(self.base, self.family.lm)
+
+    def layer(self, number: int) -> Any:
+        """A decoder layer of the language model, 0-based."""
+        return submodule(self.lm, f"layers.{number}")
+
+    def key_bias(self, layer: int) -> Tensor | None:
+        """Bias of a layer's `k_proj`, None without one: a constant that key statistics subtract."""
+        return self.layer(layer).self_attn.k_proj.bias
+
+    def lora_targets(self, *parts: str) -> str:
+        """PEFT's `target_modules` for "lm", "projector" and/or "vision"; see `Family`."""
+        return self.family.lora_targets(self.config, *parts)
+
+    def encode(self, prompts: Sequence[Prompt], *, padding_side: str = "left") -> Encoded:
+        """Turn prompts into one padded batch and find every image's tokens in it.
+
+        Args:
+            prompts: At least one; every one has at least one RGB image.
+            padding_side: "left" or "right".
+
+        Returns:
+            The batch, on the model's device.
+
+        Raises:
+            ValueError: A prompt without an image, with an image that is not RGB, or with a
+                placeholder
+                in its text.
+        """
+        return encode(
+            prompts,
+            processor=self.processor,
+            config=self.config,
+            family=self.family,
+            device=self.device,
+            dtype=self.dtype,
+            padding_side=padding_side,
+        )
+
+
+def load_mlm(
+    id_or_dir: str,
+    *,
+    adapter: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    quant: str | None = None,
+    attn: str | None = None,
+    random_weights: int | None = None,
+) -> Mlm:
+    """Load a model of a known family; nothing but safetensors and JSON is read from its folder.
+
+    Args:
+        id_or_dir: Hub id, or a folder (then no network is used).
+        adapter: PEFT LoRA folder.
+        dtype: "auto" is the checkpoint's own.
+        device: As torch names it, or "auto" to spread over devices; None is the GPU if there is
+            one.
+        quant: None, "nf4" or "int8": of the language model's weights, by bitsandbytes. The vision
+            tower
+            and the projector stay as they are.
+        attn: "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
+        random_weights: A seed: the same architecture, freshly initialised, weights not read (a
+            control).
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        FileNotFoundError: No such folder, or it lacks a file.
+        ValueError: An unknown model type, weights that do not fit, an adapter that does not, or
+            options
+            that exclude each other.
+    """
+    _check_options(quant, random_weights, adapter)
+    weights = checkpoint.find(str(id_or_dir), weights=random_weights is None, seed=random_weights)
+    where = str(weights.folder / "config.json")
+    family = family_of(weights.config.get("model_type"), where=where)
+    config = checkpoint.load_config(weights.folder)
+    lm_type = config.text_config.model_type
+    if lm_type not in LANGUAGE_MODELS:
+        raise ValueError(
+            f"{where}: expected a language model out of {', '.join(LANGUAGE_MODELS)}, "
+            f"found {lm_type!r}"
+        )
+    processor = checkpoint.load_processor(weights.folder)
+    if random_weights is not None:
+        model = checkpoint.initialise(config, seed=random_weights, dtype=dtype, attn=attn)
+        model.to(checkpoint.pick_device(device))
+    else:
+        keep = (family.vision, family.projector)
+        model = checkpoint.load_model(
+            weights.folder, dtype=dtype, device=device, quant=quant, attn=attn, keep=keep
+        )
+    loaded = None
+    computed = model.dtype
+    if adapter is not None:
+        model, loaded = checkpoint.add_adapter(model, adapter)
+    return Mlm(
+        id=str(id_or_dir),
+        model=model.eval(),
+        processor=processor,
+        family=family,
+        weights=weights,
+        adapter=loaded,
+        dtype=computed,
+    )
+
+
+def _check_options(quant: str | None, random_weights: int | None, adapter: str | None) -> None:
+    if quant not in (None, "nf4", "int8"):
+        raise ValueError(f"expected quant to be 'nf4', 'int8' or None, found {quant!r}")
+    if random_weights is not None and (quant or adapter):
+        found = "quant" if quant else "adapter"
+        raise ValueError(
+            f"expected random_weights alone, found it with {found}: a control has no such weights"
+        )

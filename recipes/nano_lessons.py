@@ -1,0 +1,132 @@
+"""What a nano learns from: batches of scene conversations, and held-out questions that grade it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nano_models import Nano
+from PIL import Image
+
+from kvfix.data.scenes import Scene, generator, render, sample_scene
+from kvfix.data.talk import Turn, conversation, pair_conversation
+
+IGNORE = -100  # label of a position that is not learned
+
+
+class Lesson(NamedTuple):
+    """One conversation about one or two images."""
+
+    images: list[Image.Image]
+    turns: list[Turn]
+
+
+def draw_lesson(split: str, index: int, *, pair: bool, ease: float, turns: int) -> Lesson:
+    """Lesson `index` of a split; `ease` in [0, 1] starts with single large objects (1) and ends at 0."""
+    rng = generator(split, index, "lesson")
+    most = 1 + round((1 - ease) * 3)
+    low = 2 if ease == 0 and rng.random() < 0.9 else 1
+    if pair:
+        scenes = [sample_scene(rng, count=(1, min(most, 2)), radius=(0.14, 0.24)) for _ in "12"]
+        return Lesson([render(s).image for s in scenes], pair_conversation(scenes, rng))
+    scene: Scene = sample_scene(rng, count=(low, most), radius=(0.12, 0.2 + 0.12 * ease))
+    return Lesson([render(scene).image], conversation(scene, rng, turns=turns))
+
+
+def messages(lesson: Lesson, *, asked: int | None = None) -> list[dict[str, Any]]:
+    """The lesson in chat form, images first; with `asked`, only that question and no answer."""
+    turns = lesson.turns if asked is None else [lesson.turns[asked]]
+    out: list[dict[str, Any]] = []
+    for i, turn in enumerate(turns):
+        content: list[dict[str, str]] = [{"type": "text", "text": turn.question}]
+        if i == 0:
+            content = [{"type": "image"}] * len(lesson.images) + content
+        out.append({"role": "user", "content": content})
+        if asked is None:
+            answer = [{"type": "text", "text": turn.answer}]
+            out.append({"role": "assistant", "content": answer})
+    return out
+
+
+def answer_labels(ids_BL: torch.Tensor, opener: list[int], end: int) -> torch.Tensor:
+    """Labels that keep answers and their end token: what follows `opener` up to and with `end`."""
+    labels_BL = torch.full_like(ids_BL, IGNORE)
+    k = len(opener)
+    starts_BL = ids_BL.unfold(1, k, 1).eq(torch.tensor(opener)).all(-1)
+    for b, start in starts_BL.nonzero().tolist():
+        stop = start + k + int(ids_BL[b, start + k :].eq(end).nonzero()[0])
+        labels_BL[b, start + k : stop + 1] = ids_BL[b, start + k : stop + 1]
+    return labels_BL
+
+
+def collate(nano: Nano, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
+    """Lessons -> model inputs with labels, through the family's own processor."""
+    texts = [nano.processor.apply_chat_template(messages(x)) for x in lessons]
+    images = [x.images for x in lessons]
+    batch = dict(nano.processor(text=texts, images=images, return_tensors="pt", padding=True))
+    tok = nano.processor.tokenizer
+    opener = tok(nano.dialect.opener, add_special_tokens=False)["input_ids"]
+    batch["labels"] = answer_labels(batch["input_ids"], opener, tok.eos_token_id)
+    return batch
+
+
+class Grade(NamedTuple):
+    """Held-out answers of one kind of question."""
+
+    kind: str
+    n: int
+    accuracy: float  # share of answers that equal the truth, [0, 1]
+    chance: float  # accuracy of always giving the most frequent true answer
+
+
+@torch.inference_mode()
+def examine(nano: Nano, *, n: int, split: str = "test", batch: int = 16) -> tuple[list[Grade], dict]:
+    """Ask `n` held-out single-image lessons and `n // 4` two-image lessons; greedy answers.
+
+    Returns:
+        a grade a kind, and the multiple-choice format: unparsed rate, letters given, letters true.
+    """
+    lessons = [draw_lesson(split, i, pair=False, ease=0.0, turns=7) for i in range(n)]
+    lessons += [draw_lesson(split, n + i, pair=True, ease=0.0, turns=7) for i in range(n // 4)]
+    said: dict[str, list[tuple[str, str]]] = {}
+    for start in range(0, len(lessons), batch):
+        part = lessons[start : start + batch]
+        for asked in range(max(len(x.turns) for x in part)):
+            who = [x for x in part if asked < len(x.turns)]
+            for lesson, text in zip(who, _answers(nano, who, asked), strict=True):
+                turn = lesson.turns[asked]
+                said.setdefault(turn.kind, []).append((text, turn.answer))
+    grades = []
+    for kind, pairs in sorted(said.items()):
+        truths = [t for _, t in pairs]
+        top = max(truths.count(t) for t in set(truths)) / len(truths)
+        right = float(np.mean([a == t for a, t in pairs]))
+        grades.append(Grade(kind, len(pairs), right, top))
+    return grades, _format_report(said["choice"] + said.get("pair_choice", []))
+
+
+def _answers(nano: Nano, lessons: list[Lesson], asked: int) -> list[str]:
+    tok = nano.processor.tokenizer
+    texts = [
+        nano.processor.apply_chat_template(messages(x, asked=asked), add_generation_prompt=True)
+        for x in lessons
+    ]
+    tok.padding_side = "left"
+    images = [x.images for x in lessons]
+    inputs = nano.processor(text=texts, images=images, return_tensors="pt", padding=True)
+    tok.padding_side = "right"
+    out_BL = nano.model.generate(**inputs, max_new_tokens=72, do_sample=False)
+    new_BL = out_BL[:, inputs["input_ids"].shape[1] :]
+    return [t.strip() for t in tok.batch_decode(new_BL, skip_special_tokens=True)]
+
+
+def _format_report(pairs: list[tuple[str, str]]) -> dict:
+    letters = ["(A)", "(B)", "(C)", "(D)"]
+    given = {x: sum(a == x for a, _ in pairs) for x in letters}
+    return {
+        "n": len(pairs),
+        "unparsed": 1 - sum(given.values()) / len(pairs),
+        "given": given,
+        "true": {x: sum(t == x for _, t in pairs) for x in letters},
+    }

@@ -1,0 +1,270 @@
+"""Tiny MLMs in the real Hugging Face architectures: tokenizer, chat template, processor and random weights.
+
+Same structure as the 7B models (vision tower -> projector -> grouped-query LM, tiled or dynamic-resolution
+images), 80 x 80 pixels as 8 x 8 cells of 10 pixels. Used by `recipes/train_nano.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Config,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    SiglipVisionConfig,
+)
+
+SIDE = 80  # pixels of a tile
+PATCH = 10  # pixels of a cell
+CELLS = (SIDE // PATCH) ** 2
+PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]  # height, width
+LAYERS = 8
+TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+TOWER = {
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}@IMAGE@{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "<|begin_of_text|>{% for m in messages %}"
+    "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}@IMAGE@\n{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+class Dialect(NamedTuple):
+    """How a family writes a conversation down."""
+
+    template: str
+    specials: tuple[str, ...]
+    image: str  # the token that stands for one image feature
+    end: str  # closes a turn
+    opener: str  # opens an answer
+
+
+QWEN = Dialect(
+    CHATML.replace("@IMAGE@", "<|vision_start|><|image_pad|><|vision_end|>"),
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+    + ("<|image_pad|>", "<|video_pad|>"),
+    "<|image_pad|>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+)
+ONEVISION = Dialect(
+    CHATML.replace("@IMAGE@", "<image>\n"),
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
+    "<image>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+)
+NEXT = Dialect(
+    LLAMA3.replace("@IMAGE@", "<image>"),
+    ("<|end_of_text|>", "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>")
+    + ("<|end_header_id|>", "<image>"),
+    "<image>",
+    "<|eot_id|>",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+)
+
+
+def train_tokenizer(texts: Iterable[str], dialect: Dialect) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most 640 tokens, learned from the texts."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=640,
+            special_tokens=list(dialect.specials),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    extra = {"image_token": dialect.image}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=dialect.end,
+        pad_token=dialect.specials[0],
+        extra_special_tokens=extra,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class Nano(NamedTuple):
+    """A freshly initialised model and its processor."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    dialect: Dialect
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, dialect: Dialect) -> dict[str, int]:
+    pad = tokenizer.convert_tokens_to_ids(dialect.specials[0])
+    begin = "<|begin_of_text|>"
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.convert_tokens_to_ids(begin) if begin in dialect.specials else pad,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(dialect.end),
+        "pad_token_id": pad,
+    }
+
+
+def build_onevision(texts: Iterable[str]) -> Nano:
+    """SigLIP tower, Qwen2 LM, base tile and tile mosaic with newline tokens."""
+    tok = train_tokenizer(texts, ONEVISION)
+    image_id = tok.convert_tokens_to_ids("<image>")
+    tower = SiglipVisionConfig(**TOWER, num_hidden_layers=4, vision_use_head=False)
+    config = LlavaOnevisionConfig(
+        vision_config=tower,
+        text_config=Qwen2Config(**TEXT, **_ids(tok, ONEVISION), rope_theta=1e4),
+        image_token_id=image_id,
+        video_token_id=tok.convert_tokens_to_ids("<video>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        image_grid_pinpoints=PINPOINTS,
+        tie_word_embeddings=True,
+    )
+    size = {"height": SIDE, "width": SIDE}
+    processor = LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS),
+        tokenizer=tok,
+        video_processor=LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=CELLS,
+        vision_feature_select_strategy="full",
+        chat_template=ONEVISION.template,
+    )
+    return Nano(LlavaOnevisionForConditionalGeneration(config), processor, ONEVISION)
+
+
+def build_qwen(texts: Iterable[str]) -> Nano:
+    """Qwen2.5-VL: window attention, 2 x 2 merging, M-RoPE, key biases."""
+    tok = train_tokenizer(texts, QWEN)
+    ids = {n: tok.convert_tokens_to_ids(f"<|{n}|>") for n in ("vision_start", "vision_end")}
+    head = TEXT["hidden_size"] // TEXT["num_attention_heads"]
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 2 - 10, 5, 5]}
+    config = Qwen2_5_VLConfig(
+        text_config={**TEXT, **_ids(tok, QWEN), "rope_parameters": rope},
+        vision_config={
+            "depth": 4,
+            "hidden_size": 96,
+            "intermediate_size": 288,
+            "num_heads": 4,
+            "patch_size": PATCH // 2,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": SIDE // 2,
+            "fullatt_block_indexes": [1, 3],
+            "out_hidden_size": TEXT["hidden_size"],
+        },
+        image_token_id=tok.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tok.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
+    )
+    pixels = {"shortest_edge": SIDE**2, "longest_edge": SIDE**2}
+    patches = {"patch_size": PATCH // 2, "merge_size": 2, "temporal_patch_size": 2}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=pixels, **patches),
+        tokenizer=tok,
+        video_processor=Qwen2VLVideoProcessor(size=pixels, **patches),
+        chat_template=QWEN.template,
+    )
+    return Nano(Qwen2_5_VLForConditionalGeneration(config), processor, QWEN)
+
+
+def build_next(texts: Iterable[str]) -> Nano:
+    """CLIP tower read at its second last layer, Llama LM, anyres tiles in every image."""
+    tok = train_tokenizer(texts, NEXT)
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**TOWER, num_hidden_layers=5, projection_dim=128),
+        text_config=LlamaConfig(**TEXT, **_ids(tok, NEXT), rope_theta=1e4),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_grid_pinpoints=PINPOINTS,
+        image_seq_length=CELLS,
+        tie_word_embeddings=True,
+    )
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": SIDE},
+            crop_size={"height": SIDE, "width": SIDE},
+            image_grid_pinpoints=PINPOINTS,
+        ),
+        tokenizer=tok,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=NEXT.template,
+    )
+    return Nano(LlavaNextForConditionalGeneration(config), processor, NEXT)
+
+
+BUILDERS: dict[str, Callable[[Iterable[str]], Nano]] = {
+    "llava_onevision": build_onevision,
+    "qwen2_5_vl": build_qwen,
+    "llava_next": build_next,
+}
+
+
+def build_nano(family: str, texts: Iterable[str], *, seed: int) -> Nano:
+    """A random nano of one family; the tokenizer is learned from `texts`.
+
+    Raises:
+        ValueError: a family without a nano.
+    """
+    if family not in BUILDERS:
+        raise ValueError(f"family: expected one of {', '.join(BUILDERS)}, found {family!r}")
+    torch.manual_seed(seed)
+    nano = BUILDERS[family](texts)
+    settings = nano.model.generation_config
+    settings.eos_token_id = nano.processor.tokenizer.eos_token_id
+    settings.pad_token_id = nano.processor.tokenizer.pad_token_id
+    return nano

@@ -1,0 +1,162 @@
+"""Train one nano MLM from scratch on scene captions, attributes, positions and counts.
+
+    python recipes/train_nano.py family=llava_onevision     # or qwen2_5_vl, llava_next
+
+Every setting stands in recipes/train_nano.yaml. About 45 minutes on one CPU core; writes
+checkpoints/nano/<family>/ (bf16, a few MB) and its README.md with held-out scores. Interrupted, the same
+command continues. A demo of one minute: `steps=30 exam=8 out=/tmp/nano`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nano_lessons import collate, draw_lesson, examine
+from nano_models import Nano, build_nano
+from rich.console import Console
+
+from kvfix.config import dump_config, load_config
+from kvfix.data.questions import SKILLS, scene_question
+
+HERE = Path(__file__).parent
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Config:
+    """recipes/train_nano.yaml, field by field."""
+
+    family: str = "llava_onevision"
+    out: str = ""  # empty: checkpoints/nano/<family>
+    steps: int = 4500
+    batch: int = 12
+    turns: int = 7
+    pair_every: int = 6
+    lr: float = 2e-3
+    warmup: int = 150
+    weight_decay: float = 0.05
+    ease_steps: int = 900
+    seed: int = 0
+    threads: int = 1
+    save_every: int = 250
+    exam: int = 160
+
+
+def tokenizer_texts(n: int = 600) -> list[str]:
+    """Every sentence the tokenizer should know well, with the chat roles."""
+    texts = ["<|im_start|>user\n", "assistant\n", "user\n"] * n
+    for i in range(n):
+        for pair in (False, True):
+            lesson = draw_lesson("train", i, pair=pair, ease=0.0, turns=9)
+            texts += [f"{t.question}\n{t.answer}" for t in lesson.turns]
+    # Words of the perception questions get whole tokens too, though nothing is trained on them.
+    asked = [scene_question("train", skill, i).prompt for skill in SKILLS for i in range(n // 20)]
+    return texts + asked * 3
+
+
+def learning_rate(step: int, c: Config) -> float:
+    """Linear warm-up, then a straight line down to zero."""
+    return c.lr * min((step + 1) / c.warmup, (c.steps - step) / max(c.steps - c.warmup, 1), 1.0)
+
+
+def train(c: Config, nano: Nano, state_file: Path) -> float:
+    """Run the remaining steps; returns the mean answer loss (nats a token) of the last 100."""
+    model = nano.model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=c.lr, betas=(0.9, 0.98), weight_decay=c.weight_decay
+    )
+    first, seen, recent = 0, 0.0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, recent = state["step"], state["loss"]
+        console.print(f"continuing at step {first}")
+    model.train()
+    start = time.time()
+    for step in range(first, c.steps):
+        pair = step % c.pair_every == c.pair_every - 1
+        ease = max(0.0, 1 - step / c.ease_steps)
+        lessons = [
+            draw_lesson("train", step * c.batch + i, pair=pair, ease=ease, turns=c.turns)
+            for i in range(c.batch)
+        ]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, c)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**collate(nano, lessons)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent = loss.item() if step == 0 else 0.99 * recent + 0.01 * loss.item()
+        seen += c.batch
+        if (step + 1) % 50 == 0:
+            pace = seen / (time.time() - start)
+            console.print(f"step {step + 1}/{c.steps}  loss {recent:.4f}  {pace:.1f} lessons/s")
+        if (step + 1) % c.save_every == 0:
+            _save_state(state_file, model, optimizer, step + 1, recent)
+    return recent
+
+
+def _save_state(path: Path, model, optimizer, step: int, loss: float) -> None:
+    """Write beside, then rename: an interrupted write never replaces a good state."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "step": step, "loss": loss}, path.with_suffix(".new"))
+    path.with_suffix(".new").rename(path)
+
+
+def main() -> None:
+    """Train, grade on held-out scenes, save."""
+    c = load_config(Config, HERE / "train_nano.yaml", sys.argv[1:])
+    torch.set_num_threads(c.threads)
+    out = Path(c.out) if c.out else HERE.parent / "checkpoints" / "nano" / c.family
+    nano = build_nano(c.family, tokenizer_texts(), seed=c.seed)
+    # Eager attention is the faster one here: on CPU the fused kernel's backward dominates a step.
+    nano.model.set_attn_implementation("eager")
+    millions = sum(p.numel() for p in nano.model.parameters()) / 1e6
+    console.print(f"{c.family}: {millions:.2f} M parameters, {c.steps} steps of {c.batch} lessons")
+    start = time.time()
+    state_file = HERE.parent / "checkpoints" / "nano-training" / f"{c.family}-{c.seed}.pt"
+    loss = train(c, nano, state_file)
+    minutes = (time.time() - start) / 60
+    nano.model.to(torch.bfloat16).eval()
+    nano.model.save_pretrained(out)
+    nano.processor.save_pretrained(out)
+    grades, choice = examine(nano, n=c.exam)
+    (out / "training.yaml").write_text(dump_config(c))
+    (out / "README.md").write_text(card(c, millions, loss, minutes, grades, choice))
+    console.print((out / "README.md").read_text())
+
+
+def card(c: Config, millions: float, loss: float, minutes: float, grades, choice) -> str:
+    """The checkpoint's README: what it is, how it was made, how well it answers."""
+    rows = "\n".join(
+        f"| {g.kind} | {g.n} | {100 * g.accuracy:.1f} % | {100 * g.chance:.1f} % |" for g in grades
+    )
+    return f"""# nano {c.family}
+
+{millions:.2f} M parameters in the real Hugging Face architecture, bf16, trained from scratch on procedural scenes by
+`python recipes/train_nano.py family={c.family}` ({c.steps} steps of {c.batch} conversations, {minutes:.0f} minutes on
+{c.threads} core(s), last loss {loss:.3f} nats a token). No perception question was ever trained.
+
+Held-out scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations), greedy answers that equal
+the truth; chance = always giving the most frequent answer:
+
+| asked | n | right | chance |
+|---|---:|---:|---:|
+{rows}
+
+Multiple choice on attributes: n {choice["n"]}, unparsed {100 * choice["unparsed"]:.1f} %,
+letters given {json.dumps(choice["given"])}, letters true {json.dumps(choice["true"])}.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,395 @@
+"""Segmentation probes: known answers, chance on shuffled features, and the solvers under them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from grids import grid_layout, shuffled, square_mask
+from scipy import optimize
+from torch.nn import functional
+
+from kvfix.eval import grid, kmeans, logistic, segmentation, unit
+
+HW, GRID = (96, 96), (12, 12)
+LAYOUT = grid_layout(HW, GRID)
+
+
+def one_hot(mask: np.ndarray, layout: grid.Layout = LAYOUT, sites: int = 2) -> torch.Tensor:
+    """Features that are the truth: channel 0 the foreground share of a cell, 1 the rest."""
+    share = grid.to_grid(mask, layout).share_HW
+    return torch.stack((share, 1 - share), dim=-1).expand(sites, -1, -1, -1)
+
+
+def informative(masks: list[np.ndarray], seed: int, sites: int = 4) -> list[torch.Tensor]:
+    """Noise in 32 channels, plus one object direction a site on the masks."""
+    g = torch.Generator().manual_seed(seed)
+    direction = torch.randn(sites, 1, 1, 32, generator=g)
+    shares = [grid.to_grid(m, LAYOUT).share_HW[None, ..., None] for m in masks]
+    return [s * 3 * direction + torch.randn(sites, *GRID, 32, generator=g) for s in shares]
+
+
+# --- grid
+# -------------------------------------------------------------------------------------------
+
+
+def test_area_shares_are_exact_for_edges_inside_pixels() -> None:
+    layout = grid_layout((6, 10), (4, 3), box=(1.25, 0.5, 8.75, 5.5))
+    mask = (np.random.default_rng(0).random((6, 10)) < 0.5).astype(np.uint8)
+    mask[2, 3] = 255
+    got = grid.to_grid(mask, layout)
+    fine = np.kron(mask, np.ones((40, 40)))  # every cell edge (0.025 px) falls on a sub-pixel edge
+    rows, cols = np.split(fine[20:220, 50:350], 4, axis=0), 3
+    for r, band in enumerate(rows):
+        for c, cell in enumerate(np.split(band, cols, axis=1)):
+            valid = cell != 255
+            assert got.valid_HW[r, c] == pytest.approx(valid.mean(), abs=1e-6)
+            assert got.share_HW[r, c] == pytest.approx((cell == 1).sum() / valid.sum(), abs=1e-6)
+
+
+def test_padding_is_not_valid_area() -> None:
+    layout = grid_layout((4, 8), (2, 2), box=(0.0, -2.0, 8.0, 6.0))
+    got = grid.to_grid(np.ones((4, 8), np.uint8), layout)
+    assert torch.equal(got.valid_HW, torch.full((2, 2), 0.5))
+    assert torch.equal(got.share_HW, torch.ones(2, 2))
+
+
+def test_upsampling_equals_interpolate_on_the_whole_image() -> None:
+    maps = torch.randn(3, 5, 7)
+    layout = grid_layout((30, 63), (5, 7))
+    expected = functional.interpolate(maps[None], size=(30, 63), mode="bilinear")[0]
+    assert torch.allclose(grid.to_pixels(maps, layout), expected, atol=1e-6)
+
+
+def test_upsampling_respects_a_centre_crop() -> None:
+    maps = torch.randn(1, 4, 4)
+    layout = grid_layout((20, 32), (4, 4), box=(8.0, 2.0, 24.0, 18.0))
+    expected = functional.interpolate(maps[None], size=(16, 16), mode="bilinear")[0]
+    got = grid.to_pixels(maps, layout, outside=-9.0)
+    assert torch.allclose(got[:, 2:18, 8:24], expected, atol=1e-6)
+    outside = torch.ones(20, 32, dtype=torch.bool)
+    outside[2:18, 8:24] = False
+    assert (got[:, outside] == -9.0).all()
+    edge = grid.to_pixels(maps, layout)
+    assert torch.allclose(edge[:, 0, 8:24], edge[:, 2, 8:24])
+
+
+def test_sampling_at_a_cell_centre_returns_the_cell_and_clamps_outside() -> None:
+    f = torch.randn(2, *GRID, 5)
+    xy = grid.cell_centres(LAYOUT)[[3, 11], [7, 0]]
+    got = grid.sample_cells(f, grid.to_cells(xy, LAYOUT))
+    assert torch.allclose(got, f[:, [3, 11], [7, 0]], atol=1e-6)
+    corner = grid.sample_cells(f, grid.to_cells(np.array([[-50.0, 500.0]]), LAYOUT))
+    assert torch.allclose(corner[:, 0], f[:, 11, 0], atol=1e-6)
+    half_way = grid.sample_cells(f, torch.tensor([[2.5, 4.0]], dtype=torch.float64))
+    assert torch.allclose(half_way[:, 0], (f[:, 2, 4] + f[:, 3, 4]) / 2, atol=1e-6)
+    one_row = grid.sample_cells(f[:, :1], torch.tensor([[0.4, 2.25]], dtype=torch.float64))
+    assert torch.allclose(one_row[:, 0], 0.75 * f[:, 0, 2] + 0.25 * f[:, 0, 3], atol=1e-6)
+
+
+def test_position_features_tell_every_cell_apart_and_ignore_the_image() -> None:
+    f = grid.position_features(LAYOUT)
+    assert f.shape == (1, *GRID, 16)
+    distance = torch.cdist(f.flatten(1, 2), f.flatten(1, 2))[0]
+    assert (distance + 9 * torch.eye(144)).min() > 0.1
+    twice = grid.position_features(grid_layout((192, 192), GRID))
+    assert torch.allclose(f, twice)
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(96, 96\), got \(95, 96\)"):
+        grid.to_grid(np.zeros((95, 96), np.uint8), LAYOUT)
+
+
+# --- logistic regression
+# ----------------------------------------------------------------------------
+
+
+def reference_logistic(
+    x: np.ndarray, y: np.ndarray, v: np.ndarray, l2: float
+) -> tuple[np.ndarray, float]:
+    """The same objective, minimised by scipy in float64."""
+    v = v / v.sum()
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ theta[:-1] + theta[-1]
+        value = v @ (np.logaddexp(0, z) - y * z) + l2 / 2 * theta[:-1] @ theta[:-1]
+        r = v * (1 / (1 + np.exp(-z)) - y)
+        return value, np.append(x.T @ r + l2 * theta[:-1], r.sum())
+
+    found = optimize.minimize(
+        loss,
+        np.zeros(x.shape[1] + 1),
+        jac=True,
+        tol=1e-14,
+        options={"gtol": 1e-10, "maxiter": 5000},
+    )
+    return found.x[:-1], found.x[-1]
+
+
+@pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])
+def test_logistic_equals_scipy(l2: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 60, 8)) / np.sqrt(8)
+    y = 1 / (1 + np.exp(-4 * x[0, :, 0] + rng.normal(size=60)))
+    v = rng.random(60)
+    got = logistic.fit_logistic(
+        torch.tensor(x), torch.tensor(y), weight_N=torch.tensor(v), l2=l2, tolerance=1e-9
+    )
+    assert got.converged_S.all()
+    for s in range(3):
+        weight, bias = reference_logistic(x[s], y, v, l2)
+        assert got.weight_SC[s].numpy() == pytest.approx(weight, abs=1e-4)
+        assert float(got.bias_S[s]) == pytest.approx(bias, abs=1e-4)
+
+
+def test_logistic_in_float32_at_the_probe_s_own_settings_gives_the_same_probabilities() -> None:
+    masks = [square_mask(HW, 16, 24, 40, 40)] * 5
+    x = torch.cat([f.flatten(1, 2) for f in informative(masks, 0, sites=2)], dim=1)
+    x = logistic.fit_standardiser(x)(x)
+    y = torch.cat([grid.to_grid(m, LAYOUT).share_HW.flatten() for m in masks])
+    got = logistic.fit_logistic(x, y, tolerance=1e-6)
+    for s in range(2):
+        weight, bias = reference_logistic(
+            x[s].double().numpy(), y.double().numpy(), np.ones(len(y)), 1e-3
+        )
+        mine = torch.sigmoid(x[s] @ got.weight_SC[s] + got.bias_S[s])
+        theirs = torch.sigmoid(x[s].double() @ torch.tensor(weight) + bias)
+        assert torch.allclose(mine.double(), theirs, atol=1e-4)
+
+
+def test_standardiser_is_blind_to_scale_offset_and_dead_channels() -> None:
+    x = torch.randn(2, 50, 6)
+    moved = x * torch.tensor([1.0, 1e4, 1e-4, 3.0, 1.0, 1.0]) + 7
+    moved[..., 5] = 1000.0
+    plain, after = logistic.fit_standardiser(x)(x), logistic.fit_standardiser(moved)(moved)
+    assert torch.allclose(plain[..., [0, 1, 3, 4]], after[..., [0, 1, 3, 4]], atol=1e-3)
+    assert (after[..., 5] == 0).all()
+    assert plain.square().sum(2).mean() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_logistic_refuses_what_has_no_optimum() -> None:
+    x, y = torch.randn(1, 4, 2), torch.tensor([0.0, 1, 0, 1])
+    with pytest.raises(ValueError, match="l2 must be positive"):
+        logistic.fit_logistic(x, y, l2=0)
+    with pytest.raises(ValueError, match="every support mask is void"):
+        logistic.fit_logistic(x, y, weight_N=torch.zeros(4))
+
+
+# --- foreground
+# -------------------------------------------------------------------------------------
+
+SUPPORT = [square_mask(HW, 8 * i, 60 - 8 * i, 40, 32) for i in range(5)]
+QUERY = square_mask(HW, 30, 10, 37, 45)
+
+
+def test_foreground_on_truth_as_features_reaches_the_ceiling() -> None:
+    score = segmentation.score_episode(
+        [one_hot(m) for m in SUPPORT],
+        SUPPORT,
+        [LAYOUT] * 5,
+        one_hot(QUERY),
+        QUERY,
+        LAYOUT,
+        l2=1e-5,
+        keep=1,
+    )
+    assert score.ceiling > 0.9
+    assert score.score_S == pytest.approx([score.ceiling] * 2, abs=0.02)
+    assert (score.kept == (QUERY > 0)).mean() > 0.97
+    assert score.inter_S / score.union_S == pytest.approx(score.score_S)
+    assert score.extra["inter_background"] + score.union_S == pytest.approx([96 * 96] * 2)
+
+
+def test_foreground_learns_the_support_s_direction_and_each_site_alone() -> None:
+    *support, query = informative([*SUPPORT, QUERY], 0)
+    batch = segmentation.score_episode(support, SUPPORT, [LAYOUT] * 5, query, QUERY, LAYOUT)
+    assert (batch.score_S > 0.8).all() and (batch.chance_S < 0.2).all()
+    alone = segmentation.score_episode(
+        [f[2:3] for f in support], SUPPORT, [LAYOUT] * 5, query[2:3], QUERY, LAYOUT
+    )
+    assert alone.score_S[0] == pytest.approx(batch.score_S[2], abs=1e-3)
+
+
+def at_chance(score_of: Callable[[int], unit.UnitScore], seeds: int = 12) -> None:
+    """The score's 99 % interval over seeds holds the chance level."""
+    scores = [score_of(seed) for seed in range(seeds)]
+    excess = np.array([(s.score_S - s.chance_S).mean() for s in scores])
+    half_width = 3.1 * excess.std(ddof=1) / np.sqrt(seeds)  # t(11) at 99 %
+    assert abs(excess.mean()) <= half_width + 0.005
+    assert np.mean([s.chance_S.mean() for s in scores]) > 0.01  # it did predict something
+
+
+def test_foreground_on_shuffled_features_is_at_chance() -> None:
+    big = [square_mask(HW, 8, 8, 64 + i, 72) for i in range(5)]  # half the image: p > 0.5 somewhere
+
+    def score(seed: int) -> unit.UnitScore:
+        g = torch.Generator().manual_seed(seed)
+        features = [shuffled(f, g) for f in informative([*big, QUERY], seed)]
+        return segmentation.score_episode(
+            features[:5], big, [LAYOUT] * 5, features[5], QUERY, LAYOUT
+        )
+
+    at_chance(score)
+
+
+def test_void_support_and_query_pixels_do_not_count() -> None:
+    *support, query = informative([*SUPPORT, QUERY], 3)
+    lying = [m.copy() for m in SUPPORT]
+    for mask in lying:
+        mask[mask == 1] = 255  # no positive is left that may be learnt
+        mask[:8, :8] = 1  # but this cell, which is background
+    blind = segmentation.score_episode(support, lying, [LAYOUT] * 5, query, QUERY, LAYOUT)
+    assert (blind.score_S < 0.5).all()
+    half_void = QUERY.copy()
+    half_void[:48] = 255
+    score = segmentation.score_episode(support, SUPPORT, [LAYOUT] * 5, query, half_void, LAYOUT)
+    assert (score.union_S + score.extra["inter_background"]) == pytest.approx([48 * 96] * 4)
+
+
+def test_supports_of_other_grids_and_chunks_of_sites_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    *support, query = informative([*SUPPORT, QUERY], 5)
+    layouts = [LAYOUT] * 4 + [grid_layout(HW, (6, 12), box=(0.0, 0.0, 96.0, 48.0))]
+    support[4] = support[4][:, :6]
+    whole = segmentation.score_episode(support, SUPPORT, layouts, query, QUERY, LAYOUT, keep=3)
+    monkeypatch.setattr(unit, "MEMORY_ELEMENTS", 1)  # one site a chunk
+    parts = segmentation.score_episode(support, SUPPORT, layouts, query, QUERY, LAYOUT, keep=3)
+    assert parts.score_S == pytest.approx(whole.score_S, abs=1e-3)
+    assert np.array_equal(parts.kept, whole.kept)
+
+
+def test_wrong_shapes_are_named() -> None:
+    with pytest.raises(ValueError, match="sites and channels must agree"):
+        segmentation.score_episode(
+            [torch.zeros(2, *GRID, 3)], [QUERY], [LAYOUT], torch.zeros(2, *GRID, 4), QUERY, LAYOUT
+        )
+    with pytest.raises(ValueError, match=r"site index in 0\.\.1, got 2"):
+        segmentation.score_sentence(
+            torch.zeros(2, 3), torch.zeros(2, *GRID, 3), QUERY, LAYOUT, keep=2
+        )
+
+
+# --- by text
+# ----------------------------------------------------------------------------------------
+
+
+def test_otsu_equals_brute_force() -> None:
+    x = torch.randn(4, 30) + torch.tensor([0.0, 3.0]).repeat(15)
+    for row, got in zip(x, segmentation.otsu_threshold(x), strict=True):
+        values = row.sort().values
+
+        def between(t: torch.Tensor, row: torch.Tensor = row) -> float:
+            low, high = row[row <= t], row[row > t]
+            return float(len(low) * len(high) * (high.mean() - low.mean()) ** 2)
+
+        best = max(values[:-1], key=between)
+        assert (row > got).tolist() == (row > best).tolist()
+
+
+def test_text_vector_finds_its_object_and_not_another() -> None:
+    left, right = square_mask(HW, 30, 5, 40, 30), square_mask(HW, 30, 60, 40, 30)
+    share = [grid.to_grid(m, LAYOUT).share_HW for m in (left, right)]
+    f = torch.stack((*share, torch.ones(GRID)), dim=-1).expand(2, -1, -1, -1)
+    text = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
+    score = segmentation.score_sentence(text, f, left, LAYOUT, keep=0)
+    assert score.score_S[0] == pytest.approx(score.ceiling, abs=0.02)
+    assert score.score_S[1] < 0.05
+    assert (score.kept == (left > 0)).mean() > 0.97
+
+
+def test_text_on_shuffled_features_is_at_chance() -> None:
+    def score(seed: int) -> unit.UnitScore:
+        g = torch.Generator().manual_seed(seed)
+        (f,) = informative([QUERY], seed, sites=4)
+        text = torch.randn(4, 32, generator=g)
+        return segmentation.score_sentence(text, shuffled(f, g), QUERY, LAYOUT)
+
+    at_chance(score)
+
+
+def test_pixels_off_the_grid_are_background() -> None:
+    layout = grid_layout((96, 160), GRID, box=(32.0, 0.0, 128.0, 96.0))
+    mask = np.ones((96, 160), np.uint8)
+    share = torch.zeros(GRID)
+    share[:, 6:] = 1
+    f = torch.stack((share, 1 - share), dim=-1)[None]
+    score = segmentation.score_sentence(torch.tensor([[1.0, 0.0]]), f, mask, layout, keep=0)
+    assert not score.kept[:, 128:].any() and not score.kept[:, :32].any()
+    assert score.score_S[0] == pytest.approx(48 / 160)
+    assert score.ceiling == pytest.approx(96 / 160)
+
+
+def test_a_constant_map_predicts_nothing() -> None:
+    score = segmentation.score_sentence(torch.ones(1, 2), torch.ones(1, *GRID, 2), QUERY, LAYOUT)
+    assert score.score_S[0] == 0.0 and score.chance_S[0] == 0.0
+
+
+# --- co-segmentation
+# --------------------------------------------------------------------------------
+
+CENTRAL = [square_mask(HW, 16 + 8 * (i % 3), 24, 40, 32) for i in range(5)]
+
+
+def test_kmeans_recovers_separated_clusters_and_stops() -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = functional.normalize(torch.randn(2, 4, 16, generator=g), dim=2)
+    x = centres.repeat_interleave(40, dim=1) + 0.02 * torch.randn(2, 160, 16, generator=g)
+    got = kmeans.grow_kmeans(functional.normalize(x, dim=2), restarts=3, generator=g)
+    assert (got.k_SR >= 5).all()  # the 5th does not pay, and its labels are returned
+    for s in range(2):
+        for r in range(3):
+            sets = [set(got.labels_SRN[s, r, 40 * c : 40 * c + 40].tolist()) for c in range(4)]
+            assert all(a.isdisjoint(b) for i, a in enumerate(sets) for b in sets[:i])
+
+
+def test_kmeans_objective_is_that_of_its_labels() -> None:
+    x = functional.normalize(torch.randn(2, 70, 6), dim=2)
+    got = kmeans.grow_kmeans(
+        x, restarts=2, generator=torch.Generator().manual_seed(0), tolerance=0, lloyd_iterations=200
+    )
+    for s in range(2):
+        for r in range(2):
+            labels = got.labels_SRN[s, r]
+            within = sum(
+                (x[s, labels == c] - x[s, labels == c].mean(0)).square().sum()
+                for c in labels.unique()
+            )
+            assert float(within) / 70 == pytest.approx(float(got.objective_SR[s, r]), abs=1e-4)
+
+
+def test_cosegmentation_on_truth_as_features_reaches_the_ceiling() -> None:
+    features = [one_hot((m > 0).astype(np.uint8)) for m in CENTRAL]
+    sharp = [functional.one_hot((f[..., 0] < 0.5).long(), 2).float() for f in features]
+    score = segmentation.score_group(sharp, CENTRAL, [LAYOUT] * 5, keep=0)
+    assert score.score_S == pytest.approx([score.ceiling] * 2, abs=0.03)
+    assert (score.extra["precision"] > 0.97).all()
+    assert score.extra["jaccard_SR"].shape == (2, 5)
+    assert len(score.kept) == 5 and (score.kept[1] == (CENTRAL[1] > 0)).mean() > 0.97
+
+
+def test_cosegmentation_needs_the_votes_of_three_quarters() -> None:
+    masks = [*CENTRAL[:3], np.zeros(HW, np.uint8)]  # 3 of 4 images hold the object
+    sharp = [functional.one_hot((one_hot(m)[..., 0] < 0.5).long(), 2).float() for m in masks]
+    enough = segmentation.score_group(sharp, masks, [LAYOUT] * 4)
+    assert (enough.score_S > 0.8).all()  # the empty image, rightly left empty, counts 1
+    too_few = segmentation.score_group(sharp[1:], masks[1:], [LAYOUT] * 3)  # 2 of 3
+    assert too_few.score_S == pytest.approx([1 / 3] * 2)
+
+
+def test_cosegmentation_on_shuffled_features_is_at_chance() -> None:
+    def score(seed: int) -> unit.UnitScore:
+        g = torch.Generator().manual_seed(seed)
+        sharp = [functional.one_hot((one_hot(m, sites=4)[..., 0] < 0.5).long(), 2) for m in CENTRAL]
+        features = [shuffled(f.float(), g) for f in sharp]
+        return segmentation.score_group(features, CENTRAL, [LAYOUT] * 5, vote_share=0.5)
+
+    at_chance(score)
+
+
+def test_cosegmentation_does_not_depend_on_how_sites_are_batched() -> None:
+    features = informative(CENTRAL, 0)
+    batch = segmentation.score_group(features, CENTRAL, [LAYOUT] * 5, seed=3)
+    alone = segmentation.score_group([f[1:2] for f in features], CENTRAL, [LAYOUT] * 5, seed=3)
+    assert alone.extra["jaccard_SR"][0] == pytest.approx(batch.extra["jaccard_SR"][1], abs=1e-6)
