@@ -150,6 +150,92 @@ def _jf_frame(predicted_SHW: torch.Tensor, truth: np.ndarray, n_objects: int) ->
     return out
 
 
+class ClipScorer:
+    """Temporal correspondence of one clip, frame by frame: holds nine frames' features at most.
+
+    Args:
+        first_SHWC: features of the first frame.
+        layout: of every frame: one grid and image size a clip.
+        first_mask: (height, width) integer labels, 0 background, 1..O objects, 255 = void.
+        window: cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid.
+        keep: site whose labels come back in ``kept``: one (height, width) uint8 a frame, first
+            the given.
+
+    Raises:
+        ValueError: no object in the first mask.
+    """
+
+    def __init__(
+        self,
+        first_SHWC: torch.Tensor,
+        layout: Layout,
+        first_mask: np.ndarray,
+        *,
+        window: Window | None = None,
+        keep: int | None = None,
+    ) -> None:
+        self.n_sites = check_sites(first_SHWC)
+        check_keep(keep, self.n_sites)
+        self.layout, self.keep = layout, keep
+        first = _objects(first_mask, layout).astype(np.uint8)
+        self.n_objects = int(first.max())
+        if self.n_objects == 0:
+            raise ValueError(
+                "the first mask of a clip must hold at least one object, got background only"
+            )
+        labels = object_shares(first, layout, self.n_objects)
+        self._propagator = Propagator(first_SHWC, labels, window=window)
+        self._static = torch.as_tensor(first)[None]
+        self._kept = [first]
+        self._measured: list[np.ndarray] = []
+        self._baseline: list[np.ndarray] = []
+        self._ceiling: list[np.ndarray] = []
+
+    def step(self, f_SHWC: torch.Tensor, mask: np.ndarray) -> None:
+        """Propagate to the next frame and measure against its truth.
+
+        Labels that the first mask does not hold are ignored.
+        """
+        truth = _objects(mask, self.layout)
+        predicted = hard_labels(self._propagator.step(f_SHWC), self.layout)
+        best = hard_labels(object_shares(truth, self.layout, self.n_objects)[None], self.layout)
+        self._measured.append(_jf_frame(predicted, truth, self.n_objects))
+        self._baseline.append(_jf_frame(self._static, truth, self.n_objects))
+        self._ceiling.append(_jf_frame(best, truth, self.n_objects))
+        if self.keep is not None:
+            self._kept.append(predicted[self.keep].cpu().numpy())
+
+    def result(self) -> UnitScore:
+        """J&F, mean over objects.
+
+        ``extra``: ``J_SO``, ``F_SO`` (mean over frames, an object), ``J_recall_SO``,
+        ``J_decay_SO``, ``F_recall_SO``, ``F_decay_SO``, and ``window`` (rows, columns) as used.
+        Average objects, not clips, for the official figure.
+
+        Raises:
+            ValueError: no frame was measured.
+        """
+        if not self._measured:
+            raise ValueError("a clip needs at least 3 frames (the first and last do not count)")
+        jf_T2SO = np.stack(self._measured)
+        j_SO, f_SO = jf_T2SO.mean(0)
+        return UnitScore(
+            ((j_SO + f_SO) / 2).mean(1),
+            np.full(self.n_sites, np.mean(self._baseline)),
+            float(np.mean(self._ceiling)),
+            extra={
+                "J_SO": j_SO,
+                "F_SO": f_SO,
+                "J_recall_SO": recall(jf_T2SO[:, 0]),
+                "F_recall_SO": recall(jf_T2SO[:, 1]),
+                "J_decay_SO": decay(jf_T2SO[:, 0]),
+                "F_decay_SO": decay(jf_T2SO[:, 1]),
+                "window": np.asarray(self._propagator.window),
+            },
+            kept=None if self.keep is None else tuple(self._kept),
+        )
+
+
 def score_clip(
     frames: Iterable[tuple[torch.Tensor, Layout]],
     masks: Sequence[np.ndarray],
@@ -157,22 +243,14 @@ def score_clip(
     window: Window | None = None,
     keep: int | None = None,
 ) -> UnitScore:
-    """Temporal correspondence of one clip, streaming: nine frames' features are held, not the
-    clip's.
+    """Temporal correspondence of one clip whose frames come as a stream; see `ClipScorer`.
 
     Args:
-        frames: (f_SHWC, layout) in order, one grid and image size for all; consumed lazily. The
-            last frame is not asked for, as it does not count.
-        masks: (height, width) integer labels, 0 background, 1..O objects, 255 = void; one a frame.
-            The objects are those of the first mask; labels that it does not hold are ignored.
-        window: cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid.
-        keep: site whose labels come back in ``kept``: (frames - 1, height, width) uint8, first the
-            given.
-
-    Returns:
-        J&F, mean over objects. ``extra``: ``J_SO``, ``F_SO`` (mean over frames, an object),
-        ``J_recall_SO``, ``J_decay_SO``, ``F_recall_SO``, ``F_decay_SO``, and ``window`` (rows,
-        columns) as used. Average objects, not clips, for the official dataset figure.
+        frames: (f_SHWC, layout) in order; consumed lazily. The last frame does not count and is
+            not asked for.
+        masks: one a frame.
+        window: as in `ClipScorer`.
+        keep: as in `ClipScorer`.
 
     Raises:
         ValueError: fewer than three frames, no object in the first mask, or frames run out.
@@ -183,46 +261,10 @@ def score_clip(
         )
     stream = iter(frames)
     first_SHWC, layout = _next_frame(stream, 0, len(masks))
-    n_sites = check_sites(first_SHWC)
-    check_keep(keep, n_sites)
-    first = _objects(masks[0], layout)
-    n_objects = int(first.max())
-    if n_objects == 0:
-        raise ValueError(
-            "the first mask of a clip must hold at least one object, got background only"
-        )
-    labels = object_shares(first, layout, n_objects)
-    propagator = Propagator(first_SHWC, labels, window=window)
-    static = torch.as_tensor(first.astype(np.uint8))[None]
-    kept = [first.astype(np.uint8)]
-    measured, baseline, ceiling = [], [], []
+    scorer = ClipScorer(first_SHWC, layout, masks[0], window=window, keep=keep)
     for t in range(1, len(masks) - 1):
-        f_SHWC, layout = _next_frame(stream, t, len(masks))
-        truth = _objects(masks[t], layout)
-        predicted = hard_labels(propagator.step(f_SHWC), layout)
-        measured.append(_jf_frame(predicted, truth, n_objects))
-        baseline.append(_jf_frame(static, truth, n_objects))
-        best = hard_labels(object_shares(truth, layout, n_objects)[None], layout)
-        ceiling.append(_jf_frame(best, truth, n_objects))
-        if keep is not None:
-            kept.append(predicted[keep].cpu().numpy())
-    jf_T2SO = np.stack(measured)
-    j_SO, f_SO = jf_T2SO.mean(0)
-    return UnitScore(
-        ((j_SO + f_SO) / 2).mean(1),
-        np.full(n_sites, np.mean(baseline)),
-        float(np.mean(ceiling)),
-        extra={
-            "J_SO": j_SO,
-            "F_SO": f_SO,
-            "J_recall_SO": recall(jf_T2SO[:, 0]),
-            "F_recall_SO": recall(jf_T2SO[:, 1]),
-            "J_decay_SO": decay(jf_T2SO[:, 0]),
-            "F_decay_SO": decay(jf_T2SO[:, 1]),
-            "window": np.asarray(propagator.window),
-        },
-        kept=None if keep is None else tuple(kept),
-    )
+        scorer.step(_next_frame(stream, t, len(masks))[0], masks[t])
+    return scorer.result()
 
 
 def _next_frame(stream: object, t: int, n_frames: int) -> tuple[torch.Tensor, Layout]:

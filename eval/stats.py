@@ -169,6 +169,16 @@ def pooled_ratio_bootstrap(
     return Interval(value_S, low_S, high_S, (whole > 0).sum(0), clusters_S)
 
 
+def halves(clusters: Sequence[Hashable] | np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """(N,) bool: the units of a random half of the clusters, to choose on; the others report.
+
+    The reporting half is the larger one when the number is odd: its interval is what people read.
+    """
+    code_N, n_clusters = _codes(clusters, len(clusters), "clusters")
+    order = np.random.default_rng(seed).permutation(n_clusters)
+    return np.isin(code_N, order[: n_clusters // 2])
+
+
 def split_half_best(
     values_NS: np.ndarray,
     clusters: Sequence[Hashable] | np.ndarray,
@@ -196,9 +206,7 @@ def split_half_best(
     group_N, n_clusters = _codes(clusters, len(values), "clusters")
     if n_clusters < 2:
         raise ValueError(f"splitting in halves needs at least 2 clusters, got {n_clusters}")
-    order = np.random.default_rng(seed).permutation(n_clusters)
-    # The reported half is the larger one when the number is odd: its interval is what people read.
-    chooses = np.isin(group_N, order[: n_clusters // 2])
+    chooses = halves(clusters, seed=seed)
     mean_S = _nanmean(values[chooses], axis=0)
     if np.isnan(mean_S).all():
         raise ValueError("no site has a score on the half of the clusters that chooses")

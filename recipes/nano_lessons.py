@@ -11,6 +11,7 @@ from PIL import Image
 
 from kvfix.data.scenes import Scene, generator, render, sample_scene
 from kvfix.data.talk import Turn, conversation, pair_conversation
+from kvfix.families import Family, LayoutRequest
 
 IGNORE = -100  # label of a position that is not learned
 
@@ -69,6 +70,54 @@ def collate(nano: Nano, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
     opener = tok(nano.dialect.opener, add_special_tokens=False)["input_ids"]
     batch["labels"] = answer_labels(batch["input_ids"], opener, tok.eos_token_id)
     return batch
+
+
+def naming_loss(nano: Nano, family: Family, indices: range) -> torch.Tensor:
+    """First stage: every image token, read by the LM's own word table, names what its cell shows.
+
+    The target of a cell is a distribution over words: each object gives its share of the cell's area, in equal
+    parts, to its colour, texture and shape; ground gives its share to the word `image`. Mean over cells, nats.
+    """
+    drawn = []
+    for index in indices:
+        rng = generator("train", index, "naming")
+        scene = sample_scene(rng, count=(1, 4), radius=(0.12, 0.26))
+        drawn.append((scene, render(scene)))
+    images = [picture.image for _, picture in drawn]
+    pixels = dict(nano.processor.image_processor(images, return_tensors="pt"))
+    pixels.pop("batch_num_images", None)
+    tokens = nano.model.get_image_features(**pixels).pooler_output
+    request = LayoutRequest(
+        sizes=[(images[0].height, images[0].width)],
+        config=nano.model.config,
+        processor=nano.processor,
+        grids_thw=pixels.get("image_grid_thw", [None])[:1],
+    )
+    [layout] = family.layouts(request)  # all scenes have one size
+    cells_BNC = torch.stack([t[layout.index_HW.flatten()] for t in tokens])
+    logits = cells_BNC @ nano.model.get_input_embeddings().weight.T
+    target = torch.stack([_cell_words(nano, s, p.instance_HW, layout.grid_hw) for s, p in drawn])
+    return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
+
+
+def _cell_words(
+    nano: Nano, scene: Scene, instance_HW: np.ndarray, grid_hw: tuple[int, int]
+) -> torch.Tensor:
+    """(cells, vocabulary): the word distribution of every cell."""
+    h, w = grid_hw
+    size = instance_HW.shape[0]
+    tok = nano.processor.tokenizer
+    target = torch.zeros(h * w, len(tok))
+    names = [["image"], *([t.colour, t.texture, t.shape] for t in scene.things)]
+    for i, words in enumerate(names):
+        own = torch.from_numpy((instance_HW == i).astype(np.float32))
+        share = own.view(h, size // h, w, size // w).mean((1, 3)).flatten()
+        # Sentences hold a word with and without a space before it: both forms name it.
+        forms = [tok.encode(form, add_special_tokens=False) for x in words for form in (x, " " + x)]
+        whole = [f[0] for f in forms if len(f) == 1]
+        for token in whole:
+            target[:, token] += share / len(whole)
+    return target
 
 
 class Grade(NamedTuple):

@@ -48,6 +48,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
+    "initializer_range": 0.04,  # the usual 0.02 is for widths in the thousands
 }
 TOWER = {
     "hidden_size": 128,

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nano_lessons import collate, draw_lesson, examine
+from nano_lessons import collate, draw_lesson, examine, naming_loss
 from nano_models import Nano, build_nano
 from rich.console import Console
 
 from kvfix.config import dump_config, load_config
 from kvfix.data.questions import SKILLS, scene_question
+from kvfix.families import FAMILIES
 
 HERE = Path(__file__).parent
 console = Console(stderr=True)
@@ -33,14 +34,16 @@ class Config:
 
     family: str = "llava_onevision"
     out: str = ""  # empty: checkpoints/nano/<family>
-    steps: int = 4500
+    steps: int = 3600
     batch: int = 12
     turns: int = 7
     pair_every: int = 6
     lr: float = 2e-3
     warmup: int = 150
     weight_decay: float = 0.05
-    ease_steps: int = 900
+    naming_steps: int = 900
+    naming_batch: int = 24
+    ease_steps: int = 600
     seed: int = 0
     threads: int = 1
     save_every: int = 250
@@ -60,8 +63,24 @@ def tokenizer_texts(n: int = 600) -> list[str]:
 
 
 def learning_rate(step: int, c: Config) -> float:
-    """Linear warm-up, then a straight line down to zero."""
-    return c.lr * min((step + 1) / c.warmup, (c.steps - step) / max(c.steps - c.warmup, 1), 1.0)
+    """A straight line down to zero, with a linear warm-up at the start of each of the two stages."""
+    since = step if step < c.naming_steps else step - c.naming_steps
+    return c.lr * min((since + 1) / c.warmup, 1.0) * (c.steps - step) / c.steps
+
+
+def step_loss(c: Config, nano: Nano, step: int) -> torch.Tensor:
+    """Naming of image tokens first, then conversations; nats."""
+    if step < c.naming_steps:
+        first = step * c.naming_batch
+        return naming_loss(nano, FAMILIES[c.family], range(first, first + c.naming_batch))
+    lesson = step - c.naming_steps
+    pair = lesson % c.pair_every == c.pair_every - 1
+    ease = max(0.0, 1 - lesson / c.ease_steps)
+    lessons = [
+        draw_lesson("train", step * c.batch + i, pair=pair, ease=ease, turns=c.turns)
+        for i in range(c.batch)
+    ]
+    return nano.model(**collate(nano, lessons)).loss
 
 
 def train(c: Config, nano: Nano, state_file: Path) -> float:
@@ -80,21 +99,15 @@ def train(c: Config, nano: Nano, state_file: Path) -> float:
     model.train()
     start = time.time()
     for step in range(first, c.steps):
-        pair = step % c.pair_every == c.pair_every - 1
-        ease = max(0.0, 1 - step / c.ease_steps)
-        lessons = [
-            draw_lesson("train", step * c.batch + i, pair=pair, ease=ease, turns=c.turns)
-            for i in range(c.batch)
-        ]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, c)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**collate(nano, lessons)).loss
+            loss = step_loss(c, nano, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recent = loss.item() if step == 0 else 0.99 * recent + 0.01 * loss.item()
+        recent = loss.item() if step in (0, c.naming_steps) else 0.99 * recent + 0.01 * loss.item()
         seen += c.batch
         if (step + 1) % 50 == 0:
             pace = seen / (time.time() - start)

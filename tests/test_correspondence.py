@@ -132,7 +132,7 @@ def test_propagation_equals_a_plain_loop(reach: int, monkeypatch: pytest.MonkeyP
 
 
 def wave_clip(frames: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors of angle 0.37 i + 0.29 j + 0.1414 t (i + 1)(j + 1); label 1 is the left column."""
+    """Angle 0.37 i + 0.29 j + 0.1414 t (i + 1)(j + 1); label 1 is the left column."""
     i, j = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
     drift = 0.1414 * (i + 1) * (j + 1)
     angle = torch.stack([0.37 * i + 0.29 * j + t * drift for t in range(frames)])
@@ -212,7 +212,7 @@ def test_clip_scores_are_those_of_the_metrics_on_what_was_kept() -> None:
     features, masks = moving_clip()
     g = torch.Generator().manual_seed(1)
     noisy = [f + 3 * torch.randn(f.shape, generator=g) for f in features]
-    masks[2][:4] = 255
+    masks[0][-4:] = masks[2][:4] = 255
     score = correspondence.score_clip(stream(noisy), masks, keep=0)
     objects = metrics.davis_objects([*score.kept, np.zeros(HW, np.uint8)], masks)
     assert score.score_S[0] == pytest.approx(np.mean([o.jf for o in objects]))

@@ -1,4 +1,4 @@
-"""Segmentation probes: known answers, chance on shuffled features, and the solvers under them."""
+"""Segmentation probes: known answers and chance on shuffled features."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from grids import grid_layout, shuffled, square_mask
-from scipy import optimize
 from torch.nn import functional
 
-from kvfix.eval import grid, kmeans, logistic, segmentation, unit
+from kvfix.eval import grid, kmeans, metrics, segmentation, unit
 
 HW, GRID = (96, 96), (12, 12)
 LAYOUT = grid_layout(HW, GRID)
@@ -27,153 +26,6 @@ def informative(masks: list[np.ndarray], seed: int, sites: int = 4) -> list[torc
     direction = torch.randn(sites, 1, 1, 32, generator=g)
     shares = [grid.to_grid(m, LAYOUT).share_HW[None, ..., None] for m in masks]
     return [s * 3 * direction + torch.randn(sites, *GRID, 32, generator=g) for s in shares]
-
-
-# --- grid
-# -------------------------------------------------------------------------------------------
-
-
-def test_area_shares_are_exact_for_edges_inside_pixels() -> None:
-    layout = grid_layout((6, 10), (4, 3), box=(1.25, 0.5, 8.75, 5.5))
-    mask = (np.random.default_rng(0).random((6, 10)) < 0.5).astype(np.uint8)
-    mask[2, 3] = 255
-    got = grid.to_grid(mask, layout)
-    fine = np.kron(mask, np.ones((40, 40)))  # every cell edge (0.025 px) falls on a sub-pixel edge
-    rows, cols = np.split(fine[20:220, 50:350], 4, axis=0), 3
-    for r, band in enumerate(rows):
-        for c, cell in enumerate(np.split(band, cols, axis=1)):
-            valid = cell != 255
-            assert got.valid_HW[r, c] == pytest.approx(valid.mean(), abs=1e-6)
-            assert got.share_HW[r, c] == pytest.approx((cell == 1).sum() / valid.sum(), abs=1e-6)
-
-
-def test_padding_is_not_valid_area() -> None:
-    layout = grid_layout((4, 8), (2, 2), box=(0.0, -2.0, 8.0, 6.0))
-    got = grid.to_grid(np.ones((4, 8), np.uint8), layout)
-    assert torch.equal(got.valid_HW, torch.full((2, 2), 0.5))
-    assert torch.equal(got.share_HW, torch.ones(2, 2))
-
-
-def test_upsampling_equals_interpolate_on_the_whole_image() -> None:
-    maps = torch.randn(3, 5, 7)
-    layout = grid_layout((30, 63), (5, 7))
-    expected = functional.interpolate(maps[None], size=(30, 63), mode="bilinear")[0]
-    assert torch.allclose(grid.to_pixels(maps, layout), expected, atol=1e-6)
-
-
-def test_upsampling_respects_a_centre_crop() -> None:
-    maps = torch.randn(1, 4, 4)
-    layout = grid_layout((20, 32), (4, 4), box=(8.0, 2.0, 24.0, 18.0))
-    expected = functional.interpolate(maps[None], size=(16, 16), mode="bilinear")[0]
-    got = grid.to_pixels(maps, layout, outside=-9.0)
-    assert torch.allclose(got[:, 2:18, 8:24], expected, atol=1e-6)
-    outside = torch.ones(20, 32, dtype=torch.bool)
-    outside[2:18, 8:24] = False
-    assert (got[:, outside] == -9.0).all()
-    edge = grid.to_pixels(maps, layout)
-    assert torch.allclose(edge[:, 0, 8:24], edge[:, 2, 8:24])
-
-
-def test_sampling_at_a_cell_centre_returns_the_cell_and_clamps_outside() -> None:
-    f = torch.randn(2, *GRID, 5)
-    xy = grid.cell_centres(LAYOUT)[[3, 11], [7, 0]]
-    got = grid.sample_cells(f, grid.to_cells(xy, LAYOUT))
-    assert torch.allclose(got, f[:, [3, 11], [7, 0]], atol=1e-6)
-    corner = grid.sample_cells(f, grid.to_cells(np.array([[-50.0, 500.0]]), LAYOUT))
-    assert torch.allclose(corner[:, 0], f[:, 11, 0], atol=1e-6)
-    half_way = grid.sample_cells(f, torch.tensor([[2.5, 4.0]], dtype=torch.float64))
-    assert torch.allclose(half_way[:, 0], (f[:, 2, 4] + f[:, 3, 4]) / 2, atol=1e-6)
-    one_row = grid.sample_cells(f[:, :1], torch.tensor([[0.4, 2.25]], dtype=torch.float64))
-    assert torch.allclose(one_row[:, 0], 0.75 * f[:, 0, 2] + 0.25 * f[:, 0, 3], atol=1e-6)
-
-
-def test_position_features_tell_every_cell_apart_and_ignore_the_image() -> None:
-    f = grid.position_features(LAYOUT)
-    assert f.shape == (1, *GRID, 16)
-    distance = torch.cdist(f.flatten(1, 2), f.flatten(1, 2))[0]
-    assert (distance + 9 * torch.eye(144)).min() > 0.1
-    twice = grid.position_features(grid_layout((192, 192), GRID))
-    assert torch.allclose(f, twice)
-
-
-def test_masks_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(96, 96\), got \(95, 96\)"):
-        grid.to_grid(np.zeros((95, 96), np.uint8), LAYOUT)
-
-
-# --- logistic regression
-# ----------------------------------------------------------------------------
-
-
-def reference_logistic(
-    x: np.ndarray, y: np.ndarray, v: np.ndarray, l2: float
-) -> tuple[np.ndarray, float]:
-    """The same objective, minimised by scipy in float64."""
-    v = v / v.sum()
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        z = x @ theta[:-1] + theta[-1]
-        value = v @ (np.logaddexp(0, z) - y * z) + l2 / 2 * theta[:-1] @ theta[:-1]
-        r = v * (1 / (1 + np.exp(-z)) - y)
-        return value, np.append(x.T @ r + l2 * theta[:-1], r.sum())
-
-    found = optimize.minimize(
-        loss,
-        np.zeros(x.shape[1] + 1),
-        jac=True,
-        tol=1e-14,
-        options={"gtol": 1e-10, "maxiter": 5000},
-    )
-    return found.x[:-1], found.x[-1]
-
-
-@pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])
-def test_logistic_equals_scipy(l2: float) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, 60, 8)) / np.sqrt(8)
-    y = 1 / (1 + np.exp(-4 * x[0, :, 0] + rng.normal(size=60)))
-    v = rng.random(60)
-    got = logistic.fit_logistic(
-        torch.tensor(x), torch.tensor(y), weight_N=torch.tensor(v), l2=l2, tolerance=1e-9
-    )
-    assert got.converged_S.all()
-    for s in range(3):
-        weight, bias = reference_logistic(x[s], y, v, l2)
-        assert got.weight_SC[s].numpy() == pytest.approx(weight, abs=1e-4)
-        assert float(got.bias_S[s]) == pytest.approx(bias, abs=1e-4)
-
-
-def test_logistic_in_float32_at_the_probe_s_own_settings_gives_the_same_probabilities() -> None:
-    masks = [square_mask(HW, 16, 24, 40, 40)] * 5
-    x = torch.cat([f.flatten(1, 2) for f in informative(masks, 0, sites=2)], dim=1)
-    x = logistic.fit_standardiser(x)(x)
-    y = torch.cat([grid.to_grid(m, LAYOUT).share_HW.flatten() for m in masks])
-    got = logistic.fit_logistic(x, y, tolerance=1e-6)
-    for s in range(2):
-        weight, bias = reference_logistic(
-            x[s].double().numpy(), y.double().numpy(), np.ones(len(y)), 1e-3
-        )
-        mine = torch.sigmoid(x[s] @ got.weight_SC[s] + got.bias_S[s])
-        theirs = torch.sigmoid(x[s].double() @ torch.tensor(weight) + bias)
-        assert torch.allclose(mine.double(), theirs, atol=1e-4)
-
-
-def test_standardiser_is_blind_to_scale_offset_and_dead_channels() -> None:
-    x = torch.randn(2, 50, 6)
-    moved = x * torch.tensor([1.0, 1e4, 1e-4, 3.0, 1.0, 1.0]) + 7
-    moved[..., 5] = 1000.0
-    plain, after = logistic.fit_standardiser(x)(x), logistic.fit_standardiser(moved)(moved)
-    assert torch.allclose(plain[..., [0, 1, 3, 4]], after[..., [0, 1, 3, 4]], atol=1e-3)
-    assert (after[..., 5] == 0).all()
-    assert plain.square().sum(2).mean() == pytest.approx(1.0, abs=1e-4)
-
-
-def test_logistic_refuses_what_has_no_optimum() -> None:
-    x, y = torch.randn(1, 4, 2), torch.tensor([0.0, 1, 0, 1])
-    with pytest.raises(ValueError, match="l2 must be positive"):
-        logistic.fit_logistic(x, y, l2=0)
-    with pytest.raises(ValueError, match="every support mask is void"):
-        logistic.fit_logistic(x, y, weight_N=torch.zeros(4))
 
 
 # --- foreground
@@ -235,16 +87,23 @@ def test_foreground_on_shuffled_features_is_at_chance() -> None:
 
 def test_void_support_and_query_pixels_do_not_count() -> None:
     *support, query = informative([*SUPPORT, QUERY], 3)
-    lying = [m.copy() for m in SUPPORT]
-    for mask in lying:
-        mask[mask == 1] = 255  # no positive is left that may be learnt
-        mask[:8, :8] = 1  # but this cell, which is background
-    blind = segmentation.score_episode(support, lying, [LAYOUT] * 5, query, QUERY, LAYOUT)
-    assert (blind.score_S < 0.5).all()
+    partly = [m.copy() for m in SUPPORT]
+    for mask in partly:
+        rows = np.flatnonzero(mask.any(1))
+        mask[rows[10:]] = np.where(
+            mask[rows[10:]] == 1, 255, 0
+        )  # three quarters of the object void
     half_void = QUERY.copy()
     half_void[:48] = 255
-    score = segmentation.score_episode(support, SUPPORT, [LAYOUT] * 5, query, half_void, LAYOUT)
-    assert (score.union_S + score.extra["inter_background"]) == pytest.approx([48 * 96] * 4)
+    score = segmentation.score_episode(
+        support, partly, [LAYOUT] * 5, query, half_void, LAYOUT, keep=1
+    )
+    assert (score.score_S > 0.6).all()  # void taken for background would outvote the object
+    counts = metrics.overlap(score.kept, half_void)
+    assert score.kept[:48].any()
+    assert (score.inter_S[1], score.union_S[1]) == (counts.inter, counts.union)
+    background = score.extra["inter_background"][1], score.extra["union_background"][1]
+    assert background == (counts.inter_background, counts.union_background)
 
 
 def test_supports_of_other_grids_and_chunks_of_sites_change_nothing(

@@ -1,8 +1,8 @@
 """Multiple-choice perception questions on scenes, one function a skill of BLINK.
 
-A nano is never trained on these before a repair. Every right answer follows from the scene alone, right
-options sit at every letter equally often, and marked points are kept beside the drawn markers so that a
-readout never has to guess where they are.
+A nano is never trained on these before a repair. Every right answer follows from the scene alone,
+right options sit at every letter equally often, and marked points are kept beside the drawn markers
+so that a readout never has to guess where they are.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ def _marked(image: Image.Image, marks: Marks) -> Image.Image:
     return mark(image, marks)
 
 
+def _at(label: str, xy: np.ndarray) -> tuple[str, float, float]:
+    return label, float(xy[0]), float(xy[1])
+
+
 def _shuffled(rng: np.random.Generator, right: object, wrong: list) -> tuple[list, int]:
     """Put the right item at a random place among the wrong ones."""
     answer = int(rng.integers(len(wrong) + 1))
@@ -69,9 +73,7 @@ def relative_depth(rng: np.random.Generator) -> Draft:
     scene = backdrop(rng, (far, near))
     picture = render(scene)
     labels, answer = _shuffled(rng, near, [far])
-    marks: Marks = [
-        (label, t.x * SIZE, t.y * SIZE) for label, t in zip("AB", labels, strict=True)
-    ]
+    marks: Marks = [(label, t.x * SIZE, t.y * SIZE) for label, t in zip("AB", labels, strict=True)]
     text = "Two things are marked in the image. Which one is closer to the viewer, in front?"
     return Draft((_marked(picture.image, marks),), text, ("A", "B"), answer, (marks,))
 
@@ -161,13 +163,9 @@ def art_style(rng: np.random.Generator) -> Draft:
     """Which of two images is rendered in the style of the first?"""
     style = pick(rng, STYLES)
     other = pick(rng, STYLES, but=[style])
-    first, right, wrong = (
-        render(sample_scene(rng, style=s)).image for s in (style, style, other)
-    )
+    first, right, wrong = (render(sample_scene(rng, style=s)).image for s in (style, style, other))
     shown, answer = _shuffled(rng, right, [wrong])
-    text = (
-        "Is the second or the third image in the same art style as the first image?"
-    )
+    text = "Is the second or the third image in the same art style as the first image?"
     return Draft((first, *shown), text, ("the second image", "the third image"), answer)
 
 
@@ -211,10 +209,8 @@ def visual_correspondence(rng: np.random.Generator) -> Draft:
             break
     order = rng.permutation(4)
     answer = int(np.nonzero(order == 0)[0][0])
-    ref: Marks = [("R", *map(float, xy[0]))]
-    marks: Marks = [
-        (label, *map(float, there[k])) for label, k in zip("ABCD", order, strict=True)
-    ]
+    ref: Marks = [_at("R", xy[0])]
+    marks: Marks = [_at(label, there[k]) for label, k in zip("ABCD", order, strict=True)]
     text = (
         "A point R is marked in the first image. The second image shows the same scene "
         "from another view. Which marked point is the same point?"
@@ -226,17 +222,13 @@ def visual_correspondence(rng: np.random.Generator) -> Draft:
 def semantic_correspondence(rng: np.random.Generator) -> Draft:
     """A part of one object and the parts of another object of the same shape."""
     shape = pick(rng, [s for s in SHAPES if s not in ("ring", "circle")])
-    a, b = (
-        replace(sample_thing(rng, shape=shape, radius=(0.3, 0.4)), x=0.5, y=0.5) for _ in "ab"
-    )
+    a, b = (replace(sample_thing(rng, shape=shape, radius=(0.3, 0.4)), x=0.5, y=0.5) for _ in "ab")
     source, target = (render(backdrop(rng, (t,), style="flat")).image for t in (a, b))
     parts = rng.permutation(len(parts_xy(a)))[:4]
     order = rng.permutation(len(parts))
     answer = int(np.nonzero(order == 0)[0][0])
-    ref: Marks = [("R", *map(float, parts_xy(a)[parts[0]]))]
-    marks: Marks = [
-        (chr(65 + i), *map(float, parts_xy(b)[parts[k]])) for i, k in enumerate(order)
-    ]
+    ref: Marks = [_at("R", parts_xy(a)[parts[0]])]
+    marks: Marks = [_at(chr(65 + i), parts_xy(b)[parts[k]]) for i, k in enumerate(order)]
     text = (
         f"A point R is marked on the {shape} in the first image. "
         "Which marked point of the second image is the same part?"
@@ -246,7 +238,7 @@ def semantic_correspondence(rng: np.random.Generator) -> Draft:
 
 
 def random_warp(rng: np.random.Generator, strength: float = 0.14) -> np.ndarray:
-    """A homography (3, 3) that moves each corner by up to `strength` of the side, source -> view."""
+    """A homography (3, 3), source -> view: each corner moves by up to `strength` of the side."""
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float) * SIZE
     moved = corners + rng.uniform(-strength, strength, (4, 2)) * SIZE
     rows = []
@@ -270,7 +262,10 @@ def warp_image(image: Image.Image, warp: np.ndarray) -> Image.Image:
     back = shift @ np.linalg.inv(warp) @ np.linalg.inv(shift)
     back = (back / back[2, 2]).reshape(-1)[:8]
     return image.transform(
-        image.size, Image.Transform.PERSPECTIVE, tuple(back), Image.Resampling.BILINEAR,
+        image.size,
+        Image.Transform.PERSPECTIVE,
+        tuple(back),
+        Image.Resampling.BILINEAR,
         fillcolor=(96, 96, 96),
     )
 
@@ -304,4 +299,12 @@ def scene_question(split: str, skill: str, index: int) -> Question:
     )
 
 
-__all__ = ["SKILLS", "Scene", "box_of", "random_warp", "scene_question", "warp_image", "warp_points"]
+__all__ = [
+    "SKILLS",
+    "Scene",
+    "box_of",
+    "random_warp",
+    "scene_question",
+    "warp_image",
+    "warp_points",
+]

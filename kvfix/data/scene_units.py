@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 from PIL import Image
 
@@ -23,7 +23,6 @@ from kvfix.data.scenes import (
     class_mask,
     generator,
     parts_xy,
-    pick,
     place_all,
     render,
     sample_scene,
@@ -32,6 +31,9 @@ from kvfix.data.scenes import (
 from kvfix.data.shapes import SHAPES
 from kvfix.data.talk import caption, expression
 from kvfix.data.units import Clip, Episode, Group, Pair, Sentence, Unit, UnitSet
+
+if TYPE_CHECKING:
+    import datasets
 
 SHOTS = 5  # support images of an episode
 GROUP = 8  # images of a co-segmentation group
@@ -122,7 +124,7 @@ def pair(split: str, index: int) -> Pair:
 
 
 def clip(split: str, index: int) -> Clip:
-    """Two objects that move, turn and pass behind or before a third; labels 1 and 2 are the movers."""
+    """Two objects that move, turn and pass behind or before a third; the movers are 1 and 2."""
     rng = generator(split, index, "clip")
     while True:
         movers = [sample_thing(rng, radius=(0.16, 0.24)) for _ in "12"]
@@ -201,9 +203,12 @@ def scene_units(task: str, *, split: str = "test", n: int | None = None) -> Unit
 def scenes_dataset(split: str, n: int) -> datasets.Dataset:
     """`n` scenes of a split as a `datasets.Dataset`.
 
-    Columns: `image`; `instances` (uint8 label image, 0 ground, i + 1 object i, far to near); `objects` (shape,
-    colour, texture, x, y, radius in [0, 1], angle in degrees); `caption`; `expressions` (text and object index).
+    Columns: `image`; `instances` (uint8 label image, 0 ground, i + 1 object i, far to near);
+    `objects` (shape, colour, texture, x, y, radius in [0, 1], angle in degrees); `caption`;
+    `expressions` (text and object index).
     """
+    import datasets  # seconds to import, and only wanted here
+
     columns = datasets.Features(
         {
             "image": datasets.Image(),
@@ -243,8 +248,12 @@ def _row(split: str, index: int) -> dict:
     }
 
 
-def questions_dataset(split: str, n: int, *, skills: tuple[str, ...] = tuple(SKILLS)) -> datasets.Dataset:
-    """`n` multiple-choice questions a skill, in the columns of BLINK (`image_1..4`, `choices`, `answer`)."""
+def questions_dataset(
+    split: str, n: int, *, skills: tuple[str, ...] = tuple(SKILLS)
+) -> datasets.Dataset:
+    """`n` multiple-choice questions a skill, in BLINK's columns (`image_1..4`, `choices`, ...)."""
+    import datasets  # seconds to import, and only wanted here
+
     columns = datasets.Features(
         {
             "idx": datasets.Value("string"),

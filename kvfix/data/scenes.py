@@ -1,8 +1,8 @@
-"""Procedural scenes: textured shapes on textured grounds, with everything that can be asked about them.
+"""Procedural scenes: textured shapes on textured grounds, and all that can be asked of them.
 
-A `Scene` is a description in unit coordinates ([0, 1], y down); `render` paints it at any size with its
-exact instance map. Objects later in the list are nearer: they are drawn over the others, larger and less
-hazy. Everything is a function of a seed, and the splits draw from disjoint seed ranges.
+A `Scene` is a description in unit coordinates ([0, 1], y down); `render` paints it at any size with
+its exact instance map. Objects later in the list are nearer: they are drawn over the others, larger
+and less hazy. Everything is a function of a seed, and the splits draw from disjoint seed ranges.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Scene:
 
 
 class Rendered(NamedTuple):
-    """A painted scene: RGB image, and the instance map (0 ground, i + 1 the visible part of thing i)."""
+    """A painted scene: RGB image and instance map (0 ground, i + 1 what shows of thing i)."""
 
     image: Image.Image
     instance_HW: np.ndarray
@@ -80,7 +80,9 @@ def seed_of(split: str, index: int) -> int:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
     low, high = SPLITS[split]
     if not 0 <= index < high - low:
-        raise ValueError(f"index: expected 0 <= index < {high - low} in split {split}, found {index}")
+        raise ValueError(
+            f"index: expected 0 <= index < {high - low} in split {split}, found {index}"
+        )
     return low + index
 
 
@@ -125,7 +127,7 @@ def overlap(a: Thing, b: Thing) -> float:
 def place_all(
     rng: np.random.Generator, things: Sequence[Thing], *, allowed: float = 0.25, tries: int = 40
 ) -> tuple[Thing, ...]:
-    """Move objects until none overlaps an earlier one by more than `allowed`; drop what finds no place."""
+    """Move objects until overlaps are within `allowed`; drop what finds no place."""
     done: list[Thing] = []
     for thing in things:
         for _ in range(tries):
@@ -138,14 +140,16 @@ def place_all(
     return tuple(done)
 
 
-def backdrop(rng: np.random.Generator, things: Sequence[Thing], *, style: str | None = None) -> Scene:
+def backdrop(
+    rng: np.random.Generator, things: Sequence[Thing], *, style: str | None = None
+) -> Scene:
     """Put objects on a random muted ground; the style is mostly flat unless given."""
     if style is None:
         style = "flat" if rng.random() < 0.6 else pick(rng, STYLES)
     grey = rng.uniform(70, 170)
-    tone = tuple(float(t) for t in grey + rng.uniform(-25, 25, 3))
+    red, green, blue = (float(t) for t in grey + rng.uniform(-25, 25, 3))
     seed = int(rng.integers(2**31))
-    return Scene(tuple(things), pick(rng, GROUNDS), tone, style, seed)
+    return Scene(tuple(things), pick(rng, GROUNDS), (red, green, blue), style, seed)
 
 
 def sample_scene(

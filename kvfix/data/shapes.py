@@ -1,7 +1,7 @@
-"""What scenes are painted with: shapes with named parts, colours, textures, grounds and rendering styles.
+"""What scenes are painted with: shapes with named parts, colours, textures, grounds, styles.
 
-Everything here is a pure function of its arguments. Coordinates of a shape are its own: the unit disc,
-x to the right, y down; a scene places it by centre, radius and angle.
+Everything here is a pure function of its arguments. Coordinates of a shape are its own: the unit
+disc, x to the right, y down; a scene places it by centre, radius and angle.
 """
 
 from __future__ import annotations
@@ -60,16 +60,14 @@ OUTLINES: dict[str, np.ndarray] = {
         *[(-_B, -1), (_B, -1), (_B, -_B), (1, -_B), (1, _B), (_B, _B)],
         *[(_B, 1), (-_B, 1), (-_B, _B), (-1, _B), (-1, -_B), (-_B, -_B)],
     ),
-    "arrow": _points(
-        (0, -1), (0.85, 0), (_B, 0), (_B, 1), (-_B, 1), (-_B, 0), (-0.85, 0)
-    ),
+    "arrow": _points((0, -1), (0.85, 0), (_B, 0), (_B, 1), (-_B, 1), (-_B, 0), (-0.85, 0)),
     "heart": _heart(),
     "ring": _disc(),
 }
 HOLES = {"ring": 0.52}  # radius of the hole
 SHAPES = tuple(OUTLINES)
 
-# Named parts, the same in every instance of a shape; angles stay within 30 degrees so that names hold.
+# Named parts, the same in every instance of a shape; names hold as angles stay within 30 degrees.
 PARTS: dict[str, np.ndarray] = {
     "circle": _points((0, -0.8), (0.8, 0), (0, 0.8), (-0.8, 0)),
     "square": OUTLINES["square"] * 0.85,

@@ -1,8 +1,8 @@
 """What can be said about a scene: captions, expressions, and questions about attributes.
 
-These are the sentences the nano checkpoints learn from. Multiple choice appears here for ATTRIBUTES only
-(colour, shape, texture), so that a model masters the answer format; the perception questions of
-`kvfix.data.questions` stay untrained.
+These are the sentences the nano checkpoints learn from. Multiple choice appears here for ATTRIBUTES
+only (colour, shape, texture), so that a model masters the answer format; the perception questions
+of `kvfix.data.questions` stay untrained.
 """
 
 from __future__ import annotations
@@ -158,6 +158,12 @@ def pair_conversation(scenes: list[Scene], rng: np.random.Generator) -> list[Tur
         which = int(rng.integers(2))
         turn = attribute_turn(scenes[which], rng, choice=rng.random() < 0.3)
         if turn is not None:
-            talk.append(Turn("pair_" + turn.kind, f"In the {words[which]} image: {turn.question}", turn.answer))
+            talk.append(
+                Turn(
+                    "pair_" + turn.kind,
+                    f"In the {words[which]} image: {turn.question}",
+                    turn.answer,
+                )
+            )
     order = rng.permutation(len(talk))
     return [talk[i] for i in order]

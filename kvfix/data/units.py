@@ -1,11 +1,12 @@
 """The units that probes score, and the lazy sets they come in.
 
-A unit is the smallest thing a probe gives one score: an episode, a group, a sentence, a pair, a clip,
-a question. Every unit names its `cluster`: units of one cluster are resampled together by the bootstrap,
-because their scores are not independent (two sentences on one photo, two clips of one sequence).
+A unit is the smallest thing a probe gives one score: an episode, a group, a sentence, a pair, a
+clip, a question. Every unit names its `cluster`: units of one cluster are resampled together by the
+bootstrap, because their scores are not independent (two sentences on one photo, two clips of one
+sequence).
 
-Images are PIL RGB; masks are numpy (height, width); points are (x, y) in original pixels, pixel centres at
-integers.
+Images are PIL RGB; masks are numpy (height, width); points are (x, y) in original pixels, pixel
+centres at integers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ VOID = 255  # pixels of a uint8 mask that count neither in the prediction nor in
 
 
 class BadUnit(ValueError):
-    """A unit that cannot be scored; the message names the file, what was expected and what was found."""
+    """A unit that cannot be scored; the message names the file, the expected and the found."""
 
 
 @dataclass(frozen=True)
@@ -143,5 +144,11 @@ class UnitSet:
         if limit is None or limit >= len(self.ids):
             return self
         return UnitSet(
-            self.task, self.dataset, self.split, self.ids[:limit], self.load, self.sha256, self.cluster
+            self.task,
+            self.dataset,
+            self.split,
+            self.ids[:limit],
+            self.load,
+            self.sha256,
+            self.cluster,
         )

@@ -5,32 +5,36 @@ Figures, terminal table and page all read a run through here, so that they show 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 LAYERED = ("value", "key", "hidden")
 RANDOM = "random_weights"
+HALF = "report_half"
+PEAK = "flow.peak"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a run: a metric in its own units, its 95 % interval and its number of units.
+    """One number of a run: a metric in its own units, its interval and its number of units.
 
-    `layer` is 0-based, None for a site outside the language model. A value that could not be computed
-    is None; so is a missing interval.
+    `layer` is 0-based, None for a site outside the language model. Numbers that could not be
+    computed are None. `chance` and `ceiling` are what this very site would score by chance and at
+    best.
     """
 
     site: str
     layer: int | None
     value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    split: str = "all"
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    chance: float | None = None
+    ceiling: float | None = None
+    held_out: bool = False  # scored on the half of the units that did not choose the layer
     chosen: bool = False
 
 
@@ -41,13 +45,13 @@ class Panel:
     task: str
     dataset: str
     metric: str
-    cluster: str = "unit"
     headline: bool = True  # the first metric of its (task, dataset): the one that is drawn
-    chance: float | None = None
-    ceiling: float | None = None
+    cluster: str = "unit"
+    clusters: int | None = None
     scores: dict[tuple[str, int | None, str | None], Score] = field(default_factory=dict)
     heads: dict[tuple[str, int, int], Score] = field(default_factory=dict)
-    held_out: list[Score] = field(default_factory=list)  # value layers on the reporting half
+    halves: list[Score] = field(default_factory=list)  # value layers on the reporting half
+    peak: Score | None = None  # the best value layer as the finding `flow.peak` reports it
 
     def at(self, site: str, layer: int | None = None, control: str | None = None) -> Score | None:
         """The score of one site, or None where the run has none."""
@@ -75,18 +79,17 @@ class Panel:
 
     @property
     def best(self) -> Score | None:
-        """The best value layer.
+        """The best value layer, `held_out` where other units chose it than those that score it.
 
-        The layer chosen on one half of the units, with its score on the other half, where the run
-        names it: the one value row of split `report_half`, or the one that says `"chosen": true`.
-        Otherwise the highest point of the curve, which is optimistic; its `split` is then `all`.
+        In this order: the value row of split `report_half` that is alone or says `"chosen": true`;
+        the finding `flow.peak`; the highest point of the curve, which is optimistic.
         """
-        named = [s for s in self.held_out if s.chosen]
+        named = [s for s in self.halves if s.chosen]
         if len(named) == 1:
             return named[0]
-        if len(self.held_out) == 1:
-            return self.held_out[0]
-        return highest(self.curve("value"))
+        if len(self.halves) == 1:
+            return self.halves[0]
+        return self.peak or highest(self.curve("value"))
 
     @property
     def last(self) -> Score | None:
@@ -99,6 +102,20 @@ class Panel:
         """The highest point of the value curve of the same architecture with random weights."""
         return highest(self.curve("value", RANDOM))
 
+    @property
+    def chance(self) -> float | None:
+        """Chance at the best value layer (at the first row where there is no value)."""
+        return self._bound("chance")
+
+    @property
+    def ceiling(self) -> float | None:
+        """The attainable score at the best value layer (at the first row where there is none)."""
+        return self._bound("ceiling")
+
+    def _bound(self, name: str) -> float | None:
+        rows = [s for s in (self.best, *self.scores.values()) if s is not None]
+        return next((b for s in rows if (b := getattr(s, name)) is not None), None)
+
 
 def highest(scores: Iterable[Score]) -> Score | None:
     """The score with the highest value, None where no score has one."""
@@ -109,92 +126,65 @@ def highest(scores: Iterable[Score]) -> Score | None:
 def panels(run: dict[str, Any]) -> list[Panel]:
     """Sorts `run["results"]` into panels, in order of first appearance.
 
-    Rows on all units (`split` "all" or absent) fill the curves; rows on the reporting half fill
-    `held_out`, and a curve only where the run has no row on all units.
+    Rows of split `report_half` become `halves`, and fill a curve only where no other row does;
+    every other split (`all`, or the dataset's own name for it) means all units.
 
     Raises:
         ValueError: A row lacks a field; the message names the row and the field.
     """
     found: dict[tuple[str, str, str], Panel] = {}
-    whole: set[tuple[str, str, str]] = set()
     headlines: set[tuple[str, str]] = set()
     for index, row in enumerate(run.get("results", [])):
         missing = [k for k in ("task", "dataset", "site", "metric", "value") if k not in row]
         if missing:
-            raise ValueError(f'run.json: results[{index}] has no "{missing[0]}" (has {sorted(row)})')
+            raise ValueError(
+                f'run.json: results[{index}] has no "{missing[0]}", only {sorted(row)}'
+            )
         name = (str(row["task"]), str(row["dataset"]), str(row["metric"]))
         if name not in found:
             found[name] = Panel(*name, headline=name[:2] not in headlines)
             headlines.add(name[:2])
-        panel, score, control = found[name], _score(row), row.get("control")
-        panel.cluster = str(row.get("cluster") or panel.cluster)
-        # Chance and ceiling are the LM grid's: the reference encoder may have another grid.
-        if panel.chance is None or (score.site == "value" and control is None):
-            panel.chance, panel.ceiling = number(row.get("chance")), number(row.get("ceiling"))
-        key = (score.site, score.layer, control)
-        if row.get("head") is not None:
-            if score.layer is not None and control is None:
-                panel.heads[score.site, score.layer, int(row["head"])] = score
-        elif score.split == "all":
-            panel.scores[key] = score
-            whole.add(name)
-        else:
-            if score.site == "value" and control is None and score.layer is not None:
-                panel.held_out.append(score)
-            if name not in whole:
-                panel.scores.setdefault(key, score)
-    return list(found.values())
+        _place(row, found[name])
+    shown = list(found.values())
+    for item in run.get("findings") or []:
+        if item.get("id") == PEAK:
+            _note_peak(item, shown)
+    return shown
 
 
-def drawn(run: dict[str, Any]) -> list[Panel]:
+def headline_panels(run: dict[str, Any]) -> list[Panel]:
     """The panels of the headline metrics: one a (task, dataset)."""
     return [p for p in panels(run) if p.headline]
 
 
-def number(value: Any) -> float | None:
-    """A finite float, else None (JSON null, NaN, infinity)."""
-    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+def _place(row: dict[str, Any], panel: Panel) -> None:
+    score, control = _score(row), row.get("control")
+    key = (score.site, score.layer, control)
+    if row.get("head") is not None:
+        if score.layer is not None and control is None and not score.held_out:
+            panel.heads[score.site, score.layer, int(row["head"])] = score
+        return
+    if not score.held_out:
+        panel.scores[key] = score
+        panel.cluster = str(row.get("cluster") or panel.cluster)
+        if control is None:
+            panel.clusters = row.get("clusters", panel.clusters)
+        return
+    panel.scores.setdefault(key, score)
+    if score.site == "value" and control is None and score.layer is not None:
+        panel.halves.append(score)
 
 
-def interval(ci: Any) -> tuple[float | None, float | None]:
-    """(low, high) of a JSON interval; (None, None) where it is null or not two finite numbers."""
-    if not isinstance(ci, list | tuple) or len(ci) != 2:
-        return None, None
-    low, high = number(ci[0]), number(ci[1])
-    return (low, high) if low is not None and high is not None else (None, None)
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Reads `folder/run.json`; control characters and broken text become U+FFFD.
-
-    Raises:
-        FileNotFoundError: There is no run.json in the folder.
-        ValueError: The file is not a run; the message says what was found.
-    """
-    path = Path(folder) / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the run.json of a finished run, found no such file")
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}") from error
-    if not isinstance(run, dict) or not isinstance(run.get("results"), list):
-        found = sorted(run) if isinstance(run, dict) else type(run).__name__
-        raise ValueError(f'{path}: expected an object with a list "results", found {found}')
-    return clean(run)
-
-
-def clean(item: Any) -> Any:
-    """The same JSON value with everything unprintable in its texts replaced by U+FFFD."""
-    if isinstance(item, str):
-        return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in item)
-    if isinstance(item, list):
-        return [clean(i) for i in item]
-    if isinstance(item, dict):
-        return {clean(k): clean(v) for k, v in item.items()}
-    return item
+def _note_peak(item: dict[str, Any], shown: list[Panel]) -> None:
+    """Gives the finding to its panel; fewer units than the curve has means the reporting half."""
+    layer, value = item.get("layer"), number(item.get("value"))
+    for panel in shown:
+        same = panel.headline and panel.task == item.get("task")
+        row = panel.at("value", layer) if isinstance(layer, int) else None
+        if same and panel.dataset == item.get("dataset", panel.dataset) and row is not None:
+            low, high = interval(item.get("ci"))
+            n = int(number(item.get("n")) or 0)
+            panel.peak = replace(row, value=value, low=low, high=high, n=n, held_out=0 < n < row.n)
 
 
 def _score(row: dict[str, Any]) -> Score:
@@ -207,6 +197,54 @@ def _score(row: dict[str, Any]) -> Score:
         low=low,
         high=high,
         n=int(row.get("n") or 0),
-        split=str(row.get("split") or "all"),
+        chance=number(row.get("chance")),
+        ceiling=number(row.get("ceiling")),
+        held_out=row.get("split") == HALF,
         chosen=row.get("chosen") is True,
     )
+
+
+def number(value: Any) -> float | None:
+    """A finite float, else None (JSON null, NaN, infinity, anything that is no number)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def interval(ci: Any) -> tuple[float | None, float | None]:
+    """(low, high) of a JSON interval; (None, None) where it is null or not two finite numbers."""
+    if not isinstance(ci, list | tuple) or len(ci) != 2:
+        return None, None
+    low, high = number(ci[0]), number(ci[1])
+    return (low, high) if low is not None and high is not None else (None, None)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The run of a folder with its texts cleaned.
+
+    Raises:
+        FileNotFoundError: There is no run.json in the folder.
+        ValueError: The file is not a run with results; the message says what was found.
+    """
+    from kvfix.report.run import read_run
+
+    file = Path(folder) / "run.json"
+    try:
+        run = read_run(Path(folder))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON, found {error}") from error
+    if not isinstance(run, dict) or not isinstance(run.get("results"), list):
+        found = sorted(run) if isinstance(run, dict) else type(run).__name__
+        raise ValueError(f'{file}: expected an object with a list "results", found {found}')
+    return clean(run)
+
+
+def clean(item: Any) -> Any:
+    """The same JSON value with everything unprintable in its texts replaced by U+FFFD."""
+    if isinstance(item, str):
+        return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in item)
+    if isinstance(item, list):
+        return [clean(i) for i in item]
+    if isinstance(item, dict):
+        return {clean(k): clean(v) for k, v in item.items()}
+    return item

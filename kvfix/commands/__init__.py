@@ -1,0 +1,1 @@
+"""What the commands do, from end to end; `kvfix.cli` only reads the command line."""

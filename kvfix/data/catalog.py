@@ -1,0 +1,212 @@
+"""The table of datasets: what kvfix can read, where it comes from, and the folder tree it expects.
+
+A dataset is asked for by a spec: `scenes`, or `davis2017=DIR` for one that lies on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from kvfix.data import davis, spair
+from kvfix.data.scene_units import MAKERS, scene_units
+from kvfix.data.units import UnitSet
+
+MOST_PROBLEMS = 50  # lines that `check` gives before it only counts
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """How a dataset that lies in a folder is read and checked."""
+
+    tree: str  # the folder tree expected
+    readers: Mapping[str, Callable[[Path], UnitSet]]  # by task
+    problems: Callable[[Path], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset of the table; `disk` is None for one that is made on the spot."""
+
+    name: str
+    tasks: tuple[str, ...]
+    split: str
+    size: str  # of the official download, approximate
+    source: str  # where it comes from, and under which terms
+    disk: OnDisk | None = None
+
+
+class Row(NamedTuple):
+    """One line of `kvfix data list`."""
+
+    name: str
+    tasks: tuple[str, ...]
+    spec: str  # what to pass as --data
+    split: str
+    size: str
+    source: str
+    tree: str
+
+
+def _on_disk(
+    name: str,
+    split: str,
+    size: str,
+    source: str,
+    *,
+    tree: str,
+    readers: dict[str, Callable[[Path], UnitSet]],
+    problems: Callable[[Path], Iterator[str]],
+) -> Entry:
+    disk = OnDisk(tree, MappingProxyType(readers), problems)
+    return Entry(name, tuple(readers), split, size, source, disk)
+
+
+CATALOG: Mapping[str, Entry] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            Entry(
+                "scenes", tuple(MAKERS), "test", "none", "painted by kvfix from a seed, Apache-2.0"
+            ),
+            _on_disk(
+                "davis2017",
+                "val",
+                "30 clips, 0.8 GB with train (TrainVal, 480p)",
+                "davischallenge.org; research use, see its terms",
+                tree=davis.TREE,
+                readers={"temporal_correspondence": davis.davis_clips},
+                problems=davis.davis_problems,
+            ),
+            _on_disk(
+                "spair71k",
+                "test",
+                "12,234 pairs, 0.3 GB with train",
+                "cvlab.postech.ac.kr/research/SPair-71k; PASCAL photos, research use",
+                tree=spair.TREE,
+                readers={"semantic_correspondence": spair.spair_pairs},
+                problems=spair.spair_problems,
+            ),
+        )
+    }
+)
+
+
+class _Asked(NamedTuple):
+    entry: Entry
+    folder: Path | None
+
+
+def _parse(spec: str) -> _Asked:
+    """`name` or `name=DIR` -> entry and folder.
+
+    Raises:
+        ValueError: an unknown name, a missing DIR, or a DIR for a dataset that needs none.
+    """
+    name, sign, folder = spec.partition("=")
+    entry = CATALOG.get(name)
+    if entry is None:
+        raise ValueError(f"data: expected one of {', '.join(CATALOG)}, found {name!r}")
+    if entry.disk is None:
+        if sign:
+            raise ValueError(f"data: expected `{name}` without a folder, found {spec!r}")
+        return _Asked(entry, None)
+    if not folder:
+        raise ValueError(
+            f"data: expected {name}=DIR, found {spec!r}; `kvfix data list` shows the tree"
+        )
+    return _Asked(entry, Path(folder).expanduser())
+
+
+def load_units(
+    specs: Sequence[str], *, tasks: Sequence[str] | None = None, limit: int | None = None
+) -> list[UnitSet]:
+    """Unit sets of the asked datasets, one a dataset and task; no photo is read yet.
+
+    Args:
+        specs: such as `scenes` or `davis2017=DIR`; each dataset at most once.
+        tasks: task names to keep; None for all that the datasets offer.
+        limit: units a set at most; scenes, which never run out, give exactly that many.
+
+    Raises:
+        ValueError: no or an unknown dataset, a dataset twice, a missing DIR, a task that none of
+            the asked datasets offers, a limit below 1, an empty dataset.
+        FileNotFoundError: the folder or parts of its tree do not exist.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1, found {limit}")
+    if not specs:
+        raise ValueError(f"data: expected at least one of {', '.join(CATALOG)}, found none")
+    asked = [_parse(spec) for spec in specs]
+    names = [a.entry.name for a in asked]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"data: expected each dataset once, found {name} {names.count(name)} times"
+            )
+    _check_tasks(tasks, asked)
+    sets = []
+    for entry, folder in asked:
+        for task in entry.tasks:
+            if tasks is not None and task not in tasks:
+                continue
+            if entry.disk is None or folder is None:
+                sets.append(scene_units(task, n=limit))
+            else:
+                sets.append(entry.disk.readers[task](folder).head(limit))
+    return sets
+
+
+def _check_tasks(tasks: Sequence[str] | None, asked: Sequence[_Asked]) -> None:
+    """Every asked task must be offered by an asked dataset."""
+    every = sorted({t for entry in CATALOG.values() for t in entry.tasks})
+    for task in tasks or ():
+        if task not in every:
+            raise ValueError(f"task: expected one of {', '.join(every)}, found {task!r}")
+        if not any(task in a.entry.tasks for a in asked):
+            given = ", ".join(a.entry.name for a in asked)
+            able = ", ".join(e.name for e in CATALOG.values() if task in e.tasks)
+            raise ValueError(f"task {task}: expected data that offers it ({able}), found {given}")
+
+
+def check(spec: str) -> list[str]:
+    """What is wrong with a dataset's folder, in plain words, a line each; empty when it is fine.
+
+    Every listed file is opened and decoded, so this takes up to a minute on an official dataset.
+
+    Raises:
+        ValueError: the spec itself is wrong (see `load_units`).
+    """
+    entry, folder = _parse(spec)
+    if entry.disk is None or folder is None:
+        return []
+    problems: list[str] = []
+    more = 0
+    try:
+        for problem in entry.disk.problems(folder):
+            if len(problems) < MOST_PROBLEMS:
+                problems.append(problem)
+            else:
+                more += 1
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    return [*problems, f"... and {more} more"] if more else problems
+
+
+def describe() -> list[Row]:
+    """The table as rows for `kvfix data list`."""
+    return [
+        Row(
+            entry.name,
+            entry.tasks,
+            entry.name if entry.disk is None else f"{entry.name}=DIR",
+            entry.split,
+            entry.size,
+            entry.source,
+            "" if entry.disk is None else entry.disk.tree,
+        )
+        for entry in CATALOG.values()
+    ]

@@ -1,0 +1,180 @@
+"""DAVIS-2017, semi-supervised, split val: one clip a sequence, whose first mask is given.
+
+Layout and rules: davisvideochallenge/davis2017-evaluation. Palette indices of the mode-P masks are
+the object labels. Frames and masks are opened on access, one at a time. Where only every n-th frame
+has a mask (YouTube-VOS does so), the clip is made of the frames that have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from kvfix.data.files import (
+    LazySequence,
+    digest,
+    find_root,
+    image_size,
+    listed,
+    read_labels,
+    read_list,
+    read_photo,
+)
+from kvfix.data.units import VOID, BadUnit, Clip, UnitSet
+
+TREE = """\
+DAVIS/                                  DIR is this folder or its parent
+  ImageSets/2017/val.txt                one sequence name a line
+  JPEGImages/480p/<sequence>/00000.jpg  frames
+  Annotations/480p/<sequence>/00000.png masks, mode P: 0 ground, 1..n objects, 255 void
+"""
+_LIST = "ImageSets/2017/val.txt"
+_FRAMES, _MASKS = "JPEGImages/480p", "Annotations/480p"
+MIN_FRAMES = 3  # the first and the last do not count
+
+
+def davis_clips(folder: Path) -> UnitSet:
+    """The clips of DAVIS-2017 val; reads the list, file sizes and masks, no photo.
+
+    Args:
+        folder: the DAVIS folder or its parent.
+
+    Raises:
+        FileNotFoundError: parts of the tree are missing.
+        ValueError: an empty list, or the masks of DAVIS-2016.
+    """
+    root = _root(folder)
+    names = read_list(root / _LIST)
+    _refuse_2016(root, names)
+    masks = [p for n in names for p in listed(root / _MASKS / n, ".png")]
+    frames = [p for n in names for p in listed(root / _FRAMES / n, ".jpg")]
+    sha256 = digest(root, annotations=[root / _LIST, *masks], photos=frames)
+    return UnitSet(
+        "temporal_correspondence",
+        "davis2017",
+        "val",
+        names,
+        partial(_load, root, names),
+        sha256,
+        "sequence",
+    )
+
+
+def davis_problems(folder: Path) -> Iterator[str]:
+    """Everything that is wrong with a DAVIS folder, a line each; decodes every frame and mask."""
+    root = _root(folder)
+    names = read_list(root / _LIST)
+    _refuse_2016(root, names)
+    for i in range(len(names)):
+        try:
+            clip = _load(root, names, i)
+        except BadUnit as error:
+            yield str(error)
+            continue
+        for files in (clip.frames, clip.masks):
+            for t in range(len(files)):
+                try:
+                    files[t]
+                except BadUnit as error:
+                    yield str(error)
+
+
+def _root(folder: Path) -> Path:
+    try:
+        return find_root(folder, name="DAVIS", holds=(_LIST, _FRAMES, _MASKS))
+    except FileNotFoundError:
+        for root in (folder, folder / "DAVIS"):
+            if (root / "ImageSets/480p").is_dir() and not (root / "ImageSets/2017").exists():
+                raise FileNotFoundError(
+                    f"{root}: expected DAVIS-2017 with {_LIST}, found the lists of DAVIS-2016 "
+                    "(ImageSets/480p); download the 2017 trainval archive at 480p"
+                ) from None
+        raise
+
+
+def _refuse_2016(root: Path, names: tuple[str, ...]) -> None:
+    """Stop before anything is computed when the first readable mask is one of DAVIS-2016."""
+    for name in names:
+        for path in listed(root / _MASKS / name, ".png")[:1]:
+            try:
+                labels_HW = read_labels(path)
+            except BadUnit:
+                continue  # reported for its own unit
+            if _is_2016(labels_HW):
+                raise ValueError(_line_2016(path))
+            return
+
+
+def _is_2016(labels_HW: np.ndarray) -> bool:
+    """0/255 and nothing else: an object drawn in the label that 2017 reserves for void."""
+    present = np.bincount(labels_HW.ravel(), minlength=256) > 0
+    return bool(present[VOID] and not present[1:VOID].any())
+
+
+def _line_2016(path: Path) -> str:
+    return (
+        f"{path}: expected object labels 1..n (DAVIS-2017), found 0 and 255 only: a DAVIS-2016 "
+        "mask, which would be read as all void; use Annotations/480p of the 2017 trainval archive"
+    )
+
+
+def _load(root: Path, names: tuple[str, ...], index: int) -> Clip:
+    """Clip `index`: checks names, sizes and the first mask; frames decode on access."""
+    name = names[index]
+    pairs = _paired(root, name)
+    first_frame, first_mask = pairs[0]
+    size = image_size(first_frame, "a frame")
+    for path in (p for pair in pairs for p in pair):
+        found = image_size(path)
+        if found != size:
+            raise BadUnit(
+                f"{path}: expected {size[0]} x {size[1]} pixels like {first_frame.name} "
+                f"of its sequence, found {found[0]} x {found[1]}"
+            )
+    labels_HW = read_labels(first_mask)
+    if _is_2016(labels_HW):
+        raise BadUnit(_line_2016(first_mask))
+    if not labels_HW.any():
+        raise BadUnit(
+            f"{first_mask}: expected at least one object to follow, found background only"
+        )
+    frames, masks = zip(*pairs, strict=True)
+    return Clip(name, name, LazySequence(frames, read_photo), LazySequence(masks, read_labels))
+
+
+def _paired(root: Path, name: str) -> list[tuple[Path, Path]]:
+    """(frame, mask) files of a sequence, at the regular step at which masks come.
+
+    Raises:
+        BadUnit: a folder, a frame or a mask is missing.
+    """
+    frames = {p.stem: p for p in listed(root / _FRAMES / name, ".jpg")}
+    masks = {p.stem: p for p in listed(root / _MASKS / name, ".png")}
+    for found, folder, kind in ((frames, _FRAMES, "frames .jpg"), (masks, _MASKS, "masks .png")):
+        if not found:
+            raise BadUnit(f"{root / folder / name}: expected {kind}, found none")
+    alone = sorted(masks.keys() - frames.keys())
+    if alone:
+        where = root / _FRAMES / name / f"{alone[0]}.jpg"
+        raise BadUnit(f"{where}: expected a frame for every mask, found no such file")
+    order = sorted(frames)
+    at = [i for i, stem in enumerate(order) if stem in masks]
+    step = min((b - a for a, b in pairwise(at)), default=1)
+    missing = [stem for stem in order[::step] if stem not in masks]
+    if missing:
+        where = root / _MASKS / name / f"{missing[0]}.png"
+        every = "every frame" if step == 1 else f"every {step} frames"
+        raise BadUnit(
+            f"{where}: expected a mask for {every}, found no such file "
+            f"({len(missing)} of {len(order[::step])} masks missing)"
+        )
+    if len(masks) < MIN_FRAMES:
+        raise BadUnit(
+            f"{root / _MASKS / name}: expected at least {MIN_FRAMES} masks "
+            f"(the first and the last do not count), found {len(masks)}"
+        )
+    return [(frames[stem], masks[stem]) for stem in order[::step]]

@@ -1,0 +1,131 @@
+"""A few units of every task with the best value layer's prediction drawn on them: see it, don't trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kvfix.data.units import BadUnit, UnitSet
+from kvfix.eval.probes import TASKS
+from kvfix.eval.source import Site, Source
+from kvfix.eval.unit import UnitScore
+from kvfix.report.overlays import clip_overlay, mask_overlay, match_overlay
+
+SHOWN = 3  # units a task
+
+Overlay = dict[str, Any]
+
+
+def draw_gallery(
+    unit_sets: Sequence[UnitSet],
+    source: Source,
+    sites: Mapping[tuple[str, str], Site | None],
+    folder: Path,
+    *,
+    tick: Callable[[str], None] = lambda task: None,
+) -> list[Overlay]:
+    """Score the first units again at one site and draw what it predicts.
+
+    Args:
+        unit_sets: as measured.
+        source: the model.
+        sites: (task, dataset) -> the site to show.
+        folder: the run folder; pictures go to `figures/overlays/`.
+        tick: called after each task.
+
+    Returns:
+        One entry a picture, for `run.json`.
+    """
+    overlays: list[Overlay] = []
+    for units in unit_sets:
+        site = sites.get((units.task, units.dataset))
+        if site is None:
+            continue
+        index = source.sites(site.site).index(site)
+        for i in range(min(SHOWN, len(units))):
+            try:
+                unit = units.load(i)
+                score = TASKS[units.task].run(unit, source, (site.site, index))[site.site]
+            except BadUnit:
+                continue  # already reported as left out
+            value = float(score.score_S[index])
+            picture, caption = _DRAW[units.task](unit, score)
+            name = f"figures/overlays/{units.task}.{units.dataset}.{i}.png"
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            overlays.append(
+                {
+                    "task": units.task,
+                    "dataset": units.dataset,
+                    "site": site.site,
+                    "layer": site.layer,
+                    "id": unit.id,
+                    "score": value,
+                    "file": name,
+                    "caption": caption,
+                }
+            )
+        tick(units.task)
+    return overlays
+
+
+def _episode(unit: Any, score: UnitScore) -> tuple[Image.Image, str]:
+    return mask_overlay(unit.query, score.kept, unit.query_mask), f"query: {unit.category}"
+
+
+def _group(unit: Any, score: UnitScore) -> tuple[Image.Image, str]:
+    assert isinstance(score.kept, tuple)
+    drawn = [
+        mask_overlay(image, mask, truth)
+        for image, mask, truth in zip(unit.images, score.kept, unit.masks, strict=True)
+    ]
+    return _strip(drawn[:5]), "the first images of the group"
+
+
+def _sentence(unit: Any, score: UnitScore) -> tuple[Image.Image, str]:
+    return mask_overlay(unit.image, score.kept, unit.mask), f"text: {unit.text}"
+
+
+def _pair(unit: Any, score: UnitScore) -> tuple[Image.Image, str]:
+    assert isinstance(score.kept, np.ndarray)
+    box = unit.target_box
+    radius = 0.1 * max(box[2] - box[0], box[3] - box[1])
+    correct = np.linalg.norm(score.kept - unit.target_xy, axis=1) <= radius
+    picture = match_overlay(
+        unit.source, unit.target, unit.source_xy, score.kept, unit.target_xy, correct
+    )
+    return picture, f"{unit.category}: {int(correct.sum())} of {len(correct)} parts found"
+
+
+def _clip(unit: Any, score: UnitScore) -> tuple[Image.Image, str]:
+    labels = list(score.kept) if score.kept is not None else []
+    frames = [unit.frames[t] for t in range(len(labels))]
+    return clip_overlay(frames, labels), "the first frame's masks, carried along"
+
+
+def _strip(pictures: Sequence[Image.Image], gap: int = 6) -> Image.Image:
+    """Pictures side by side, at the height of the first."""
+    height = pictures[0].height
+    scaled = [p.resize((round(p.width * height / p.height), height)) for p in pictures]
+    width = sum(p.width for p in scaled) + gap * (len(scaled) - 1)
+    strip = Image.new("RGB", (width, height), (128, 128, 128))
+    x = 0
+    for picture in scaled:
+        strip.paste(picture, (x, 0))
+        x += picture.width + gap
+    return strip
+
+
+_DRAW: dict[str, Callable[[Any, UnitScore], tuple[Image.Image, str]]] = {
+    "foreground_segmentation": _episode,
+    "cosegmentation": _group,
+    "semantic_segmentation": _sentence,
+    "referring_segmentation": _sentence,
+    "semantic_correspondence": _pair,
+    "temporal_correspondence": _clip,
+}

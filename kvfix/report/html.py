@@ -1,0 +1,268 @@
+"""`report.html` and `report.md`: one run, told from the findings down to the exact command.
+
+Everything in run.json counts as hostile text. The HTML is autoescaped, loads nothing (its policy
+forbids it) and needs no script; Markdown has the same rule through `finalize`.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from kvfix.report import figures, words
+from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, interval, load, number, panels
+from kvfix.report.table import finding_numbers
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# The fixed colours of an SVG -> the page's variables, which know light and dark.
+PAGE_COLOURS = {
+    figures.PAPER: "--card",
+    figures.INK: "--ink",
+    figures.MUTED: "--muted",
+    figures.RULE: "--rule",
+    figures.CONTROL: "--control",
+    **{figures.COLOURS[s]: f"--{s}" for s in (*LAYERED, "projector", "reference")},
+}
+OUTSIDE = {
+    "reference": "Reference encoder",
+    "vision": "Vision encoder",
+    "projector": "Projector",
+    "position": "Position only (control)",
+}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `figures/`, `report.html` and `report.md` of the run in `folder`.
+
+    Args:
+        folder: A run folder with run.json. Overlays that run.json names are read from inside it.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        FileNotFoundError: There is no run.json.
+        ValueError: run.json is not a run with results, or a row lacks a field.
+    """
+    folder = Path(folder)
+    run = load(folder)
+    page = _page(run, folder)
+    drawn = figures.layer_curves(run, folder / "figures")
+    maps = figures.head_maps(run, folder / "figures")
+    svgs = {p.stem: _inline_svg(p.read_text(encoding="utf-8"), p.stem) for p in (drawn + maps)[::2]}
+    _write(folder / "report.html", _html().get_template("report.html.j2").render(svg=svgs, **page))
+    _write(folder / "report.md", _markdown().get_template("report.md.j2").render(svg=svgs, **page))
+    return folder / "report.html"
+
+
+def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What both templates show."""
+    model = run.get("model") or {}
+    shown = panels(run)
+    return {
+        "run": run,
+        "model": model,
+        "facts": _facts(run, model),
+        "findings": _findings(run),
+        "panels": shown,
+        "headlines": [p for p in shown if p.headline],
+        "tables": [_stage_table(p) for p in shown],
+        "overlays": _overlays(run, folder),
+        "left_out": run.get("left_out") or [],
+        "words": words,
+        "random": RANDOM,
+    }
+
+
+def _findings(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The findings by task; `short` is the sentence without the task that heads the group."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for item in run.get("findings") or []:
+        task, dataset = (str(item.get(k) or "") for k in ("task", "dataset"))
+        text, human = str(item.get("text") or ""), _human(task).capitalize()
+        finding = {
+            "text": text,
+            "short": text.removeprefix(f"{human}: ").removeprefix(f"{human} ({dataset}): "),
+            "value": number(item.get("value")),
+            "span": interval(item.get("ci")),
+            "n": number(item.get("n")),
+            "numbers": finding_numbers(item),
+        }
+        groups.setdefault((task, dataset), []).append(finding)
+    return [{"task": t, "dataset": d, "items": v} for (t, d), v in groups.items()]
+
+
+def _facts(run: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, str]]:
+    versions = run.get("versions") or {}
+    facts = [
+        ("Family", model.get("family")),
+        ("Precision", model.get("dtype")),
+        ("Adapter", model.get("adapter") or "none"),
+        ("Reference encoder", run.get("reference_encoder")),
+        ("Started", _date(run.get("started"))),
+        ("Took", _duration(number(run.get("seconds")))),
+        ("kvfix", run.get("kvfix")),
+        *((name, versions.get(name)) for name in ("torch", "transformers", "peft")),
+    ]
+    return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _stage_table(panel: Panel) -> dict[str, Any]:
+    """The full table of a panel: stages outside the LM, then a row a layer, a column a site."""
+    sites = [s for s in LAYERED if panel.curve(s)]
+    control = any(which == RANDOM for _, _, which in panel.scores)
+    everything = [s.value for s in panel.scores.values() if s.value is not None]
+    top = max([*everything, panel.ceiling or 0.0, 1e-9])
+    outside = [
+        {"name": name, "score": score, "random": panel.at(site, None, RANDOM)}
+        for site, name in OUTSIDE.items()
+        if (score := panel.at(site)) is not None
+    ]
+    layers = [
+        {
+            "layer": layer,
+            "cells": [panel.at(s, layer) for s in sites],
+            "random": panel.at("value", layer, RANDOM),
+        }
+        for layer in range(panel.n_layers)
+    ]
+    found = {"panel": panel, "sites": sites, "control": control, "top": top}
+    return {**found, "outside": outside, "layers": layers}
+
+
+def _overlays(run: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The overlays as data URIs by task; a file that is no PNG inside `folder` has none."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    root = folder.resolve()
+    for item in run.get("overlays") or []:
+        path = (root / str(item.get("file"))).resolve()
+        data = path.read_bytes() if path.is_relative_to(root) and path.is_file() else b""
+        uri = link = None
+        if data.startswith(PNG):
+            uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+            link = quote(path.relative_to(root).as_posix())
+        name = (str(item.get("task")), str(item.get("dataset")))
+        shown = {k: item.get(k) for k in ("id", "site", "layer", "file", "caption")}
+        width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20)) if uri else (1, 1)
+        shown |= {
+            "shape": width / max(height, 1),
+            "score": number(item.get("score")),
+            "uri": uri,
+            "link": link,
+        }
+        groups.setdefault(name, []).append(shown)
+    return [
+        {"task": t, "dataset": d, "items": v, "shape": max(o["shape"] for o in v)}
+        for (t, d), v in groups.items()
+    ]
+
+
+def _inline_svg(svg: str, prefix: str) -> str:
+    """An SVG of `figures` ready to stand in the page: page colours and fonts, ids of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
+    rest = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", rest)  # equal colour bars share one id
+    rest = re.sub(r'\b(id="|xlink:href="#)', rf"\1{prefix}-", rest)
+    rest = rest.replace("url(#", f"url(#{prefix}-").replace("*{", ".plot *{")
+    for colour, name in PAGE_COLOURS.items():
+        rest = rest.replace(colour, f"var({name})")
+    return f"{head}>{rest}"
+
+
+def _html() -> Environment:
+    env = _environment(autoescape=True)
+    env.filters |= {"num": _num, "ci": _ci, "span": _span, "human": _human}
+    return env
+
+
+def _markdown() -> Environment:
+    from markupsafe import Markup
+
+    env = _environment(autoescape=False, finalize=_md)
+    env.filters |= {
+        "num": lambda v: Markup(_num(v)),
+        "ci": lambda s: Markup(_ci(s)),
+        "cell": lambda s: Markup(f"{_num(s.value)} {_ci(s)}".strip() if s else "–"),
+        "plain": Markup,  # for text that this package wrote itself
+        "code": lambda text: Markup(escape(str(text), quote=False)),
+        "human": _human,
+    }
+    return env
+
+
+def _environment(**options: Any) -> Environment:
+    from jinja2 import Environment, FileSystemLoader
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+
+
+def _md(item: Any) -> Any:
+    """Text that Markdown shows as it is; numbers and `Markup` pass."""
+    from markupsafe import Markup
+
+    if not isinstance(item, str) or isinstance(item, Markup):
+        return item
+    # An interval such as [0.1, 0.2] can be no link and stays readable in the source.
+    marks = r"(\[[-+.,\d ]+\](?![\[(:]))|([\\`*_\[\]|~$])"
+    text = re.sub(marks, lambda m: m[1] or f"\\{m[2]}", " ".join(item.split()))
+    # A mark at the start could open a heading or a list.
+    text = re.sub(r"^([#+\-=]+(\s|$))", r"\\\1", text)
+    text = re.sub(r"^(\d+)([.)](\s|$))", r"\1\\\2", text)
+    return escape(text, quote=False)
+
+
+def _num(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _ci(score: Score) -> str:
+    return _span((score.low, score.high))
+
+
+def _span(ends: tuple[float | None, float | None]) -> str:
+    low, high = ends
+    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def _human(task: Any) -> str:
+    return str(task).replace("_", " ")
+
+
+def _date(text: Any) -> str | None:
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if when.tzinfo else f"{when:%Y-%m-%d %H:%M}"
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{seconds:.1f} s" if seconds < 100 else f"{minutes} min {rest} s"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a reader never sees half a report."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

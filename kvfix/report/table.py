@@ -1,0 +1,121 @@
+"""What the terminal shows at the end of a run: the summary table and the findings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvfix.report.stages import Panel, Score, clean, headline_panels, interval, number
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+
+def summary(run: dict[str, Any]) -> Table:
+    """One row a (task, dataset), at most 100 columns wide.
+
+    The first line of a cell is the score, the second its interval; `L5` is layer 5. A star after
+    the layer says that it was chosen on the units that score it, so that the score is optimistic.
+    """
+    from rich import box
+    from rich.table import Table
+
+    shown = headline_panels(clean(run))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
+    # Only names may wrap: a number that breaks over two lines is misread.
+    for name in ("task", "dataset\nmetric"):
+        table.add_column(name, overflow="fold", vertical="top")
+    for name in (
+        "vision",
+        "proj.",
+        "best\nvalue",
+        "last\nvalue",
+        "random\nvalue",
+        "position\nonly",
+        "chance",
+        "ceil.",
+        "n",
+    ):
+        table.add_column(name, justify="right", no_wrap=True, style=_style(name))
+    for panel in shown:
+        table.add_row(*_row(panel))
+    if any(p.best is not None and not p.best.held_out for p in shown):
+        table.caption = "* best layer chosen on the units that score it (optimistic)"
+        table.caption_justify = "left"
+    return table
+
+
+def findings(run: dict[str, Any]) -> RenderableType:
+    """The findings as a bulleted list, each with its number, interval and n."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = clean(run).get("findings") or []
+    if not found:
+        return Text("No finding.", style="dim")
+    bullets = Table.grid(padding=(0, 1))
+    bullets.add_column(vertical="top")
+    bullets.add_column(overflow="fold")
+    for item in found:
+        sentence = Text(str(item.get("text", "")))
+        if numbers := finding_numbers(item):
+            sentence.append(f"\n{numbers}", style="dim")
+        bullets.add_row("•", sentence)
+    return bullets
+
+
+def finding_numbers(item: dict[str, Any]) -> str:
+    """`0.100 [0.050, 0.150], n = 30` of a finding; empty where its sentence says them already."""
+    low, high = interval(item.get("ci"))
+    value, n = number(item.get("value")), number(item.get("n"))
+    known = [v for v in (value, low, high) if v is not None]
+    if all(f"{abs(v):.3f}" in str(item.get("text")) for v in known):
+        return ""
+    parts = [] if value is None else [f"{value:.3f}"]
+    if low is not None and high is not None:
+        parts.append(f"[{low:.3f}, {high:.3f}]")
+    return " ".join(parts) + ("" if n is None else f", n = {n:.0f}")
+
+
+def _row(panel: Panel) -> list[Text]:
+    from rich.text import Text
+
+    best, last, random = panel.best, panel.last, panel.best_random
+    star = "" if best is None or best.held_out else "*"
+    bounds = ["–" if b is None else f"{b:.3f}" for b in (panel.chance, panel.ceiling)]
+    return [
+        Text(panel.task.replace("_", "\n", 1).replace("_", " ")),
+        Text(f"{panel.dataset}\n{panel.metric}"),
+        _cell(panel.at("vision")),
+        _cell(panel.at("projector")),
+        _cell(best, star=star, layer=True),
+        _cell(last, layer=True),
+        _cell(random, band=False),
+        _cell(panel.at("position"), band=False),
+        *(Text(b) for b in bounds),
+        Text(str(panel.n)),
+    ]
+
+
+def _cell(score: Score | None, *, layer: bool = False, star: str = "", band: bool = True) -> Text:
+    from rich.text import Text
+
+    if score is None or score.value is None:
+        return Text("–", style="dim")
+    text = Text(f"{score.value:.3f}")
+    if layer and score.layer is not None:
+        text.append(f" L{score.layer}{star}", style="dim")
+    if band and score.low is not None and score.high is not None:
+        text.append(f"\n{_short(score.low)}–{_short(score.high)}", style="dim")
+    return text
+
+
+def _short(value: float) -> str:
+    """Two decimals without the leading zero, to save a column: .61, 1.0, -.02."""
+    text = f"{value:.2f}"
+    return "1.0" if text == "1.00" else text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def _style(column: str) -> str:
+    return {"best\nvalue": "bold"}.get(column, "")

@@ -1,0 +1,95 @@
+"""Configs: YAML maps 1:1 onto a dataclass, overrides win, and what does not fit is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kvfix.config import dump_config, load_config
+
+
+@dataclass(frozen=True)
+class Config:
+    """One field a kind of value."""
+
+    family: str = "llava"
+    steps: int = 100
+    lr: float = 1e-3
+    resume: bool = True
+    layers: tuple[int, ...] = (1, 2)
+    out: str | None = None
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_file_and_overrides_in_that_order(tmp_path: Path) -> None:
+    path = _file(tmp_path, "steps: 5\nlr: 0.1\n")
+    assert load_config(Config, None) == Config()
+    assert load_config(Config, path) == Config(steps=5, lr=0.1)
+    assert load_config(Config, path, ["lr=2", "out=a=b"]) == Config(steps=5, lr=2.0, out="a=b")
+    assert load_config(Config, _file(tmp_path, "# nothing set\n")) == Config()
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ("lr=1e-4", "lr", 1e-4),  # YAML 1.1 reads it as text
+        ("lr=3", "lr", 3.0),
+        ("layers=[3, 4]", "layers", (3, 4)),
+        ("resume=false", "resume", False),
+        (" steps =7", "steps", 7),
+        ("out=runs/a", "out", "runs/a"),
+        ("out=null", "out", None),
+    ],
+)
+def test_spellings_that_mean_the_same(override: str, field: str, value: object) -> None:
+    found = getattr(load_config(Config, None, [override]), field)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("stepz=3", r"'stepz' is unknown; known keys: family, steps, lr"),
+        ("steps", "expected key=value, found 'steps'"),
+        ("steps=1.5", r"'steps': expected int, found float \(1.5\)"),
+        ("steps=true", "'steps': expected int, found bool"),
+        ("lr=fast", "'lr': expected float, found str"),
+        ("lr=true", "'lr': expected float, found bool"),
+        ("resume=1", "'resume': expected bool, found int"),
+        ("family=[a]", "'family': expected str, found list"),
+        ("layers=3", "'layers': expected tuple, found int"),
+    ],
+)
+def test_what_does_not_fit_is_refused(override: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_config(Config, None, [override])
+
+
+def test_unknown_keys_in_the_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'lern_rate' is unknown"):
+        load_config(Config, _file(tmp_path, "lern_rate: 1\n"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        load_config(Config, tmp_path / "none.yaml")
+
+
+def test_yaml_cannot_build_objects(tmp_path: Path) -> None:
+    with pytest.raises(yaml.YAMLError):
+        load_config(Config, _file(tmp_path, "family: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_a_dump_reads_back(tmp_path: Path) -> None:
+    config = Config(steps=3, lr=1e-5, out="here", layers=(7,))
+    text = dump_config(config)
+    assert text.index("family") < text.index("steps") < text.index("out")
+    assert load_config(Config, _file(tmp_path, text)) == config
