@@ -1,10 +1,10 @@
 """What capture costs: time beside a plain forward pass, and memory over many units.
 
     python benchmarks/capture.py                      # the shipped nano
-    python benchmarks/capture.py nano DIR             # nano and any other model, one after the other
+    python benchmarks/capture.py nano DIR             # nano and another model, in turn
 
-A few minutes on two cores. Goals: capture of every layer at most 1.10x a plain forward pass, every layer
-at most 1.25x one layer, peak memory at 80 units at most 1.1x that at 8.
+A few minutes on two cores. Goals: capture of every layer at most 1.10x a plain forward pass, every
+layer at most 1.25x one layer, peak memory at 80 units at most 1.1x that at 8.
 """
 
 from __future__ import annotations
@@ -74,16 +74,32 @@ def timings(mlm: Mlm) -> list[tuple[str, str, str, str, str]]:
     # A ratio is taken within its round: the machine's load moves both sides alike.
     typical = {name: statistics.median(s[2:]) for name, s in seconds.items()}
     return [
-        _row("all layers / plain forward", typical["plain"], typical["all"], _ratio(seconds, "plain", "all"), 1.10),
-        _row("all layers / one layer", typical["one"], typical["all"], _ratio(seconds, "one", "all"), 1.25),
+        _row(
+            "all layers / plain forward",
+            typical["plain"],
+            typical["all"],
+            _ratio(seconds, "plain", "all"),
+            1.10,
+        ),
+        _row(
+            "all layers / one layer",
+            typical["one"],
+            typical["all"],
+            _ratio(seconds, "one", "all"),
+            1.25,
+        ),
     ]
 
 
 def _ratio(seconds: dict[str, list[float]], base: str, other: str) -> float:
-    return statistics.median(b / a for a, b in zip(seconds[base][2:], seconds[other][2:], strict=True))
+    return statistics.median(
+        b / a for a, b in zip(seconds[base][2:], seconds[other][2:], strict=True)
+    )
 
 
-def _row(what: str, base: float, other: float, ratio: float, goal: float) -> tuple[str, str, str, str, str]:
+def _row(
+    what: str, base: float, other: float, ratio: float, goal: float
+) -> tuple[str, str, str, str, str]:
     return what, f"{1e3 * base:.1f} ms", f"{1e3 * other:.1f} ms", f"{ratio:.3f}x", f"<= {goal:.2f}x"
 
 
@@ -101,7 +117,10 @@ def memory(folder: str) -> tuple[str, str, str, str, str]:
 
 def _peak(folder: str, n: int) -> float:
     out = subprocess.run(
-        [sys.executable, __file__, "--peak", folder, str(n)], check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--peak", folder, str(n)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return float(out.stdout.split()[-1])
 

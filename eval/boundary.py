@@ -2,8 +2,8 @@
 
 Shapes: S predictions, B boundary pixels, D rows of the disk.
 
-Rules of davisvideochallenge/davis2017-evaluation (``db_eval_boundary``): boundaries one pixel
-wide, a boundary pixel is matched when the other boundary has a pixel within ceil(tolerance * image
+Rules of davisvideochallenge/davis2017-evaluation (``db_eval_boundary``): boundaries one pixel wide,
+a boundary pixel is matched when the other boundary has a pixel within ceil(tolerance * image
 diagonal). Instead of dilating whole images by a disk, only boundary pixels look round themselves:
 the disk is a stack of horizontal runs, and a run is empty exactly when a row-wise cumulative sum
 does not grow over it.

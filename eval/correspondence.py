@@ -1,7 +1,7 @@
 """Correspondence probes: keypoints between two images, masks through a clip.
 
-Shapes: S sites at once, H x W grid cells, height x width pixels, C channels, K keypoints,
-O objects.
+Shapes: S sites at once, H x W grid cells, height x width pixels, C channels, K keypoints, O
+objects.
 
 Protocols (arXiv 2510.04819; what it leaves open is filled in as stated here):
   semantic   SPair-71k: bilinear feature at each source keypoint; the centre of the target cell of
@@ -101,8 +101,8 @@ def score_pair(
     truth = torch.as_tensor(np.asarray(target_xy, dtype=np.float64))
     if len(truth) == 0 or len(truth) != len(source_xy):
         raise ValueError(
-            f"a pair needs the same keypoints on both sides, at least one; "
-            f"got {len(source_xy)} and {len(truth)}"
+            f"a pair needs the same keypoints on both sides, at least one; got {len(source_xy)} "
+            f"and {len(truth)}"
         )
     radius = alpha * max(target_box[2] - target_box[0], target_box[3] - target_box[1])
     found = match_cells(source_SHWC, source_layout, source_xy, target_SHWC, target_layout)
@@ -158,8 +158,8 @@ class ClipScorer:
         layout: of every frame: one grid and image size a clip.
         first_mask: (height, width) integer labels, 0 background, 1..O objects, 255 = void.
         window: cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid.
-        keep: site whose labels come back in ``kept``: one (height, width) uint8 a frame, first
-            the given.
+        keep: site whose labels come back in ``kept``: one (height, width) uint8 a frame, first the
+            given.
 
     Raises:
         ValueError: no object in the first mask.
@@ -246,8 +246,8 @@ def score_clip(
     """Temporal correspondence of one clip whose frames come as a stream; see `ClipScorer`.
 
     Args:
-        frames: (f_SHWC, layout) in order; consumed lazily. The last frame does not count and is
-            not asked for.
+        frames: (f_SHWC, layout) in order; consumed lazily. The last frame does not count and is not
+            asked for.
         masks: one a frame.
         window: as in `ClipScorer`.
         keep: as in `ClipScorer`.

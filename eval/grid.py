@@ -2,8 +2,8 @@
 
 Shapes: S sites, H x W grid cells, height x width original pixels, C channels, F frequencies.
 Coordinates are continuous: pixel (row i, column j) covers [j, j + 1) x [i, i + 1), so its centre is
-(j + 0.5, i + 0.5). A layout's ``box`` (x0, y0, x1, y1) is the part of the image that the whole
-grid spans.
+(j + 0.5, i + 0.5). A layout's ``box`` (x0, y0, x1, y1) is the part of the image that the whole grid
+spans.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def cell_centres(layout: Layout) -> torch.Tensor:
 
 
 def to_cells(xy_K2: np.ndarray | torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Points in original pixels -> (K, 2) float64 (row, col); the centre of cell (r, c) is (r,
-    c).
-    """
+    """Points in original pixels -> (K, 2) float64 (row, col); cell (r, c) is centred at (r, c)."""
     xy = np.asarray(xy_K2, dtype=np.float64)
     at = layout.cell_of(xy[:, 0], xy[:, 1])
     return torch.from_numpy(np.stack((at.row, at.col), axis=1))
@@ -107,8 +105,8 @@ def check_mask(mask_HW: np.ndarray | torch.Tensor, layout: Layout) -> torch.Tens
     )
     if tuple(mask.shape) != tuple(layout.image_hw):
         raise ValueError(
-            f"mask must have the image's (height, width) {tuple(layout.image_hw)}, "
-            f"got {tuple(mask.shape)}"
+            f"mask must have the image's (height, width) {tuple(layout.image_hw)}, got "
+            f"{tuple(mask.shape)}"
         )
     return mask.cpu().to(torch.int16)
 
@@ -124,9 +122,7 @@ def _interpolation(cell_P: np.ndarray, n_cells: int) -> torch.Tensor:
 
 
 def inside_box(layout: Layout) -> torch.Tensor:
-    """(height, width) bool: pixels whose centre the grid spans (all of them but for a centre
-    crop).
-    """
+    """(height, width) bool: pixels whose centre the grid spans (all but for a centre crop)."""
     height, width = layout.image_hw
     x0, y0, x1, y1 = layout.box
     y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
@@ -152,8 +148,8 @@ def to_pixels(
     """
     if tuple(map_SHW.shape[1:]) != tuple(layout.grid_hw):
         raise ValueError(
-            f"map must be (sites, {layout.grid_hw[0]}, {layout.grid_hw[1]}), "
-            f"got {tuple(map_SHW.shape)}"
+            f"map must be (sites, {layout.grid_hw[0]}, {layout.grid_hw[1]}), got "
+            f"{tuple(map_SHW.shape)}"
         )
     height, width = layout.image_hw
     across = layout.cell_of(np.arange(width) + 0.5, np.zeros(width)).col

@@ -74,8 +74,8 @@ def fit_logistic(
         weight_N: non-negative sample weights; None = all 1.
         l2: penalty on w (the bias is free); of |x| about 1 (see fit_standardiser).
         tolerance: stop when the gradient's norm is below it at every site. The distance to the
-            optimum is then at most tolerance / l2 in w, and far less along directions that the
-            data fixes.
+            optimum is then at most tolerance / l2 in w, and far less along directions that the data
+            fixes.
         max_iterations: sites that have not converged by then are reported in ``converged_S``.
 
     Raises:

@@ -1,7 +1,7 @@
 """Metrics of the benchmarks as pure functions, float64, equal to their reference implementations.
 
-Shapes: T frames, S sites, O objects, K keypoints, N units; masks are (height, width).
-All scores are in [0, 1].
+Shapes: T frames, S sites, O objects, K keypoints, N units; masks are (height, width). All scores
+are in [0, 1].
 """
 
 from __future__ import annotations
@@ -56,16 +56,14 @@ def binary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def pooled_ratio(part: np.ndarray, whole: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Sum of parts over sum of wholes along ``axis`` (cIoU, class IoU); NaN where all wholes
-    are 0.
-    """
+    """Sum of parts over sum of wholes along ``axis`` (cIoU, class IoU); NaN where wholes are 0."""
     top, bottom = np.sum(part, axis, dtype=np.float64), np.sum(whole, axis, dtype=np.float64)
     return np.divide(top, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
 
 
 def class_miou(overlaps: Sequence[Overlap], classes: Sequence[int], of: Sequence[int]) -> float:
-    """Pascal-5i mIoU of one fold: foreground IoU pooled per class, mean over the classes ``of``
-    the fold.
+    """Pascal-5i mIoU of one fold: foreground IoU pooled per class, mean over the classes ``of`` the
+    fold.
 
     A class without an episode counts 0, as in HSNet's ``AverageMeter``.
     """
@@ -96,9 +94,7 @@ def pixel_precision(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def davis_j(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Region similarity J of one object in one frame, bool masks; union 0 -> 1
-    (``db_eval_iou``).
-    """
+    """Region similarity J of an object in a frame, bool masks; union 0 -> 1 (``db_eval_iou``)."""
     union = np.logical_or(predicted, truth).sum()
     return float(np.logical_and(predicted, truth).sum() / union) if union else 1.0
 
@@ -154,8 +150,8 @@ def davis_objects(
         truth: same; 255 is background. The objects are the labels up to the first frame's largest.
 
     Raises:
-        ValueError: frame counts or sizes differ, fewer than 3 frames, no object in the first
-            frame, or a prediction with an object id that the first frame does not have.
+        ValueError: frame counts or sizes differ, fewer than 3 frames, no object in the first frame,
+            or a prediction with an object id that the first frame does not have.
     """
     if len(predicted) != len(truth) or len(truth) < 3:
         raise ValueError(

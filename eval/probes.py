@@ -23,6 +23,7 @@ class Task(NamedTuple):
 
     metric: str
     run: Callable[[Any, Source, Keep], Scores]
+    by_text: bool = False  # needs a text's vector, which an encoder alone does not have
 
 
 def _kinds(features: dict, keep: Keep) -> list[tuple[str, int | None]]:
@@ -105,8 +106,8 @@ def temporal_correspondence(unit: Any, source: Source, keep: Keep = None) -> Sco
 TASKS = {
     "foreground_segmentation": Task("IoU", foreground),
     "cosegmentation": Task("Jaccard", cosegmentation),
-    "semantic_segmentation": Task("IoU", by_text),
-    "referring_segmentation": Task("IoU", by_text),
+    "semantic_segmentation": Task("IoU", by_text, by_text=True),
+    "referring_segmentation": Task("IoU", by_text, by_text=True),
     "semantic_correspondence": Task("PCK@0.1", semantic_correspondence),
     "temporal_correspondence": Task("J&F", temporal_correspondence),
 }

@@ -78,8 +78,8 @@ class Propagator:
         """
         if f_SHWC.shape != self._first[0].shape:
             raise ValueError(
-                f"all frames of a clip need one grid: first {tuple(self._first[0].shape)}, "
-                f"now {tuple(f_SHWC.shape)}"
+                f"all frames of a clip need one grid: first {tuple(self._first[0].shape)}, now "
+                f"{tuple(f_SHWC.shape)}"
             )
         target = _unit(f_SHWC)
         context = [self._first, *self._last]
@@ -119,8 +119,8 @@ class Propagator:
         labels: torch.Tensor,
         seen_QP: torch.Tensor,
     ) -> torch.Tensor:
-        """Soft labels of a band: target (s, h, W, C), sources (s, T, h', W, C), labels (s, T,
-        L, h', W).
+        """Soft labels of a band: target (s, h, W, C), sources (s, T, h', W, C), labels (s, T, L,
+        h', W).
         """
         n, height, cols, _ = target.shape
         n_context = sources.shape[1]

@@ -1,7 +1,8 @@
-"""The samples of a run on disk: one JSON line a unit and site, safe against an interruption at any byte.
+"""The samples of a run on disk: one JSON line a unit and site, safe against an interruption at any
+byte.
 
-A unit's lines are written in one call and fsynced. Each line carries `rows`, the number of lines of its
-unit, so that a torn unit is recognised, cut off and scored again.
+A unit's lines are written in one call and fsynced. Each line carries `rows`, the number of lines of
+its unit, so that a torn unit is recognised, cut off and scored again.
 """
 
 from __future__ import annotations

@@ -112,9 +112,7 @@ def _threshold_pixels(
 
 
 def mask_ceiling(mask: Mask, layout: Layout) -> float:
-    """IoU in [0, 1] that perfect soft patch labels attain after upsampling: what the grid
-    allows.
-    """
+    """IoU in [0, 1] that perfect soft patch labels attain once upsampled: what the grid allows."""
     share = to_grid(mask, layout).share_HW[None]
     half = torch.full((1,), 0.5)
     return float(_threshold_pixels(share, half, mask, layout, None).counts.iou_S[0])

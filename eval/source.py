@@ -64,7 +64,7 @@ class MlmSource:
         self, mlm: Mlm, *, kinds: Sequence[str] = SITES, heads: bool = False, position: bool = True
     ):
         self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
-        self._batch = 1  # one image tells how many tokens an image has
+        self._tokens: dict[tuple[int, int], int] = {}  # image size -> image tokens
 
     def sites(self, kind: str) -> list[Site]:
         """The S sites of a kind, in the order of its features."""
@@ -76,14 +76,18 @@ class MlmSource:
 
     def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
         """Features of images, each alone in its prompt, a batch of them at a time."""
-        start = 0
-        while start < len(images):
-            part = images[start : start + self._batch]
-            start += len(part)
-            prompts = [Prompt((image,), NEUTRAL) for image in part]
+        batch = self._batch(images[0])
+        for start in range(0, len(images), batch):
+            prompts = [Prompt((image,), NEUTRAL) for image in images[start : start + batch]]
             for sample in extract(self.mlm, prompts, sites=self.kinds):
                 yield self._view(sample)
-                self._batch = max(1, TOKEN_BUDGET // sample.layouts[0].n_tokens)
+
+    def _batch(self, image: Image.Image) -> int:
+        """Images a forward pass, by the image alone: a resumed run must batch as the first did."""
+        if image.size not in self._tokens:
+            [[span]] = self.mlm.encode([Prompt((image,), NEUTRAL)]).images
+            self._tokens[image.size] = span.layout.n_tokens
+        return max(1, TOKEN_BUDGET // self._tokens[image.size])
 
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         """Features of an image with a text after it, and t_SC at the text's last token."""
@@ -101,6 +105,12 @@ class MlmSource:
 
     def _view(self, sample: SampleFeatures) -> View:
         features, layout = dict(sample.images[0]), sample.layouts[0]
+        for kind, f_SHWC in features.items():
+            if not torch.isfinite(f_SHWC).all():  # would be scored as a bad model, silently
+                raise ValueError(
+                    f"{self.mlm.id}: expected finite features, found NaN or infinity in {kind} "
+                    f"({self.mlm.dtype}); try another dtype"
+                )
         if self.heads:
             for kind in ("key", "value"):
                 if kind in features:

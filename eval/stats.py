@@ -3,15 +3,13 @@
 Shapes: N units, S sites, G clusters, B resamples, K strata (classes, tasks).
 
 Units of one cluster (frames of a sequence, sentences about a photo) are not independent, so
-clusters
-are drawn with replacement, never units. A resample is a vector of G counts, so every statistic that
-is a ratio of sums needs the clusters' sums only: (B, G) @ (G, S), never (B, N, S). Sums of I and U
-are
-recomputed in each resample, as a ratio of sums is not a mean of ratios.
+clusters are drawn with replacement, never units. A resample is a vector of G counts, so every
+statistic that is a ratio of sums needs the clusters' sums only: (B, G) @ (G, S), never (B, N, S).
+Sums of I and U are recomputed in each resample, as a ratio of sums is not a mean of ratios.
 
 Intervals are percentile intervals widened for small G (the expanded percentile interval of
-Hesterberg
-2015, arXiv 1411.5279): plain ones are too short by sqrt((G - 1) / G) and use the normal's tail.
+Hesterberg 2015, arXiv 1411.5279): plain ones are too short by sqrt((G - 1) / G) and use the
+normal's tail.
 """
 
 from __future__ import annotations
@@ -130,8 +128,7 @@ def pooled_ratio_bootstrap(
         whole_NS: unions, or all keypoints; broadcast against the parts' sites.
         clusters: one label a unit.
         strata: one class a unit: ratios are pooled within a class, then averaged over classes
-            (Pascal-5i
-            mIoU). A class that a resample misses is left out of that resample's mean.
+            (Pascal-5i mIoU). A class that a resample misses is left out of that resample's mean.
         level: of the interval.
         resamples: B.
         seed: of the resamples.

@@ -103,8 +103,7 @@ class Capture(AbstractContextManager):
             samples = cap.collect()
 
     Inside a hook the grids' cells are copied out and the rest is let go. LoRA counts, because the
-    hooks
-    sit on what PEFT puts in place of `k_proj` and `v_proj`.
+    hooks sit on what PEFT puts in place of `k_proj` and `v_proj`.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class Capture(AbstractContextManager):
         """
         if self._forwards != 1:
             raise ValueError(
-                f"expected collect() inside the Capture block after one forward pass, found "
+                "expected collect() inside the Capture block after one forward pass, found "
                 f"{self._forwards} passes; open a new block for each"
             )
         samples, cells, rows = [], 0, 0
@@ -260,8 +259,7 @@ class Capture(AbstractContextManager):
             return  # gradient checkpointing runs layers again in backward
         on = index_N.to(x_MC.device)
         # Checkpointing counts what a layer saves for backward and compares with the second run, in
-        # which
-        # this copy does not happen: keep it out of the count.
+        # which this copy does not happen: keep it out of the count.
         with saved_tensors_hooks(_same, _same):
             self._kept[key] = (x_MC if self.grad else x_MC.detach()).index_select(0, on)
 

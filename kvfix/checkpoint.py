@@ -105,9 +105,8 @@ def _folder(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"{id_or_dir}: expected a folder or a hub model, found no such folder, and the hub "
-            "did not "
-            f"give it: {cause}"
+            f"{id_or_dir}: expected a folder or a hub model, found no such folder, and the hub did "
+            f"not give it: {cause}"
         ) from error
     return Path(cached), Path(cached).name
 
@@ -139,8 +138,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     if pickles:
         raise ValueError(
             f"{folder}: expected weights as safetensors, found {pickles[0]}; pickles are not "
-            "loaded, "
-            "convert it with transformers' save_pretrained"
+            "loaded, convert it with transformers' save_pretrained"
         )
     raise FileNotFoundError(f"{folder}: expected weights, found no {missing[0]}")
 
@@ -289,8 +287,7 @@ def add_adapter(model: Any, folder: str) -> tuple[Any, Adapter]:
     Raises:
         FileNotFoundError: No such folder or file.
         ValueError: Not a LoRA adapter, a key that the model lacks or the adapter lacks, or a
-            `lora_B`
-            that is all zero.
+            `lora_B` that is all zero.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -316,8 +313,7 @@ def add_adapter(model: Any, folder: str) -> tuple[Any, Adapter]:
         if keys:
             raise ValueError(
                 f"{file}: expected the adapter's keys to be this model's, found {len(keys)} "
-                f"{what}: "
-                f"{min(keys)}; was it trained on another model or transformers version?"
+                f"{what}: {min(keys)}; was it trained on another model or transformers version?"
             )
     return wrapped, Adapter(folder=path, file=file)
 

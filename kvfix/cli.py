@@ -7,9 +7,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,9 +26,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The datasets: what they look like on disk, what is wrong with yours.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
-console = Console(stderr=True, width=None if sys.stderr.isatty() else 100)
+# No emoji: the id of an SPair pair may end in ":dog:".
+console = Console(stderr=True, emoji=False, width=None if sys.stderr.isatty() else 100)
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 Model = Annotated[str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA folder to load on top.")]
@@ -55,7 +56,7 @@ class RichWatch:
 
     def say(self, text: str) -> None:
         """Tell what begins."""
-        console.print(f"[dim]{text} ...[/dim]")
+        console.print(f"[dim]{escape(text)} ...[/dim]", soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -98,11 +99,19 @@ def diagnose(
         str | None, typer.Option(help="Bare SigLIP, CLIP or DINOv2 to compare with.")
     ] = None,
     control: Annotated[bool, typer.Option(help="Also run the random-weights control.")] = True,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="auto is the checkpoint's own."),
+    ] = "auto",
     device: Annotated[str | None, typer.Option(help="As torch names it, or auto.")] = None,
-    quant: Annotated[str | None, typer.Option(help="nf4 or int8.")] = None,
-    attn: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
-    seed: Annotated[int, typer.Option(help="Of bootstrap, k-means and controls.")] = 0,
+    quant: Annotated[
+        Literal["nf4", "int8"] | None, typer.Option(help="Quantise the language model.")
+    ] = None,
+    attn: Annotated[
+        Literal["sdpa", "eager", "flash_attention_2"] | None,
+        typer.Option(help="Attention implementation. Default: transformers' choice."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of bootstrap, halves and controls.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much visual information each stage of a model holds."""
@@ -126,11 +135,18 @@ def diagnose(
         seed=seed,
     )
     command = shlex.join(["kvfix", *sys.argv[1:]])
-    outcome = run(options, command=command, watch=RichWatch())
+    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
+        outcome = run(options, command=command, watch=RichWatch())
     _show(outcome.record, outcome.report)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
     if outcome.failed:
+        left, total = len(outcome.record["left_out"]), sum(d["n"] for d in outcome.record["data"])
+        console.print(
+            "[red]error:[/red] expected at most 5 % of a task's units to be left out, found "
+            f"{left} of {total} in all; the others are scored",
+            soft_wrap=True,
+        )
         raise SystemExit(FAILED)
 
 
@@ -138,12 +154,16 @@ def _show(record: dict, report: Path) -> None:
     from kvfix.report.table import findings, summary
 
     console.print(summary(record))
-    console.print(findings(record))
+    clear = [f for f in record["findings"] if f["clear"]]
+    console.print(findings({**record, "findings": clear}))
+    if unclear := len(record["findings"]) - len(clear):
+        console.print(f"[dim]{unclear} more without a clear difference: in the report[/dim]")
     for entry in record["left_out"][:10]:
-        console.print(f"[yellow]left out[/yellow] {escape(entry['id'])}: {escape(entry['why'])}")
+        line = f"[yellow]left out[/yellow] {escape(entry['id'])}: {escape(entry['why'])}"
+        console.print(line, soft_wrap=True)
     if len(record["left_out"]) > 10:
         console.print(f"... and {len(record['left_out']) - 10} more units left out")
-    console.print(f"{record['seconds']:.0f} s. Report: {report}", soft_wrap=True)
+    console.print(f"{record['seconds']:.0f} s. Report: {escape(str(report))}", soft_wrap=True)
 
 
 @data_app.command("list")
@@ -168,22 +188,33 @@ def data_check(spec: Annotated[str, typer.Argument(help="NAME=DIR")]) -> None:
         console.print(f"- {problem}", markup=False)
     if problems:
         raise SystemExit(FAILED)
-    console.print(f"{spec}: complete")
+    console.print(f"{spec}: complete", markup=False)
 
 
 def main() -> None:
     """Entry point: a clear line instead of a traceback (KVFIX_DEBUG=1 shows the traceback)."""
     try:
         app()
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where it stopped")
-        raise SystemExit(INTERRUPTED) from None
-    except (ValueError, OSError) as error:
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            console.print("interrupted; the same command goes on where it stopped")
+        raise
+    except Exception as error:
         if os.environ.get("KVFIX_DEBUG"):
             raise
         console.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
-        raise SystemExit(FAILED) from None
+        raise SystemExit(_code(error)) from None
 
 
 def _plain(error: Exception) -> str:
-    return escape(" ".join(str(error).split()))
+    text = escape(" ".join(str(error).split()))
+    if isinstance(error, ValueError | OSError):
+        return text
+    # Not one of ours: a library's, or a bug.
+    return f"{type(error).__name__}: {text} (KVFIX_DEBUG=1 shows where)"
+
+
+def _code(error: Exception) -> int:
+    from kvfix.data.catalog import WrongSpec
+
+    return WRONG_USAGE if isinstance(error, WrongSpec) else FAILED

@@ -22,11 +22,12 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: an unknown key, a malformed override, or a value of another type than the default.
+        ValueError: an unknown key, a malformed override, or a value of another type than the
+            default.
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values.update(yaml.safe_load(Path(path).read_text()) or {})
+        values.update(_read_yaml(Path(path)))
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:
@@ -41,9 +42,19 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     return cls(**values)
 
 
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, found {' '.join(str(error).split())}") from None
+    if not isinstance(read, dict | None):
+        raise ValueError(f"{path}: expected lines of `key: value`, found a {type(read).__name__}")
+    return read or {}
+
+
 def _like(value: Any, default: Any, key: str) -> Any:
-    """Convert harmless spellings (1 for 1.0, 1e-3 read as text, list for tuple); refuse the rest."""
-    if default is None or value is None or type(value) is type(default):
+    """Convert harmless spellings (1 for 1.0, 1e-3 as text, list for tuple); refuse the rest."""
+    if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:

@@ -41,8 +41,7 @@ class Family:
         lora_vision: The same in the vision tower, from the config: only layers whose output is
             used, as the others would get no gradient.
         positions_from_mask: Text position ids count real tokens only. False: the model derives its
-            own
-            (M-RoPE), and giving any would switch that off.
+            own (M-RoPE), and giving any would switch that off.
     """
 
     model_type: str
@@ -128,7 +127,7 @@ def processed_view(image_hw: tuple[int, int], image_processor: Any) -> PixelView
         # Only LLaVA's own processors pad to a square; elsewhere `do_pad` is something else.
         if not hasattr(image_processor, "pad_to_square"):
             raise ValueError(
-                f"expected an image processor without do_pad, found "
+                "expected an image processor without do_pad, found "
                 f"{type(image_processor).__name__} with it"
             )
         view = view.padded_to_square()

@@ -1,8 +1,8 @@
 """Which image token shows which part of the original image: one pure function a family.
 
 A layout is exact: cell centres are kept per row and per column, because grids are not always
-uniform
-(27 patches of 14 px cover 378 of a 384 px tile, and a mosaic repeats that gap at each tile border).
+uniform (27 patches of 14 px cover 378 of a 384 px tile, and a mosaic repeats that gap at each tile
+border).
 
 Shapes: H, W rows and columns of the grid; V image tokens of one image; R projector rows of one
     image.
@@ -49,8 +49,8 @@ class Layout:
     Attributes:
         index_HW: Which of this image's tokens (0..V-1, in sequence order) holds each cell.
         rows_HW: Which of this image's projector rows (0..R-1) holds each cell. Larger than
-            `index_HW`
-            where the model shrinks the mosaic (anyres_max_9): resize bilinearly to `grid_hw`.
+            `index_HW` where the model shrinks the mosaic (anyres_max_9): resize bilinearly to
+            `grid_hw`.
         box: Original pixels spanned by the whole grid: smaller than the image after a centre crop,
             larger where cells hold padding.
         ys_H: Centre of each grid row, original pixels.
@@ -135,8 +135,8 @@ def tile_layout(image_hw: tuple[int, int], view: PixelView, *, patch: int, leadi
     if leading < 0:
         raise ValueError(
             "expected a vision tower with a CLS token for "
-            "vision_feature_select_strategy='default', "
-            "found one without: the first patch would be dropped; set the strategy to 'full'"
+            "vision_feature_select_strategy='default', found one without: the first patch would be "
+            "dropped; set the strategy to 'full'"
         )
     height, width = view.height // patch, view.width // patch
     index_HW = leading + torch.arange(height * width).view(height, width)
@@ -327,9 +327,8 @@ def _layout(
     if index_HW.numel() == 0:
         raise ValueError(
             f"expected an image that fills at least one image token, found {image_hw[0]} x "
-            f"{image_hw[1]} "
-            f"pixels (height x width) seen as {view.height} x {view.width}; use a larger or less "
-            "elongated one"
+            f"{image_hw[1]} pixels (height x width) seen as {view.height} x {view.width}; use a "
+            "larger or less elongated one"
         )
     n = int(index_HW.max()) + 1
     return Layout(

@@ -88,8 +88,8 @@ class Mlm:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights: what `cat *.safetensors | sha256sum` prints (shards in the order of
-        their names).
+        """Of the weights: what `cat *.safetensors | sha256sum` prints (shards in the order of their
+        names).
 
         Read on first use: hashing 16 GB takes about half a minute.
         """
@@ -139,8 +139,7 @@ class Mlm:
 
         Raises:
             ValueError: A prompt without an image, with an image that is not RGB, or with a
-                placeholder
-                in its text.
+                placeholder in its text.
         """
         return encode(
             prompts,
@@ -172,8 +171,7 @@ def load_mlm(
         device: As torch names it, or "auto" to spread over devices; None is the GPU if there is
             one.
         quant: None, "nf4" or "int8": of the language model's weights, by bitsandbytes. The vision
-            tower
-            and the projector stay as they are.
+            tower and the projector stay as they are.
         attn: "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
         random_weights: A seed: the same architecture, freshly initialised, weights not read (a
             control).
@@ -184,8 +182,7 @@ def load_mlm(
     Raises:
         FileNotFoundError: No such folder, or it lacks a file.
         ValueError: An unknown model type, weights that do not fit, an adapter that does not, or
-            options
-            that exclude each other.
+            options that exclude each other.
     """
     _check_options(quant, random_weights, adapter)
     weights = checkpoint.find(str(id_or_dir), weights=random_weights is None, seed=random_weights)
@@ -195,8 +192,8 @@ def load_mlm(
     lm_type = config.text_config.model_type
     if lm_type not in LANGUAGE_MODELS:
         raise ValueError(
-            f"{where}: expected a language model out of {', '.join(LANGUAGE_MODELS)}, "
-            f"found {lm_type!r}"
+            f"{where}: expected a language model out of {', '.join(LANGUAGE_MODELS)}, found "
+            f"{lm_type!r}"
         )
     processor = checkpoint.load_processor(weights.folder)
     if random_weights is not None:

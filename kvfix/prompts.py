@@ -52,8 +52,7 @@ class Encoded:
         text_end_B: Position of the last token of each `text`, before the template's suffix. For an
             empty text the last token before that suffix.
         order_texts: The rendered prompts, one placeholder an image: the exact order of system
-            prompt,
-            prefix, images, text and suffix.
+            prompt, prefix, images, text and suffix.
     """
 
     inputs: dict[str, Tensor]
@@ -107,8 +106,7 @@ def check_prompts(prompts: Sequence[Prompt], *, processor: Any, padding_side: st
 
     Raises:
         ValueError: No prompts, no images, an image that is not RGB, a placeholder in the text, or
-            an
-            unknown padding side.
+            an unknown padding side.
     """
     if padding_side not in ("left", "right"):
         raise ValueError(f"expected padding_side 'left' or 'right', found {padding_side!r}")
@@ -130,8 +128,7 @@ def check_prompts(prompts: Sequence[Prompt], *, processor: Any, padding_side: st
             if token in prompt.text or token in (prompt.prefix or ""):
                 raise ValueError(
                     f"prompt {number}: expected text without the placeholder {token!r}, found it "
-                    "in the "
-                    "text or prefix; the processor would put an image there"
+                    "in the text or prefix; the processor would put an image there"
                 )
 
 
@@ -182,11 +179,9 @@ def _spans(
             sizes = [tuple(layout.image_hw) for layout in of_sample]
             raise ValueError(
                 f"prompt {number}: the config's geometry gives {sum(counts)} image tokens for "
-                "images of "
-                f"(height, width) {sizes}, the processor placed {len(positions)}; expected equal "
-                "numbers: "
-                "config.json and the processor's files disagree on tile size, patch size or "
-                "strategy"
+                f"images of (height, width) {sizes}, the processor placed {len(positions)}; "
+                "expected equal numbers: config.json and the processor's files disagree on tile "
+                "size, patch size or strategy"
             )
         row: list[ImageSpan] = []
         for positions_V, layout in zip(positions.split(counts), of_sample, strict=True):
@@ -222,9 +217,8 @@ def _suffix(rendered: str, marked: str) -> str:
     before, mark, suffix = marked.rpartition(_MARK)
     if not mark or not (rendered.startswith(before) and rendered.endswith(suffix)):
         raise ValueError(
-            "expected a chat template that prints the user's text after the images, found one "
-            "that drops "
-            "or rewrites it"
+            "expected a chat template that prints the user's text after the images, found one that "
+            "drops or rewrites it"
         )
     return suffix
 

@@ -118,8 +118,7 @@ class ReferenceEncoder:
             if layout.n_tokens != len(f_PC):
                 raise ValueError(
                     f"{self.id}: expected {layout.n_tokens} tokens from its processor's settings, "
-                    "found "
-                    f"{len(f_PC)}: preprocessor_config.json and config.json disagree"
+                    f"found {len(f_PC)}: preprocessor_config.json and config.json disagree"
                 )
         index = layout.index_HW.to(f_PC.device)
         return ReferenceFeatures(f_PC[index][None], layout)

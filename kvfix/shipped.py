@@ -17,7 +17,7 @@ def nano_dir(family: str = DEFAULT_FAMILY) -> Path:
     folder = Path(str(files("kvfix.nano"))) / family
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"{folder}: expected the shipped nano checkpoint {family!r}, found none; reinstall kvfix, or "
-            f"train it from a checkout: python recipes/train_nano.py family={family}"
+            f"{folder}: expected the shipped nano checkpoint {family!r}, found none; reinstall "
+            f"kvfix, or train it from a checkout: python recipes/train_nano.py family={family}"
         )
     return folder

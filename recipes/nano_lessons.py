@@ -24,7 +24,9 @@ class Lesson(NamedTuple):
 
 
 def draw_lesson(split: str, index: int, *, pair: bool, ease: float, turns: int) -> Lesson:
-    """Lesson `index` of a split; `ease` in [0, 1] starts with single large objects (1) and ends at 0."""
+    """Lesson `index` of a split; `ease` in [0, 1] starts with single large objects (1) and ends at
+    0.
+    """
     rng = generator(split, index, "lesson")
     most = 1 + round((1 - ease) * 3)
     low = 2 if ease == 0 and rng.random() < 0.9 else 1
@@ -75,8 +77,9 @@ def collate(nano: Nano, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
 def naming_loss(nano: Nano, family: Family, indices: range) -> torch.Tensor:
     """First stage: every image token, read by the LM's own word table, names what its cell shows.
 
-    The target of a cell is a distribution over words: each object gives its share of the cell's area, in equal
-    parts, to its colour, texture and shape; ground gives its share to the word `image`. Mean over cells, nats.
+    The target of a cell is a distribution over words: each object gives its share of the cell's
+    area, in equal parts, to its colour, texture and shape; ground gives its share to the word
+    `image`. Mean over cells, nats.
     """
     drawn = []
     for index in indices:
@@ -96,11 +99,11 @@ def naming_loss(nano: Nano, family: Family, indices: range) -> torch.Tensor:
     [layout] = family.layouts(request)  # all scenes have one size
     cells_BNC = torch.stack([t[layout.index_HW.flatten()] for t in tokens])
     logits = cells_BNC @ nano.model.get_input_embeddings().weight.T
-    target = torch.stack([_cell_words(nano, s, p.instance_HW, layout.grid_hw) for s, p in drawn])
+    target = torch.stack([cell_words(nano, s, p.instance_HW, layout.grid_hw) for s, p in drawn])
     return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
 
 
-def _cell_words(
+def cell_words(
     nano: Nano, scene: Scene, instance_HW: np.ndarray, grid_hw: tuple[int, int]
 ) -> torch.Tensor:
     """(cells, vocabulary): the word distribution of every cell."""
@@ -130,7 +133,9 @@ class Grade(NamedTuple):
 
 
 @torch.inference_mode()
-def examine(nano: Nano, *, n: int, split: str = "test", batch: int = 16) -> tuple[list[Grade], dict]:
+def examine(
+    nano: Nano, *, n: int, split: str = "test", batch: int = 16
+) -> tuple[list[Grade], dict]:
     """Ask `n` held-out single-image lessons and `n // 4` two-image lessons; greedy answers.
 
     Returns:

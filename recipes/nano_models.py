@@ -1,13 +1,17 @@
-"""Tiny MLMs in the real Hugging Face architectures: tokenizer, chat template, processor and random weights.
+"""Tiny MLMs in the real Hugging Face architectures: tokenizer, chat template, processor and random
+weights.
 
-Same structure as the 7B models (vision tower -> projector -> grouped-query LM, tiled or dynamic-resolution
-images), 80 x 80 pixels as 8 x 8 cells of 10 pixels. Used by `recipes/train_nano.py`.
+Same structure as the 7B models (vision tower -> projector -> grouped-query LM, tiled or
+dynamic-resolution images), 80 x 80 pixels as 8 x 8 cells of 10 pixels. Used by
+`recipes/train_nano.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,9 +27,7 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -35,12 +37,13 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+WORDS = Path(__file__).with_name("nano_words.json")
 SIDE = 80  # pixels of a tile
 PATCH = 10  # pixels of a cell
 CELLS = (SIDE // PATCH) ** 2
 PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]  # height, width
 LAYERS = 8
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 320,
     "num_hidden_layers": LAYERS,
@@ -50,7 +53,7 @@ TEXT = {
     "tie_word_embeddings": True,
     "initializer_range": 0.04,  # the usual 0.02 is for widths in the thousands
 }
-TOWER = {
+TOWER: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 320,
     "num_attention_heads": 4,
@@ -87,8 +90,10 @@ class Dialect(NamedTuple):
 
 QWEN = Dialect(
     CHATML.replace("@IMAGE@", "<|vision_start|><|image_pad|><|vision_end|>"),
-    ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
-    + ("<|image_pad|>", "<|video_pad|>"),
+    (
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+        *("<|image_pad|>", "<|video_pad|>"),
+    ),
     "<|image_pad|>",
     "<|im_end|>",
     "<|im_start|>assistant\n",
@@ -102,22 +107,30 @@ ONEVISION = Dialect(
 )
 NEXT = Dialect(
     LLAMA3.replace("@IMAGE@", "<image>"),
-    ("<|end_of_text|>", "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>")
-    + ("<|end_header_id|>", "<image>"),
+    (
+        *("<|end_of_text|>", "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>"),
+        *("<|end_header_id|>", "<image>"),
+    ),
     "<image>",
     "<|eot_id|>",
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
 )
 
 
-def train_tokenizer(texts: Iterable[str], dialect: Dialect) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most 640 tokens, learned from the texts."""
+def train_tokenizer(dialect: Dialect) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most 640 tokens.
+
+    It is learned from `nano_words.json`: how often each word (with the space before it) occurs in
+    600 conversations and in the perception questions, whose words get whole tokens too although
+    nothing is trained on them. Counted once, so that new sentences never change a vocabulary.
+    """
+    counts = json.loads(WORDS.read_text(encoding="utf-8"))
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts,
+        (word for word, count in counts.items() for _ in range(count)),
         trainers.BpeTrainer(
             vocab_size=640,
             special_tokens=list(dialect.specials),
@@ -139,25 +152,27 @@ def train_tokenizer(texts: Iterable[str], dialect: Dialect) -> PreTrainedTokeniz
 class Nano(NamedTuple):
     """A freshly initialised model and its processor."""
 
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    model: Any  # a Hugging Face model class; their own types do not fit their use
+    processor: Any
     dialect: Dialect
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, dialect: Dialect) -> dict[str, int]:
+def _ids(tokenizer: PreTrainedTokenizerFast, dialect: Dialect) -> dict[str, Any]:
     pad = tokenizer.convert_tokens_to_ids(dialect.specials[0])
     begin = "<|begin_of_text|>"
     return {
         "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.convert_tokens_to_ids(begin) if begin in dialect.specials else pad,
+        "bos_token_id": tokenizer.convert_tokens_to_ids(begin)
+        if begin in dialect.specials
+        else pad,
         "eos_token_id": tokenizer.convert_tokens_to_ids(dialect.end),
         "pad_token_id": pad,
     }
 
 
-def build_onevision(texts: Iterable[str]) -> Nano:
+def build_onevision() -> Nano:
     """SigLIP tower, Qwen2 LM, base tile and tile mosaic with newline tokens."""
-    tok = train_tokenizer(texts, ONEVISION)
+    tok = train_tokenizer(ONEVISION)
     image_id = tok.convert_tokens_to_ids("<image>")
     tower = SiglipVisionConfig(**TOWER, num_hidden_layers=4, vision_use_head=False)
     config = LlavaOnevisionConfig(
@@ -183,9 +198,9 @@ def build_onevision(texts: Iterable[str]) -> Nano:
     return Nano(LlavaOnevisionForConditionalGeneration(config), processor, ONEVISION)
 
 
-def build_qwen(texts: Iterable[str]) -> Nano:
+def build_qwen() -> Nano:
     """Qwen2.5-VL: window attention, 2 x 2 merging, M-RoPE, key biases."""
-    tok = train_tokenizer(texts, QWEN)
+    tok = train_tokenizer(QWEN)
     ids = {n: tok.convert_tokens_to_ids(f"<|{n}|>") for n in ("vision_start", "vision_end")}
     head = TEXT["hidden_size"] // TEXT["num_attention_heads"]
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 2 - 10, 5, 5]}
@@ -220,9 +235,9 @@ def build_qwen(texts: Iterable[str]) -> Nano:
     return Nano(Qwen2_5_VLForConditionalGeneration(config), processor, QWEN)
 
 
-def build_next(texts: Iterable[str]) -> Nano:
+def build_next() -> Nano:
     """CLIP tower read at its second last layer, Llama LM, anyres tiles in every image."""
-    tok = train_tokenizer(texts, NEXT)
+    tok = train_tokenizer(NEXT)
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**TOWER, num_hidden_layers=5, projection_dim=128),
         text_config=LlamaConfig(**TEXT, **_ids(tok, NEXT), rope_theta=1e4),
@@ -248,15 +263,15 @@ def build_next(texts: Iterable[str]) -> Nano:
     return Nano(LlavaNextForConditionalGeneration(config), processor, NEXT)
 
 
-BUILDERS: dict[str, Callable[[Iterable[str]], Nano]] = {
+BUILDERS: dict[str, Callable[[], Nano]] = {
     "llava_onevision": build_onevision,
     "qwen2_5_vl": build_qwen,
     "llava_next": build_next,
 }
 
 
-def build_nano(family: str, texts: Iterable[str], *, seed: int) -> Nano:
-    """A random nano of one family; the tokenizer is learned from `texts`.
+def build_nano(family: str, *, seed: int) -> Nano:
+    """A random nano of one family.
 
     Raises:
         ValueError: a family without a nano.
@@ -264,7 +279,7 @@ def build_nano(family: str, texts: Iterable[str], *, seed: int) -> Nano:
     if family not in BUILDERS:
         raise ValueError(f"family: expected one of {', '.join(BUILDERS)}, found {family!r}")
     torch.manual_seed(seed)
-    nano = BUILDERS[family](texts)
+    nano = BUILDERS[family]()
     settings = nano.model.generation_config
     settings.eos_token_id = nano.processor.tokenizer.eos_token_id
     settings.pad_token_id = nano.processor.tokenizer.pad_token_id

@@ -2,9 +2,10 @@
 
     python recipes/train_nano.py family=llava_onevision     # or qwen2_5_vl, llava_next
 
-Every setting stands in recipes/train_nano.yaml. About 45 minutes on one CPU core; writes
-checkpoints/nano/<family>/ (bf16, a few MB) and its README.md with held-out scores. Interrupted, the same
-command continues. A demo of one minute: `steps=30 exam=8 out=/tmp/nano`.
+First the image tokens learn to name what they show, then the model learns to talk about it. Every
+setting stands in recipes/train_nano.yaml. About 45 minutes on one CPU core; writes
+checkpoints/nano/<family>/ (bf16, a few MB) and its README.md with held-out scores. Interrupted, the
+same command continues. A demo of one minute: `steps=30 exam=8 out=/tmp/nano`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from nano_models import Nano, build_nano
 from rich.console import Console
 
 from kvfix.config import dump_config, load_config
-from kvfix.data.questions import SKILLS, scene_question
 from kvfix.families import FAMILIES
 
 HERE = Path(__file__).parent
@@ -47,23 +47,13 @@ class Config:
     seed: int = 0
     threads: int = 1
     save_every: int = 250
+    states: str = ""  # empty: checkpoints/nano-training
+    stop_at: int = 0  # stop after this step, to go on later; 0: at the end
     exam: int = 160
 
 
-def tokenizer_texts(n: int = 600) -> list[str]:
-    """Every sentence the tokenizer should know well, with the chat roles."""
-    texts = ["<|im_start|>user\n", "assistant\n", "user\n"] * n
-    for i in range(n):
-        for pair in (False, True):
-            lesson = draw_lesson("train", i, pair=pair, ease=0.0, turns=9)
-            texts += [f"{t.question}\n{t.answer}" for t in lesson.turns]
-    # Words of the perception questions get whole tokens too, though nothing is trained on them.
-    asked = [scene_question("train", skill, i).prompt for skill in SKILLS for i in range(n // 20)]
-    return texts + asked * 3
-
-
 def learning_rate(step: int, c: Config) -> float:
-    """A straight line down to zero, with a linear warm-up at the start of each of the two stages."""
+    """A straight line down to zero; a linear warm-up at the start of each of the two stages."""
     since = step if step < c.naming_steps else step - c.naming_steps
     return c.lr * min((since + 1) / c.warmup, 1.0) * (c.steps - step) / c.steps
 
@@ -98,7 +88,7 @@ def train(c: Config, nano: Nano, state_file: Path) -> float:
         console.print(f"continuing at step {first}")
     model.train()
     start = time.time()
-    for step in range(first, c.steps):
+    for step in range(first, c.stop_at or c.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, c)
         with torch.autocast("cpu", torch.bfloat16):
@@ -130,14 +120,16 @@ def main() -> None:
     c = load_config(Config, HERE / "train_nano.yaml", sys.argv[1:])
     torch.set_num_threads(c.threads)
     out = Path(c.out) if c.out else HERE.parent / "checkpoints" / "nano" / c.family
-    nano = build_nano(c.family, tokenizer_texts(), seed=c.seed)
+    nano = build_nano(c.family, seed=c.seed)
     # Eager attention is the faster one here: on CPU the fused kernel's backward dominates a step.
     nano.model.set_attn_implementation("eager")
     millions = sum(p.numel() for p in nano.model.parameters()) / 1e6
     console.print(f"{c.family}: {millions:.2f} M parameters, {c.steps} steps of {c.batch} lessons")
     start = time.time()
-    state_file = HERE.parent / "checkpoints" / "nano-training" / f"{c.family}-{c.seed}.pt"
-    loss = train(c, nano, state_file)
+    states = Path(c.states) if c.states else HERE.parent / "checkpoints" / "nano-training"
+    loss = train(c, nano, states / f"{c.family}-{c.seed}.pt")
+    if c.stop_at:
+        return
     minutes = (time.time() - start) / 60
     nano.model.to(torch.bfloat16).eval()
     nano.model.save_pretrained(out)
@@ -155,12 +147,16 @@ def card(c: Config, millions: float, loss: float, minutes: float, grades, choice
     )
     return f"""# nano {c.family}
 
-{millions:.2f} M parameters in the real Hugging Face architecture, bf16, trained from scratch on procedural scenes by
-`python recipes/train_nano.py family={c.family}` ({c.steps} steps of {c.batch} conversations, {minutes:.0f} minutes on
-{c.threads} core(s), last loss {loss:.3f} nats a token). No perception question was ever trained.
+{millions:.2f} M parameters in the real Hugging Face architecture, bf16, trained from scratch on
+procedural scenes: {c.naming_steps} steps in which the image tokens learn to name what they show,
+then {c.steps - c.naming_steps} steps of {c.batch} conversations (captions, attributes, places,
+counts, two-image captions, multiple choice on attributes). No perception question was trained.
 
-Held-out scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations), greedy answers that equal
-the truth; chance = always giving the most frequent answer:
+    python recipes/train_nano.py family={c.family}
+
+took {minutes:.0f} minutes on {c.threads} core(s); last loss {loss:.3f} nats a token. Held-out
+scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations), greedy answers
+that equal the truth; chance = always giving the most frequent answer:
 
 | asked | n | right | chance |
 |---|---:|---:|---:|

@@ -62,8 +62,8 @@ def test_points_on_shuffled_features_are_at_chance() -> None:
         chance = score.chance_S[0]
     half_width = 3.25 * np.std(shares, ddof=1) / np.sqrt(10)  # t(9) at 99 %
     assert abs(np.mean(shares) - chance) <= half_width + 1e-9
-    # 8 px radius, 8 px cells, truth on a centre: the cell itself and four neighbours exactly on
-    # the bound.
+    # 8 px radius, 8 px cells, truth on a centre: the cell itself and four neighbours exactly on the
+    # bound.
     assert chance == pytest.approx(5 / 144)
 
 

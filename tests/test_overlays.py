@@ -27,6 +27,7 @@ def test_mask_overlay_by_hand() -> None:
     tinted = [round(0.45 * 100 + 0.55 * c) for c in overlays.TINT]
     assert out[5, 5].tolist() == tinted  # predicted, not true
     assert out[15, 15].tolist() == tinted  # predicted and true, inside of the outline
+    assert out[19, 5].tolist() == list(overlays.TINT)  # the edge of the prediction
     assert out[25, 15].tolist() == [100, 100, 100]  # missed: no tint
     assert out[35, 5].tolist() == [100, 100, 100]  # ground
     assert out[35, 35].tolist() == [round(0.3 * 100 + 0.7 * 127)] * 3  # void
@@ -35,6 +36,13 @@ def test_mask_overlay_by_hand() -> None:
     assert out[7, 15].tolist() == tinted
     with pytest.raises(ValueError, match=r"truth: expected the image's \(4, 4\), got \(4, 5\)"):
         overlays.mask_overlay(image, predicted, np.zeros((4, 5), dtype=np.uint8))
+
+
+def test_enlarging_invents_no_colour() -> None:
+    image = Image.fromarray(np.array([[[0] * 3, [200] * 3]] * 2, dtype=np.uint8))
+    nothing = np.zeros((2, 2), dtype=np.uint8)
+    out = np.asarray(overlays.mask_overlay(image, nothing > 0, nothing, min_side=20))
+    assert np.unique(out).tolist() == [0, 200]
 
 
 def test_match_overlay_by_hand() -> None:

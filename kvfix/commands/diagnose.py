@@ -1,4 +1,4 @@
-"""`kvfix diagnose`: units -> one pass of the model -> probes -> findings -> run folder -> report."""
+"""`kvfix diagnose`: units -> one pass of the model -> probes -> findings -> run -> report."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kvfix.capture import SITES
+import torch
+
 from kvfix.data.catalog import load_units
 from kvfix.data.units import UnitSet
 from kvfix.diagnose.flow import Curve, Finding, best_site, flow_findings
+from kvfix.eval.probes import TASKS
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.source import NEUTRAL, EncoderSource, MlmSource, Source
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
@@ -76,10 +78,14 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
     """
     start = time.monotonic()
     unit_sets = load_units(options.data, tasks=options.tasks or None, limit=options.limit)
+    reference = _reference_sha256(options)
     watch.say(f"loading {options.model or 'the shipped nano'}")
     mlm = _load(options)
     folder = RunFolder(
-        options.out, kind="diagnose", command=command, fingerprint=_fingerprint(options, mlm, unit_sets)
+        options.out,
+        kind="diagnose",
+        command=command,
+        fingerprint=_fingerprint(options, mlm, unit_sets, reference),
     )
     folder.save(
         seed=options.seed,
@@ -100,7 +106,9 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
     others = _controls(options, unit_sets, watch)
     for name, other_runs in others.items():
         control = RANDOM if name == RANDOM else None
-        results += [r for run in other_runs for r in summarise(run, control=control, seed=options.seed)]
+        results += [
+            r for run in other_runs for r in summarise(run, control=control, seed=options.seed)
+        ]
     findings = _findings(curves, others, options.seed)
     left_out = [entry for run in runs for entry in run.left_out]
     record = folder.save(
@@ -117,26 +125,41 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
 
 def _load(options: Options, *, random_weights: int | None = None) -> Mlm:
     model = options.model or str(nano_dir())
+    dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
     if random_weights is not None:
         # A control has neither adapter nor quantised weights: it has the architecture only.
         return load_mlm(
             model,
-            dtype=options.dtype,
-            device=options.device,
+            dtype=dtype,
+            device=_one_device(options),
             attn=options.attn,
             random_weights=random_weights,
         )
     return load_mlm(
         model,
         adapter=options.adapter,
-        dtype=options.dtype,
+        dtype=dtype,
         device=options.device,
         quant=options.quant,
         attn=options.attn,
     )
 
 
-def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> dict[str, Any]:
+def _one_device(options: Options) -> str | None:
+    """Controls are not spread over devices."""
+    return None if options.device == "auto" else options.device
+
+
+def _reference_sha256(options: Options) -> str | None:
+    """Load the reference encoder once at the start: a wrong name must not cost a whole run."""
+    if options.reference_encoder is None:
+        return None
+    return load_reference_encoder(options.reference_encoder, device=_one_device(options)).sha256
+
+
+def _fingerprint(
+    options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet], reference: str | None
+) -> dict[str, Any]:
     """All that moves a score; samples of another fingerprint are never mixed in."""
     card = model_card(mlm)
     return {
@@ -147,7 +170,7 @@ def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> di
         "heads": options.heads,
         "prompt": NEUTRAL,
         "protocol": PROTOCOL,
-        "reference_encoder": options.reference_encoder,
+        "reference_encoder": reference,
         "seed": options.seed,
         "data": {f"{u.dataset}/{u.task}/{u.split}": u.sha256 for u in unit_sets},
     }
@@ -178,9 +201,10 @@ def _controls(
         del source, mlm
         gc.collect()
     if options.reference_encoder is not None:
-        encoder = load_reference_encoder(options.reference_encoder)
+        encoder = load_reference_encoder(options.reference_encoder, device=_one_device(options))
+        silent = [u for u in unit_sets if not TASKS[u.task].by_text]
         out[REFERENCE] = _measure(
-            unit_sets, EncoderSource(encoder), options, "reference encoder", REFERENCE, watch
+            silent, EncoderSource(encoder), options, "reference encoder", REFERENCE, watch
         )
     return out
 
@@ -203,4 +227,3 @@ def _findings(
         full = Curve(curve.task, curve.dataset, curve.metric, curve.table, controls)
         findings += flow_findings(full, seed=seed)
     return findings
-

@@ -18,6 +18,10 @@ from kvfix.data.units import UnitSet
 MOST_PROBLEMS = 50  # lines that `check` gives before it only counts
 
 
+class WrongSpec(ValueError):
+    """A dataset or task asked for in a way that cannot be meant, whatever lies on disk."""
+
+
 @dataclass(frozen=True)
 class OnDisk:
     """How a dataset that lies in a folder is read and checked."""
@@ -104,18 +108,18 @@ def _parse(spec: str) -> _Asked:
     """`name` or `name=DIR` -> entry and folder.
 
     Raises:
-        ValueError: an unknown name, a missing DIR, or a DIR for a dataset that needs none.
+        WrongSpec: an unknown name, a missing DIR, or a DIR for a dataset that needs none.
     """
     name, sign, folder = spec.partition("=")
     entry = CATALOG.get(name)
     if entry is None:
-        raise ValueError(f"data: expected one of {', '.join(CATALOG)}, found {name!r}")
+        raise WrongSpec(f"data: expected one of {', '.join(CATALOG)}, found {name!r}")
     if entry.disk is None:
         if sign:
-            raise ValueError(f"data: expected `{name}` without a folder, found {spec!r}")
+            raise WrongSpec(f"data: expected `{name}` without a folder, found {spec!r}")
         return _Asked(entry, None)
     if not folder:
-        raise ValueError(
+        raise WrongSpec(
             f"data: expected {name}=DIR, found {spec!r}; `kvfix data list` shows the tree"
         )
     return _Asked(entry, Path(folder).expanduser())
@@ -132,19 +136,20 @@ def load_units(
         limit: units a set at most; scenes, which never run out, give exactly that many.
 
     Raises:
-        ValueError: no or an unknown dataset, a dataset twice, a missing DIR, a task that none of
-            the asked datasets offers, a limit below 1, an empty dataset.
+        WrongSpec: no or an unknown dataset, a dataset twice, a missing DIR, a task that none of the
+            asked datasets offers, a limit below 1.
+        ValueError: an empty dataset.
         FileNotFoundError: the folder or parts of its tree do not exist.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: expected at least 1, found {limit}")
+        raise WrongSpec(f"limit: expected at least 1, found {limit}")
     if not specs:
-        raise ValueError(f"data: expected at least one of {', '.join(CATALOG)}, found none")
+        raise WrongSpec(f"data: expected at least one of {', '.join(CATALOG)}, found none")
     asked = [_parse(spec) for spec in specs]
     names = [a.entry.name for a in asked]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(
+            raise WrongSpec(
                 f"data: expected each dataset once, found {name} {names.count(name)} times"
             )
     _check_tasks(tasks, asked)
@@ -165,11 +170,11 @@ def _check_tasks(tasks: Sequence[str] | None, asked: Sequence[_Asked]) -> None:
     every = sorted({t for entry in CATALOG.values() for t in entry.tasks})
     for task in tasks or ():
         if task not in every:
-            raise ValueError(f"task: expected one of {', '.join(every)}, found {task!r}")
+            raise WrongSpec(f"task: expected one of {', '.join(every)}, found {task!r}")
         if not any(task in a.entry.tasks for a in asked):
             given = ", ".join(a.entry.name for a in asked)
             able = ", ".join(e.name for e in CATALOG.values() if task in e.tasks)
-            raise ValueError(f"task {task}: expected data that offers it ({able}), found {given}")
+            raise WrongSpec(f"task {task}: expected data that offers it ({able}), found {given}")
 
 
 def check(spec: str) -> list[str]:
@@ -178,7 +183,7 @@ def check(spec: str) -> list[str]:
     Every listed file is opened and decoded, so this takes up to a minute on an official dataset.
 
     Raises:
-        ValueError: the spec itself is wrong (see `load_units`).
+        WrongSpec: the spec itself is wrong (see `load_units`).
     """
     entry, folder = _parse(spec)
     if entry.disk is None or folder is None:

@@ -132,8 +132,8 @@ def _load(root: Path, names: tuple[str, ...], index: int) -> Clip:
         found = image_size(path)
         if found != size:
             raise BadUnit(
-                f"{path}: expected {size[0]} x {size[1]} pixels like {first_frame.name} "
-                f"of its sequence, found {found[0]} x {found[1]}"
+                f"{path}: expected {size[0]} x {size[1]} pixels like {first_frame.name} of its "
+                f"sequence, found {found[0]} x {found[1]}"
             )
     labels_HW = read_labels(first_mask)
     if _is_2016(labels_HW):
@@ -169,12 +169,12 @@ def _paired(root: Path, name: str) -> list[tuple[Path, Path]]:
         where = root / _MASKS / name / f"{missing[0]}.png"
         every = "every frame" if step == 1 else f"every {step} frames"
         raise BadUnit(
-            f"{where}: expected a mask for {every}, found no such file "
-            f"({len(missing)} of {len(order[::step])} masks missing)"
+            f"{where}: expected a mask for {every}, found no such file ({len(missing)} of "
+            f"{len(order[::step])} masks missing)"
         )
     if len(masks) < MIN_FRAMES:
         raise BadUnit(
-            f"{root / _MASKS / name}: expected at least {MIN_FRAMES} masks "
-            f"(the first and the last do not count), found {len(masks)}"
+            f"{root / _MASKS / name}: expected at least {MIN_FRAMES} masks (the first and the last "
+            f"do not count), found {len(masks)}"
         )
     return [(frames[stem], masks[stem]) for stem in order[::step]]

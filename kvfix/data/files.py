@@ -68,8 +68,8 @@ def find_root(folder: Path, *, name: str, holds: Sequence[str]) -> Path:
     missing = [h for h in holds if not (root / h).exists()]
     if missing:
         raise FileNotFoundError(
-            f"{root}: expected {', '.join(holds)} in it; missing: {', '.join(missing)}. "
-            "`kvfix data list` shows the tree"
+            f"{root}: expected {', '.join(holds)} in it; missing: {', '.join(missing)}. `kvfix "
+            "data list` shows the tree"
         )
     return root
 

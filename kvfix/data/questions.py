@@ -28,7 +28,7 @@ from kvfix.data.scenes import (
     sample_scene,
     sample_thing,
 )
-from kvfix.data.shapes import COLOURS, SHAPES, STYLES, TEXTURES, mark
+from kvfix.data.shapes import COLOURS, HOLES, SHAPES, STYLES, TEXTURES, mark
 from kvfix.data.talk import NUMBERS
 from kvfix.data.units import Question
 
@@ -73,19 +73,40 @@ def relative_depth(rng: np.random.Generator) -> Draft:
     scene = backdrop(rng, (far, near))
     picture = render(scene)
     labels, answer = _shuffled(rng, near, [far])
-    marks: Marks = [(label, t.x * SIZE, t.y * SIZE) for label, t in zip("AB", labels, strict=True)]
+    marks: Marks = [
+        (label, *_spot(t, far if t is near else near))
+        for label, t in zip("AB", labels, strict=True)
+    ]
     text = "Two things are marked in the image. Which one is closer to the viewer, in front?"
     return Draft((_marked(picture.image, marks),), text, ("A", "B"), answer, (marks,))
 
 
+def _spot(thing: Thing, other: Thing) -> tuple[float, float]:
+    """A pixel on the object: its centre, or the part of a ring farthest from the other."""
+    if thing.shape not in HOLES:
+        return float(thing.x * SIZE - 0.5), float(thing.y * SIZE - 0.5)
+    parts = parts_xy(thing)
+    x, y = max(parts.tolist(), key=lambda p: np.hypot(p[0] - other.x * SIZE, p[1] - other.y * SIZE))
+    return x, y
+
+
 def counting(rng: np.random.Generator) -> Draft:
-    """How many objects of one shape, two to four options."""
-    scene = sample_scene(rng, count=(2, 5), radius=(0.1, 0.15), allowed=0.05)
-    shape = pick(rng, sorted({t.shape for t in scene.things}))
-    n = sum(t.shape == shape for t in scene.things)
-    wrong = [w for w in NUMBERS[:6] if w != NUMBERS[n]]
+    """How many objects of one shape: one to four, equally often, among up to two others."""
+    shape = pick(rng, SHAPES)
+    n = int(rng.integers(1, 5))
+    while True:
+        same = [sample_thing(rng, shape=shape, radius=(0.1, 0.14)) for _ in range(n)]
+        rest = [
+            sample_thing(rng, radius=(0.1, 0.14), but_shapes=[shape])
+            for _ in range(int(rng.integers(3)))
+        ]
+        things = place_all(rng, [*same, *rest], allowed=0.05)
+        if sum(t.shape == shape for t in things) == n:
+            break
+    scene = backdrop(rng, sorted(things, key=lambda t: t.radius))
+    wrong = [w for w in NUMBERS[1:5] if w != NUMBERS[n]]
     rng.shuffle(wrong)
-    options, answer = _shuffled(rng, NUMBERS[n], wrong[:3])
+    options, answer = _shuffled(rng, NUMBERS[n], wrong)
     text = f"How many of shape {shape} are in the image?"
     return Draft((render(scene).image,), text, tuple(options), answer)
 
@@ -127,7 +148,10 @@ def object_localization(rng: np.random.Generator) -> Draft:
     order = rng.permutation(len(scene.things))
     right, wrong = scene.things[order[0]], scene.things[order[1]]
     shown, answer = _shuffled(rng, right, [wrong])
-    marks: Marks = [(label, t.x * SIZE, t.y * SIZE) for label, t in zip("AB", shown, strict=True)]
+    marks: Marks = [
+        (label, *_spot(t, wrong if t is right else right))
+        for label, t in zip("AB", shown, strict=True)
+    ]
     text = f"Which marked point lies on the {right.shape}?"
     return Draft((_marked(picture.image, marks),), text, ("A", "B"), answer, (marks,))
 
@@ -146,8 +170,8 @@ def jigsaw(rng: np.random.Generator) -> Draft:
     pieces, answer = _shuffled(rng, right, [wrong])
     shown = tuple(_framed(p) for p in pieces)
     text = (
-        "The first image misses its bottom right corner. "
-        "Is the second or the third image the missing piece?"
+        "The first image misses its bottom right corner. Is the second or the third image the "
+        "missing piece?"
     )
     return Draft((hollow, *shown), text, ("the second image", "the third image"), answer)
 
@@ -181,6 +205,7 @@ def visual_similarity(rng: np.random.Generator) -> Draft:
         changed.append(replace(t, shape=pick(rng, SHAPES), colour=colour, texture=texture))
     other = replace(
         scene,
+        seed=int(rng.integers(2**31)),
         things=tuple(replace(t, x=_jitter(rng, t.x, t), y=_jitter(rng, t.y, t)) for t in changed),
     )
     shown, answer = _shuffled(rng, render(similar).image, [render(other).image])
@@ -212,8 +237,8 @@ def visual_correspondence(rng: np.random.Generator) -> Draft:
     ref: Marks = [_at("R", xy[0])]
     marks: Marks = [_at(label, there[k]) for label, k in zip("ABCD", order, strict=True)]
     text = (
-        "A point R is marked in the first image. The second image shows the same scene "
-        "from another view. Which marked point is the same point?"
+        "A point R is marked in the first image. The second image shows the same scene from "
+        "another view. Which marked point is the same point?"
     )
     images = (_marked(image, ref), _marked(view, marks))
     return Draft(images, text, tuple("ABCD"), answer, (ref, marks))
@@ -230,8 +255,8 @@ def semantic_correspondence(rng: np.random.Generator) -> Draft:
     ref: Marks = [_at("R", parts_xy(a)[parts[0]])]
     marks: Marks = [_at(chr(65 + i), parts_xy(b)[parts[k]]) for i, k in enumerate(order)]
     text = (
-        f"A point R is marked on the {shape} in the first image. "
-        "Which marked point of the second image is the same part?"
+        f"A point R is marked on the {shape} in the first image. Which marked point of the second "
+        "image is the same part?"
     )
     images = (_marked(source, ref), _marked(target, marks))
     return Draft(images, text, tuple(m[0] for m in marks), answer, (ref, marks))

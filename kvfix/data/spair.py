@@ -132,8 +132,8 @@ def _listed(root: Path) -> tuple[_Listed, ...]:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"{_list_file(root)}: expected pair names like 000001-SRC-TRG:category, "
-                f"found {name!r}"
+                f"{_list_file(root)}: expected pair names like 000001-SRC-TRG:category, found "
+                f"{name!r}"
             )
         pair = _Listed(name, match["source"], match["target"], match["category"])
         by_category.setdefault(pair.category, []).append(pair)
@@ -217,8 +217,8 @@ def _read_annotation(root: Path, pair: _Listed) -> tuple[_Marked, _Marked]:
     source, target = sides
     if len(source.xy) != len(target.xy):
         raise BadUnit(
-            f"{path}: expected as many trg_kps as src_kps, "
-            f"found {len(target.xy)} and {len(source.xy)}"
+            f"{path}: expected as many trg_kps as src_kps, found {len(target.xy)} and "
+            f"{len(source.xy)}"
         )
     return source, target
 

@@ -1,7 +1,7 @@
 """Where visual information is gained and lost: vision -> projector -> each LM layer's values.
 
-The best value layer is chosen on one half of the clusters; every figure that depends on the choice is taken on
-the other half. All differences are paired over units and resampled by cluster.
+The best value layer is chosen on one half of the clusters; every figure that depends on the choice
+is taken on the other half. All differences are paired over units and resampled by cluster.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Curve:
         dataset: dataset name.
         metric: of the scores.
         table: scores of the model itself.
-        controls: scores of the same units under a control (`random_weights`) or another encoder (`reference`).
+        controls: scores of the same units under a control (`random_weights`) or another encoder
+            (`reference`).
     """
 
     task: str
@@ -53,10 +54,10 @@ def best_value_layer(table: Table, *, seed: int = 0) -> Best | None:
     if not columns:
         return None
     everything = np.ones(len(table.ids), bool)
-    honest = len(set(table.clusters)) >= 2
+    honest = len(set(table.clusters)) >= 4  # an interval needs two clusters in the half it is of
     chooses_N = halves(table.clusters, seed=seed) if honest else everything
     means = np.nanmean(table.score_NS[chooses_N][:, columns], axis=0)
-    column = columns[int(np.argmax(means))]
+    column = columns[int(np.nanargmax(means))]
     layer = table.sites[column].layer
     assert layer is not None
     return Best(layer, column, ~chooses_N if honest else everything, honest)
@@ -75,20 +76,48 @@ def flow_findings(curve: Curve, *, seed: int = 0) -> list[Finding]:
     everyone = np.ones(len(t.ids), bool)
     if vision and projector:
         out.append(
-            _change(curve, "flow.projector", everyone, t, vision[0], t, projector[0], seed,
-                    ("The projector loses", "The projector adds"), "against the vision tower")
+            _change(
+                curve,
+                "flow.projector",
+                everyone,
+                t,
+                vision[0],
+                t,
+                projector[0],
+                seed,
+                ("The projector loses", "The projector adds"),
+                "against the vision tower",
+            )
         )
     if projector:
         out.append(
-            _change(curve, "flow.lm_gain", best.report_N, t, projector[0], t, best.column, seed,
-                    ("The LM loses", "The LM adds"),
-                    f"over the projector by value layer {best.layer}")
+            _change(
+                curve,
+                "flow.lm_gain",
+                best.report_N,
+                t,
+                projector[0],
+                t,
+                best.column,
+                seed,
+                ("The LM loses", "The LM adds"),
+                f"over the projector by value layer {best.layer}",
+            )
         )
     if best.column != last:
         out.append(
-            _change(curve, "flow.late_loss", best.report_N, t, best.column, t, last, seed,
-                    ("Later layers lose", "Later layers add"),
-                    f"from value layer {best.layer} to the last, {len(columns) - 1}")
+            _change(
+                curve,
+                "flow.late_loss",
+                best.report_N,
+                t,
+                best.column,
+                t,
+                last,
+                seed,
+                ("Later layers lose", "Later layers add"),
+                f"from value layer {best.layer} to the last, {len(columns) - 1}",
+            )
         )
     for name, other in curve.controls.items():
         finding = _against(curve, best, name, other, seed)
@@ -107,12 +136,10 @@ def _peak(curve: Curve, best: Best, n_layers: int, seed: int) -> Finding:
         f"{_name(curve)}: image values are best at layer {best.layer} of {n_layers} ({how}): "
         f"{curve.metric} {_figures(got)}; chance {chance:.3f}, ceiling of the grid {ceiling:.3f}."
     )
-    return _finding("flow.peak", text, curve, got, layer=best.layer)
+    return _finding("flow.peak", text, curve, got, layer=best.layer, clear=True)
 
 
-def _against(
-    curve: Curve, best: Best, name: str, other: Table, seed: int
-) -> Finding | None:
+def _against(curve: Curve, best: Best, name: str, other: Table, seed: int) -> Finding | None:
     """The best value layer against a control (at its own best layer) or a reference encoder."""
     if name == "reference":
         columns, what = other.columns("reference"), "a bare vision encoder"
@@ -121,9 +148,18 @@ def _against(
     if not columns or other.ids != curve.table.ids:
         return None
     column = columns[int(np.nanargmax(np.nanmean(other.score_NS[:, columns], axis=0)))]
-    return _change(curve, f"flow.{name}", best.report_N, other, column, curve.table, best.column,
-                   seed, ("The best value layer falls short by", "The best value layer gains"),
-                   f"against {what}")
+    return _change(
+        curve,
+        f"flow.{name}",
+        best.report_N,
+        other,
+        column,
+        curve.table,
+        best.column,
+        seed,
+        ("The best value layer falls short by", "The best value layer gains"),
+        f"against {what}",
+    )
 
 
 def _change(
@@ -138,7 +174,7 @@ def _change(
     verbs: tuple[str, str],
     tail: str,
 ) -> Finding:
-    """after - before over the same units, as a sentence."""
+    """After - before over the same units, as a sentence."""
     got = paired_bootstrap(
         before.score_NS[rows_N, before_column],
         after.score_NS[rows_N, after_column],
@@ -147,10 +183,13 @@ def _change(
     )
     value = float(got.value_S[0])
     low, high = float(got.low_S[0]), float(got.high_S[0])
-    certain = "" if low > 0 or high < 0 else " (the interval holds 0: no clear difference)"
+    clear = low > 0 or high < 0
+    certain = "" if clear else " (the interval holds 0: no clear difference)"
+    if np.isnan(low):
+        certain = " (too few clusters to tell)"
     size = f"{abs(value):.3f} {curve.metric} {tail}, difference {_figures(got, signed=True)}"
     text = f"{_name(curve)}: {verbs[value >= 0]} {size}{certain}."
-    return _finding(name, text, curve, got)
+    return _finding(name, text, curve, got, clear=clear)
 
 
 def _finding(name: str, text: str, curve: Curve, got: Interval, **more: Any) -> Finding:

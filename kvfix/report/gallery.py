@@ -1,4 +1,6 @@
-"""A few units of every task with the best value layer's prediction drawn on them: see it, don't trust it."""
+"""A few units of every task with the best value layer's prediction drawn on them: see it, don't
+trust it.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kvfix.report import figures, words
-from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, interval, load, number, panels
+from kvfix.report.stages import LAYERED, PEAK, RANDOM, Panel, Score, interval, load, number, panels
 from kvfix.report.table import finding_numbers
 
 if TYPE_CHECKING:
@@ -89,11 +89,14 @@ def _findings(run: dict[str, Any]) -> list[dict[str, Any]]:
     for item in run.get("findings") or []:
         task, dataset = (str(item.get(k) or "") for k in ("task", "dataset"))
         text, human = str(item.get("text") or ""), _human(task).capitalize()
+        low, high = span = interval(item.get("ci"))
         finding = {
             "text": text,
             "short": text.removeprefix(f"{human}: ").removeprefix(f"{human} ({dataset}): "),
             "value": number(item.get("value")),
-            "span": interval(item.get("ci")),
+            "span": span,
+            # A score may well touch zero; of a difference it means that nothing was shown.
+            "open": item.get("id") != PEAK and low is not None and low <= 0 <= (high or 0.0),
             "n": number(item.get("n")),
             "numbers": finding_numbers(item),
         }

@@ -37,7 +37,7 @@ def mask_overlay(
     min_side: int = 320,
     max_side: int = 640,
 ) -> Image.Image:
-    """The predicted mask as a tint, the true one as an outline, void pixels greyed.
+    """The predicted mask as an edged tint, the true one as a white outline, void pixels grey.
 
     Args:
         image: RGB.
@@ -183,6 +183,8 @@ def _painted(
     for k in np.unique(labels[labels > 0]):
         colour = np.array(colours[(int(k) - 1) % len(colours)], dtype=np.float32)
         pixels[labels == k] = 0.45 * pixels[labels == k] + 0.55 * colour
+        # A full-colour edge: a tint alone drowns on an object of its own colour.
+        pixels[(labels == k) & _grown(labels != k, 2)] = colour
     pixels[truth == VOID] = 0.3 * pixels[truth == VOID] + 0.7 * 127
     for k in np.unique(truth[(truth > 0) & (truth != VOID)]):
         inside = truth == k

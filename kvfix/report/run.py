@@ -1,4 +1,6 @@
-"""The run folder: `run.json` at the start and the end, and the check that a resumed run is the same run."""
+"""The run folder: `run.json` at the start and the end, and the check that a resumed run is the same
+run.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ class RunFolder:
 
     def __init__(self, folder: Path, *, kind: str, command: str, fingerprint: dict[str, Any]):
         """Claim the folder, or take up the run in it."""
-        self.folder, self.file = folder, folder / "run.json"
+        self.folder, self.file, self.kind = folder, folder / "run.json", kind
+        self._new = self.file.with_suffix(".new")
         self.fingerprint = json.loads(json.dumps(fingerprint))
         before = self._before()
         self.resumed = before is not None
@@ -88,18 +91,20 @@ class RunFolder:
 
     def _before(self) -> dict[str, Any] | None:
         if not self.file.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            # A crash in the very first save leaves the half-written file alone.
+            if self.folder.exists() and any(p != self._new for p in self.folder.iterdir()):
                 raise OtherRun(
                     f"{self.folder}: expected a new, empty or run folder, found other files; "
                     "choose another --out"
                 )
             return None
-        before = json.loads(self.file.read_text(encoding="utf-8"))
-        old = before.get("fingerprint", {})
+        before = _parse(self.file)
+        old = _flat({"kind": before.get("kind"), **before.get("fingerprint", {})})
+        now = _flat({"kind": self.kind, **self.fingerprint})
         differs = [
-            f"{key}: then {old.get(key)!r}, now {self.fingerprint.get(key)!r}"
-            for key in sorted(old.keys() | self.fingerprint.keys())
-            if old.get(key) != self.fingerprint.get(key)
+            f"{key}: then {old.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(old.keys() | now.keys())
+            if old.get(key) != now.get(key)
         ]
         if differs:
             raise OtherRun(
@@ -112,12 +117,11 @@ class RunFolder:
         self.record |= entries
         self.record["seconds"] = round(self._seconds_before + seconds, 1)
         text = json.dumps(self.record, indent=1, allow_nan=False)
-        new = self.file.with_suffix(".new")
-        with new.open("w", encoding="utf-8") as stream:
+        with self._new.open("w", encoding="utf-8") as stream:
             stream.write(text + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-        new.replace(self.file)
+        self._new.replace(self.file)
         return self.record
 
 
@@ -126,8 +130,27 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no run there.
+        ValueError: not a JSON object.
     """
     file = folder / "run.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder}: expected a run folder with run.json, found none")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return _parse(file)
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON, found {error}") from error
+    if not isinstance(run, dict):
+        raise ValueError(f"{file}: expected a JSON object, found {type(run).__name__}")
+    return run
+
+
+def _flat(item: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, so that a difference is named and nothing else is printed."""
+    out: dict[str, Any] = {}
+    for key, value in item.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

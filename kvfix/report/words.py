@@ -26,13 +26,13 @@ NO_TEXT_OUTSIDE = (
 GLOSSARY = (
     (
         "Stage",
-        "A place in the model where features are read. An image passes through the vision encoder, "
-        "then the projector, then the layers 0, 1, 2 … of the language model.",
+        "A place in the model where features are read. An image passes through the vision "
+        "encoder, then the projector, then the layers 0, 1, 2 … of the language model.",
     ),
     (
         "Image token",
-        "A position in the language model's input that holds one projected patch of the image. All "
-        "scores here are read from image tokens, laid out on their grid over the image.",
+        "A position in the language model's input that holds one projected patch of the image. "
+        "All scores here are read from image tokens, laid out on their grid over the image.",
     ),
     (
         "Value",
@@ -54,8 +54,8 @@ GLOSSARY = (
     ("Chance", "What the probe would score with features that know nothing of the image."),
     (
         "Ceiling",
-        "What a perfect prediction would score on this model's grid: a patch of many pixels cannot "
-        "follow an outline exactly.",
+        "What a perfect prediction would score on this model's grid: a patch of many pixels "
+        "cannot follow an outline exactly.",
     ),
     (
         "Random weights (control)",
@@ -69,8 +69,8 @@ GLOSSARY = (
     ),
     (
         "Interval",
-        "95 % confidence interval by bootstrap. Units that depend on each other (one sequence, one "
-        "photo) are drawn together.",
+        "95 % confidence interval by bootstrap. Units that depend on each other (one sequence, "
+        "one photo) are drawn together.",
     ),
     (
         "Best layer",

@@ -1,0 +1,74 @@
+"""The gallery: what is drawn is what was scored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_source import FakeSource
+from PIL import Image
+
+from kvfix.data.scene_units import scene_units
+from kvfix.data.units import BadUnit
+from kvfix.eval.probes import TASKS
+from kvfix.eval.source import Site
+from kvfix.eval.suite import run_task
+from kvfix.report.gallery import SHOWN, draw_gallery
+
+BEST = Site("value", 1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_first_units_of_a_task_are_drawn_with_their_scores(task: str, tmp_path: Path) -> None:
+    n = 2 if task == "temporal_correspondence" else SHOWN + 1
+    units, source, ticks = scene_units(task, n=n), FakeSource(), []
+    overlays = draw_gallery([units], source, {(task, "scenes"): BEST}, tmp_path, tick=ticks.append)
+    assert ticks == [task] and [o["id"] for o in overlays] == list(units.ids[:SHOWN])
+    rows = run_task(units.head(1), FakeSource(), tmp_path).rows
+    [scored] = [r for r in rows if (r["site"], r["layer"]) == BEST[:2]]
+    assert overlays[0]["score"] == pytest.approx(scored["score"])
+    for overlay in overlays:
+        assert (overlay["task"], overlay["dataset"]) == (task, "scenes")
+        assert (overlay["site"], overlay["layer"]) == BEST[:2]
+        assert overlay["caption"] and overlay["file"].startswith("figures/overlays/")
+        with Image.open(tmp_path / overlay["file"]) as picture:
+            assert min(picture.size) >= 100 and np.asarray(picture).std() > 0
+    assert len({o["file"] for o in overlays}) == len(overlays)
+
+
+def test_the_site_decides_what_is_drawn(tmp_path: Path) -> None:
+    units = scene_units("semantic_segmentation", n=1)
+    pictures = []
+    for layer in (0, 1, 2):
+        [overlay] = draw_gallery(
+            [units],
+            FakeSource(noise=(0.5, 0.0, 5.0)),
+            {(units.task, "scenes"): Site("value", layer)},
+            tmp_path / str(layer),
+        )
+        pictures.append((tmp_path / str(layer) / overlay["file"]).read_bytes())
+    assert len(set(pictures)) == 3
+
+
+def test_a_broken_unit_and_a_task_without_a_site_are_passed_over(tmp_path: Path) -> None:
+    units = scene_units("semantic_correspondence", n=3)
+
+    def load(i: int) -> object:
+        if i == 0:
+            raise BadUnit("0.jpg: expected a photo, found rubbish")
+        return units.load(i)
+
+    others = scene_units("cosegmentation", n=1)
+    sites = {(units.task, "scenes"): BEST, (others.task, "scenes"): None}
+    overlays = draw_gallery([replace(units, load=load), others], FakeSource(), sites, tmp_path)
+    assert [o["id"] for o in overlays] == list(units.ids[1:])
+
+
+def test_a_match_is_called_right_as_the_probe_calls_it(tmp_path: Path) -> None:
+    units = scene_units("semantic_correspondence", n=3)
+    overlays = draw_gallery([units], FakeSource(), {(units.task, "scenes"): BEST}, tmp_path)
+    for overlay in overlays:
+        found, _, rest = overlay["caption"].partition(": ")[2].partition(" of ")
+        assert int(found) / int(rest.split()[0]) == pytest.approx(overlay["score"])
