@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -118,9 +119,17 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
         findings=findings,
         left_out=left_out,
         overlays=overlays,
+        peak_memory_mib=_peak_memory_mib(),
     )
     report = write_report(folder.folder)
     return Outcome(record, report, any(run.too_many_left_out for run in runs))
+
+
+def _peak_memory_mib() -> float:
+    """Most memory this process ever held, resident and on the accelerator together."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return round(resident + device, 1)
 
 
 def _load(options: Options, *, random_weights: int | None = None) -> Mlm:
