@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The datasets: what they look like on disk, what is wrong with yours.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
+score_app = typer.Typer(help="Official metrics on predictions that were made elsewhere.")
+app.add_typer(score_app, name="score", no_args_is_help=True)
 # No emoji: the id of an SPair pair may end in ":dog:".
 console = Console(stderr=True, emoji=False, width=None if sys.stderr.isatty() else 100)
 
@@ -39,6 +41,9 @@ Data = Annotated[
 ]
 Task = Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most N units a task.")]
+ScoreAsJson = Annotated[
+    bool, typer.Option("--json", help="Print every figure to stdout at full precision.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print run.json to stdout.")]
 
 
@@ -189,6 +194,80 @@ def data_check(spec: Annotated[str, typer.Argument(help="NAME=DIR")]) -> None:
     if problems:
         raise SystemExit(FAILED)
     console.print(f"{spec}: complete", markup=False)
+
+
+@score_app.command("blink")
+def score_blink(
+    predictions: Annotated[
+        Path,
+        typer.Option(
+            help="Folder or file: official dump, {idx: text}, lmms-eval samples, VLMEvalKit csv."
+        ),
+    ],
+    answers: Annotated[Path, typer.Option(help='JSON of right answers: {"val_..._1": "(A)"}.')],
+    profile: Annotated[
+        Literal["kvfix", "official", "lmms-eval", "vlmevalkit"],
+        typer.Option(help="Whose rules read the letter out of the text; none asks a judge."),
+    ] = "kvfix",
+    parsed: Annotated[
+        bool, typer.Option("--parsed", help="Trust the dump's parsed letters.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write a scored folder, for `kvfix compare`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: ScoreAsJson = False,
+) -> None:
+    """Multiple-choice accuracy of BLINK, macro over tasks and micro over questions.
+
+    A question without prediction, or without parsed answer, is wrong.
+    The figures are printed even if more than 5 % of the questions have no
+    prediction, but then the exit code is 1.
+    """
+    from kvfix.commands.score import BlinkOptions
+    from kvfix.commands.score import score_blink as run
+    from kvfix.report.scores import blink_notes, blink_table
+
+    options = BlinkOptions(predictions, answers, profile, parsed, out, seed)
+    outcome = run(options, command=shlex.join(["kvfix", *sys.argv[1:]]))
+    console.print(blink_table(outcome.record))
+    for note in blink_notes(outcome.record):
+        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(outcome.record, indent=1))
+    if outcome.failed:
+        n, missing = outcome.record["n"], len(outcome.record["missing"])
+        console.print(
+            "[red]error:[/red] expected predictions for at least 95 % of the questions, found "
+            f"{n - missing} of {n}; the others count as wrong",
+            soft_wrap=True,
+        )
+        raise SystemExit(FAILED)
+
+
+@score_app.command("davis")
+def score_davis(
+    pred: Annotated[Path, typer.Option(help="Results: <sequence>/<frame>.png, labels as pixels.")],
+    gt: Annotated[Path, typer.Option(help="DAVIS folder (val), or <sequence>/<frame>.png.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: ScoreAsJson = False,
+) -> None:
+    """J, F, recall and decay of DAVIS-2017, semi-supervised.
+
+    The first and the last frame do not count and need no result.
+    Void (255) of the truth is background.
+    The objects are those of the truth's first frame: one that the results
+    lack scores as an empty mask, a label beyond them is an error.
+    """
+    from kvfix.commands.score_davis import score_davis as run
+    from kvfix.report.scores import davis_notes, davis_table
+
+    record = run(pred, gt, watch=RichWatch(), seed=seed)
+    console.print(davis_table(record))
+    for note in davis_notes(record):
+        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
 
 
 def main() -> None:

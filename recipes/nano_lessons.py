@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nano_models import Nano
+from nano_models import PATCH, SIDE, Nano
 from PIL import Image
 
 from kvfix.data.scenes import Scene, generator, render, sample_scene
-from kvfix.data.talk import Turn, conversation, pair_conversation
-from kvfix.families import Family, LayoutRequest
+from kvfix.data.talk import COLUMNS, ROWS, Turn, conversation, pair_conversation
 
 IGNORE = -100  # label of a position that is not learned
 
@@ -74,53 +73,83 @@ def collate(nano: Nano, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def naming_loss(nano: Nano, family: Family, indices: range) -> torch.Tensor:
+class Gallery:
+    """Scenes of the first stage, painted and preprocessed once, with the words of every cell.
+
+    Args:
+        nano: gives processor and vocabulary.
+        n: scenes; drawn again and again in shuffled passes.
+    """
+
+    def __init__(self, nano: Nano, n: int):
+        """Paint and preprocess, 64 scenes at a time."""
+        parts, words = [], []
+        for start in range(0, n, 64):
+            images = []
+            for index in range(start, min(start + 64, n)):
+                rng = generator("train", index, "naming")
+                scene = sample_scene(rng, count=(1, 4), radius=(0.12, 0.26))
+                picture = render(scene)
+                images.append(picture.image)
+                words.append(cell_words(nano, scene, picture.instance_HW).half())
+            parts.append(dict(nano.processor.image_processor(images, return_tensors="pt")))
+        self.n = n
+        self.rows = parts[0]["pixel_values"].shape[0] // min(64, n)  # Qwen: patches an image
+        names = ("pixel_values", "image_grid_thw")
+        self.pixels = {k: torch.cat([p[k] for p in parts]) for k in names if k in parts[0]}
+        self.words_NCV = torch.stack(words)
+
+    def batch(self, step: int, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Pixels and (B, cells, vocabulary) targets of a step."""
+        passes = self.n // size
+        order = np.random.default_rng([step // passes, 1]).permutation(self.n)
+        chosen = order[(step % passes) * size :][:size]
+        rows = (chosen[:, None] * self.rows + np.arange(self.rows)).reshape(-1)
+        take = {"pixel_values": rows, "image_grid_thw": chosen}
+        return {k: v[take[k]] for k, v in self.pixels.items()}, self.words_NCV[chosen].float()
+
+
+def naming_loss(nano: Nano, pixels: dict[str, torch.Tensor], words: torch.Tensor) -> torch.Tensor:
     """First stage: every image token, read by the LM's own word table, names what its cell shows.
 
-    The target of a cell is a distribution over words: each object gives its share of the cell's
-    area, in equal parts, to its colour, texture and shape; ground gives its share to the word
-    `image`. Mean over cells, nats.
+    Cross entropy to the word distribution of each cell, mean over cells, nats.
     """
-    drawn = []
-    for index in indices:
-        rng = generator("train", index, "naming")
-        scene = sample_scene(rng, count=(1, 4), radius=(0.12, 0.26))
-        drawn.append((scene, render(scene)))
-    images = [picture.image for _, picture in drawn]
-    pixels = dict(nano.processor.image_processor(images, return_tensors="pt"))
-    pixels.pop("batch_num_images", None)
-    tokens = nano.model.get_image_features(**pixels).pooler_output
-    request = LayoutRequest(
-        sizes=[(images[0].height, images[0].width)],
-        config=nano.model.config,
-        processor=nano.processor,
-        grids_thw=pixels.get("image_grid_thw", [None])[:1],
-    )
-    [layout] = family.layouts(request)  # all scenes have one size
-    cells_BNC = torch.stack([t[layout.index_HW.flatten()] for t in tokens])
+    cells_BNC = nano.look(nano.model, pixels)
     logits = cells_BNC @ nano.model.get_input_embeddings().weight.T
-    target = torch.stack([cell_words(nano, s, p.instance_HW, layout.grid_hw) for s, p in drawn])
-    return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
+    return -(words * logits.float().log_softmax(-1)).sum(-1).mean()
 
 
-def cell_words(
-    nano: Nano, scene: Scene, instance_HW: np.ndarray, grid_hw: tuple[int, int]
-) -> torch.Tensor:
-    """(cells, vocabulary): the word distribution of every cell."""
-    h, w = grid_hw
+def cell_words(nano: Nano, scene: Scene, instance_HW: np.ndarray) -> torch.Tensor:
+    """(cells, vocabulary): the word distribution of every cell, rows summing to 1.
+
+    Each object gives its share of the cell's area, in equal parts, to its colour, texture and shape
+    and to the row and column the cell lies in; ground gives its share to `image`, row and column.
+    """
+    side = SIDE // PATCH
     size = instance_HW.shape[0]
     tok = nano.processor.tokenizer
-    target = torch.zeros(h * w, len(tok))
+    target = torch.zeros(side * side, len(tok))
+    cell = np.arange(side * side)
+    rows = np.array(ROWS)[(cell // side * 3 + 1) // side]
+    columns = np.array(COLUMNS)[(cell % side * 3 + 1) // side]
     names = [["image"], *([t.colour, t.texture, t.shape] for t in scene.things)]
     for i, words in enumerate(names):
         own = torch.from_numpy((instance_HW == i).astype(np.float32))
-        share = own.view(h, size // h, w, size // w).mean((1, 3)).flatten()
-        # Sentences hold a word with and without a space before it: both forms name it.
-        forms = [tok.encode(form, add_special_tokens=False) for x in words for form in (x, " " + x)]
-        whole = [f[0] for f in forms if len(f) == 1]
-        for token in whole:
-            target[:, token] += share / len(whole)
+        share = own.view(side, size // side, side, size // side).mean((1, 3)).flatten()
+        for word in (*words, rows, columns):
+            _give(target, tok, word, share / (len(words) + 2))
     return target
+
+
+def _give(target_CV: torch.Tensor, tok: Any, word: str | np.ndarray, share_C: torch.Tensor) -> None:
+    """Add a word's share: one word for all cells, or one a cell."""
+    for each in {word} if isinstance(word, str) else set(word.tolist()):
+        where = torch.ones_like(share_C) if isinstance(word, str) else torch.tensor(word == each)
+        # Sentences hold a word with and without a space before it: both forms name it.
+        forms = [tok.encode(form, add_special_tokens=False) for form in (each, " " + each)]
+        whole = [form[0] for form in forms if len(form) == 1]
+        for token in whole:
+            target_CV[:, token] += share_C * where / len(whole)
 
 
 class Grade(NamedTuple):

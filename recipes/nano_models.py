@@ -150,11 +150,30 @@ def train_tokenizer(dialect: Dialect) -> PreTrainedTokenizerFast:
 
 
 class Nano(NamedTuple):
-    """A freshly initialised model and its processor."""
+    """A freshly initialised model and its processor.
+
+    `look` turns the image processor's output for B square images into B rasters of image tokens,
+    (B, cells, hidden), without the copies that the LM also gets (base tile, newlines).
+    """
 
     model: Any  # a Hugging Face model class; their own types do not fit their use
     processor: Any
     dialect: Dialect
+    look: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+
+
+def look_at_tile(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The base tile through tower and projector, as the LLaVA models do it."""
+    states = model.model.vision_tower(pixels["pixel_values"][:, 0], output_hidden_states=True)
+    chosen = states.hidden_states[model.config.vision_feature_layer]
+    if model.config.vision_feature_select_strategy == "default":
+        chosen = chosen[:, 1:]  # without the class token
+    return model.model.multi_modal_projector(chosen)
+
+
+def look_at_raster(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Merged patches in raster order, as Qwen gives them."""
+    return torch.stack(list(model.get_image_features(**pixels).pooler_output))
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, dialect: Dialect) -> dict[str, Any]:
@@ -195,7 +214,7 @@ def build_onevision() -> Nano:
         vision_feature_select_strategy="full",
         chat_template=ONEVISION.template,
     )
-    return Nano(LlavaOnevisionForConditionalGeneration(config), processor, ONEVISION)
+    return Nano(LlavaOnevisionForConditionalGeneration(config), processor, ONEVISION, look_at_tile)
 
 
 def build_qwen() -> Nano:
@@ -232,7 +251,7 @@ def build_qwen() -> Nano:
         video_processor=Qwen2VLVideoProcessor(size=pixels, **patches),
         chat_template=QWEN.template,
     )
-    return Nano(Qwen2_5_VLForConditionalGeneration(config), processor, QWEN)
+    return Nano(Qwen2_5_VLForConditionalGeneration(config), processor, QWEN, look_at_raster)
 
 
 def build_next() -> Nano:
@@ -260,7 +279,7 @@ def build_next() -> Nano:
         num_additional_image_tokens=1,
         chat_template=NEXT.template,
     )
-    return Nano(LlavaNextForConditionalGeneration(config), processor, NEXT)
+    return Nano(LlavaNextForConditionalGeneration(config), processor, NEXT, look_at_tile)
 
 
 BUILDERS: dict[str, Callable[[], Nano]] = {

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nano_lessons import collate, draw_lesson, examine, naming_loss
+from nano_lessons import Gallery, collate, draw_lesson, examine, naming_loss
 from nano_models import Nano, build_nano
 from rich.console import Console
 
 from kvfix.config import dump_config, load_config
-from kvfix.families import FAMILIES
 
 HERE = Path(__file__).parent
 console = Console(stderr=True)
@@ -34,16 +33,17 @@ class Config:
 
     family: str = "llava_onevision"
     out: str = ""  # empty: checkpoints/nano/<family>
-    steps: int = 3600
+    steps: int = 3800
     batch: int = 12
     turns: int = 7
     pair_every: int = 6
     lr: float = 2e-3
     warmup: int = 150
     weight_decay: float = 0.05
-    naming_steps: int = 900
-    naming_batch: int = 24
-    ease_steps: int = 600
+    naming_steps: int = 2000
+    naming_batch: int = 32
+    gallery: int = 8192
+    ease_steps: int = 400
     seed: int = 0
     threads: int = 1
     save_every: int = 250
@@ -53,21 +53,19 @@ class Config:
 
 
 def learning_rate(step: int, c: Config) -> float:
-    """A straight line down to zero; a linear warm-up at the start of each of the two stages."""
-    since = step if step < c.naming_steps else step - c.naming_steps
-    return c.lr * min((since + 1) / c.warmup, 1.0) * (c.steps - step) / c.steps
+    """In each of the two stages a linear warm-up, then a straight line down to zero."""
+    naming = step < c.naming_steps
+    since = step if naming else step - c.naming_steps
+    length = c.naming_steps if naming else c.steps - c.naming_steps
+    return c.lr * min((since + 1) / c.warmup, 1.0) * (length - since) / length
 
 
-def step_loss(c: Config, nano: Nano, step: int) -> torch.Tensor:
-    """Naming of image tokens first, then conversations; nats."""
-    if step < c.naming_steps:
-        first = step * c.naming_batch
-        return naming_loss(nano, FAMILIES[c.family], range(first, first + c.naming_batch))
-    lesson = step - c.naming_steps
+def lesson_loss(c: Config, nano: Nano, lesson: int) -> torch.Tensor:
+    """Answer loss of one batch of conversations, nats a token."""
     pair = lesson % c.pair_every == c.pair_every - 1
     ease = max(0.0, 1 - lesson / c.ease_steps)
     lessons = [
-        draw_lesson("train", step * c.batch + i, pair=pair, ease=ease, turns=c.turns)
+        draw_lesson("train", lesson * c.batch + i, pair=pair, ease=ease, turns=c.turns)
         for i in range(c.batch)
     ]
     return nano.model(**collate(nano, lessons)).loss
@@ -87,21 +85,26 @@ def train(c: Config, nano: Nano, state_file: Path) -> float:
         first, recent = state["step"], state["loss"]
         console.print(f"continuing at step {first}")
     model.train()
+    if first < c.naming_steps:
+        gallery = Gallery(nano, c.gallery)
     start = time.time()
     for step in range(first, c.stop_at or c.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, c)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = step_loss(c, nano, step)
+            if step < c.naming_steps:
+                loss = naming_loss(nano, *gallery.batch(step, c.naming_batch))
+            else:
+                loss = lesson_loss(c, nano, step - c.naming_steps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         recent = loss.item() if step in (0, c.naming_steps) else 0.99 * recent + 0.01 * loss.item()
-        seen += c.batch
+        seen += 1
         if (step + 1) % 50 == 0:
             pace = seen / (time.time() - start)
-            console.print(f"step {step + 1}/{c.steps}  loss {recent:.4f}  {pace:.1f} lessons/s")
+            console.print(f"step {step + 1}/{c.steps}  loss {recent:.4f}  {pace:.2f} steps/s")
         if (step + 1) % c.save_every == 0:
             _save_state(state_file, model, optimizer, step + 1, recent)
     return recent

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 
 from nano_lessons import (  # noqa: E402
     IGNORE,
+    Gallery,
     answer_labels,
     cell_words,
     collate,
@@ -25,8 +26,14 @@ from nano_lessons import (  # noqa: E402
 )
 from nano_models import BUILDERS, Nano, build_nano  # noqa: E402
 
-from kvfix.data.scenes import Scene, Thing, render  # noqa: E402
+from kvfix.capture import extract  # noqa: E402
+from kvfix.data.scenes import Scene, Thing, generator, render, sample_scene  # noqa: E402
 from kvfix.families import FAMILIES  # noqa: E402
+from kvfix.models import Mlm, Prompt  # noqa: E402
+
+
+def draw_scene(index: int) -> Scene:
+    return sample_scene(generator("test", index, "recipe"))
 
 
 @pytest.fixture(scope="module", params=sorted(BUILDERS))
@@ -55,29 +62,64 @@ def test_a_batch_learns_the_answers_of_its_conversations(nano: Nano) -> None:
 
 
 def test_a_cells_words_are_its_objects_by_area(nano: Nano) -> None:
-    """A square of side 0.4 in the middle of 8 x 8 cells, on ground."""
+    """A red square in the middle, on ground: colour, texture, shape, row and column share alike."""
     thing = Thing("square", "red", "plain", 0.5, 0.5, 0.25, 0.0)
     scene = Scene((thing,), "even", (100.0, 100.0, 100.0), "flat", 0)
     instance = render(scene).instance_HW
-    target = cell_words(nano, scene, instance, (8, 8))
+    target = cell_words(nano, scene, instance)
     np.testing.assert_allclose(target.sum(1), 1, atol=1e-5)
     tok = nano.processor.tokenizer
-    red = target[:, tok.convert_tokens_to_ids("red")].view(8, 8)
-    forms = sum(len(tok.encode(f)) == 1 for w in ("red", "plain", "square") for f in (w, " " + w))
+
+    def word(name: str) -> torch.Tensor:
+        forms = [f for f in (tok.encode(name), tok.encode(" " + name)) if len(f) == 1]
+        return sum(target[:, form[0]] for form in forms).view(8, 8)  # type: ignore[union-attr]
+
     share = torch.from_numpy(instance.astype(np.float32)).view(8, 20, 8, 20).mean((1, 3))
-    torch.testing.assert_close(red, share / forms)
-    assert red[0].sum() == 0 and red[3, 3] > 0
+    assert 0 < share.mean() < 0.3
+    torch.testing.assert_close(word("red"), share / 5)
+    torch.testing.assert_close(word("image"), (1 - share) / 3)
+    assert word("top")[0].min() > 0 and word("top")[4:].max() == 0
+    assert word("right")[:, 7].min() > 0 and word("right")[:, :4].max() == 0
 
 
 def test_naming_reaches_tower_projector_and_words_but_no_decoder_layer(nano: Nano) -> None:
     nano.model.zero_grad()
     family = FAMILIES[nano.model.config.model_type]
-    naming_loss(nano, family, range(2)).backward()
+    naming_loss(nano, *Gallery(nano, 4).batch(0, 2)).backward()
     moved = {n for n, p in nano.model.named_parameters() if p.grad is not None and p.grad.any()}
     assert any(n.startswith(family.vision) for n in moved)
     assert any(n.startswith(family.projector) for n in moved)
     assert any("embed_tokens" in n for n in moved)
     assert not any(".layers." in n and "language_model" in n for n in moved)
+
+
+def test_what_naming_looks_at_is_what_the_language_model_gets(nano: Nano) -> None:
+    """The raster of image tokens is, cell by cell, what capture finds at the projector."""
+    image = render(draw_scene(5)).image
+    pixels = dict(nano.processor.image_processor([image], return_tensors="pt"))
+    nano.model.eval()
+    tokens = nano.look(nano.model, pixels)[0]
+    mlm = Mlm(
+        "nano",
+        nano.model,
+        nano.processor,
+        FAMILIES[nano.model.config.model_type],
+        None,
+        None,
+        torch.float32,
+    )  # type: ignore[arg-type]
+    [sample] = extract(mlm, [Prompt((image,), "x")], sites=("projector",))
+    torch.testing.assert_close(
+        sample.images[0]["projector"].flatten(0, 2), tokens, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_pass_of_the_gallery_shows_every_scene_once(nano: Nano) -> None:
+    gallery = Gallery(nano, 6)
+    one, two = (torch.cat([gallery.batch(s + k, 2)[1] for s in range(3)]) for k in (0, 3))
+    whole = gallery.words_NCV.float()
+    assert sorted(one.flatten(1).tolist()) == sorted(whole.flatten(1).tolist())
+    assert not torch.equal(one, two)
 
 
 def test_the_vocabulary_has_whole_words_and_single_letters(nano: Nano) -> None:
@@ -92,8 +134,8 @@ def test_a_killed_training_goes_on_and_ends_alike(tmp_path: Path) -> None:
 
     def train(state: str, *settings: str) -> None:
         command = [sys.executable, str(ROOT / "recipes" / "train_nano.py"), *settings]
-        common = ["steps=4", "naming_steps=2", "naming_batch=2", "batch=2", "exam=1"]
-        place = [f"out={tmp_path / state}", f"states={tmp_path / (state + '-states')}"]
+        common = ["steps=4", "naming_steps=2", "naming_batch=2", "gallery=4", "batch=2"]
+        place = ["exam=1", f"out={tmp_path / state}", f"states={tmp_path / (state + '-states')}"]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([*command, *common, *place], check=True, env=env, capture_output=True)
 

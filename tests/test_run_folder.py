@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,5 +172,5 @@ def test_cards_identify_model_and_data() -> None:
         "n": 3,
         "sha256": units.sha256,
     }
-    assert versions()["torch"] == torch.__version__
+    assert versions()["torch"] == version("torch") and versions()["numpy"] == np.__version__
     assert json.dumps(versions())

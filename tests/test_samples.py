@@ -30,7 +30,9 @@ def whole(tmp_path: Path) -> Path:
 
 def test_rows_come_back_as_they_were_written(whole: Path) -> None:
     again = SampleFile(whole)
-    assert [{k: v for k, v in r.items() if k != "rows"} for r in again.rows] == sum(UNITS, [])
+    assert [{k: v for k, v in r.items() if k != "rows"} for r in again.rows] == [
+        row for rows in UNITS for row in rows
+    ]
     assert [r["rows"] for r in again.rows] == [1, 3, 3, 3, 3, 3, 3]
     assert again.done == {rows[0]["id"] for rows in UNITS}
     assert len(whole.read_text().splitlines()) == 7
@@ -59,7 +61,7 @@ def test_a_file_torn_at_any_byte_keeps_exactly_the_whole_units(whole: Path) -> N
         b"{}\n",
         b"[1]\n",
         b"\xff\xfe\n",
-        b'{"id": "d", "rows": 2}\n{"id": "e", "rows": 1}\n',  # d never ended
+        b'{"id": "d", "rows": 3}\n{"id": "e", "rows": 2}\n',  # d never ended
     ],
 )
 def test_garbage_is_cut_off(whole: Path, garbage: bytes) -> None:

@@ -6,6 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from kvfix.data.scene_units import scene_units
+from kvfix.data.shapes import COLOURS
+from kvfix.data.units import Sentence
 from kvfix.shipped import DEFAULT_FAMILY, nano_dir
 
 FAMILIES = ("llava_onevision", "qwen2_5_vl", "llava_next")
@@ -27,7 +30,7 @@ def test_the_default_is_one_of_them() -> None:
 def test_the_folder_is_small_and_safe(family: str) -> None:
     files = [p for p in nano_dir(family).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 8 * MEGABYTE
-    assert {p.suffix for p in files} <= {".json", ".safetensors", ".jinja", ".txt", ".md"}
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".jinja", ".txt", ".md", ".yaml"}
     text = (nano_dir(family) / "README.md").read_text()
     assert "chance" in text and "unparsed" in text
 
@@ -45,4 +48,12 @@ def test_plain_transformers_loads_the_folder_and_it_answers(family: str) -> None
     assert stored.dtype == torch.bfloat16
     processor = AutoProcessor.from_pretrained(folder, **options)
     assert processor.chat_template and processor.tokenizer.is_fast
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    scene = scene_units("semantic_segmentation", n=1).load(0)
+    assert isinstance(scene, Sentence)
+    text = {"type": "text", "text": f"What colour is the {scene.category}?"}
+    talk = [{"role": "user", "content": [{"type": "image"}, text]}]
+    asked = processor.apply_chat_template(talk, add_generation_prompt=True)
+    inputs = processor(images=[scene.image], text=[asked], return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    answer = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :])
+    assert any(colour in answer for colour in COLOURS), answer

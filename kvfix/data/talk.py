@@ -16,8 +16,8 @@ from kvfix.data.shapes import COLOURS, SHAPES, TEXTURES
 
 VOCABULARY = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-_ROWS = ("top", "middle", "bottom")
-_COLUMNS = ("left", "centre", "right")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "centre", "right")
 
 
 class Turn(NamedTuple):
@@ -30,7 +30,7 @@ class Turn(NamedTuple):
 
 def region(thing: Thing) -> str:
     """Which ninth of the picture an object's centre lies in: `top left`."""
-    return f"{_ROWS[min(int(thing.y * 3), 2)]} {_COLUMNS[min(int(thing.x * 3), 2)]}"
+    return f"{ROWS[min(int(thing.y * 3), 2)]} {COLUMNS[min(int(thing.x * 3), 2)]}"
 
 
 def caption(scene: Scene) -> str:

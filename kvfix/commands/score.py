@@ -1,0 +1,201 @@
+"""`kvfix score`: official metrics on predictions that were made elsewhere, without a model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from kvfix.eval.answers import UNPARSED, extract, parsed_letter
+from kvfix.eval.dumps import Dump, read_answers, read_dump, task_of
+from kvfix.eval.mcq import PROTOCOL, McqScore, Question, Span, TaskScore, score
+from kvfix.report.run import RunFolder
+
+MOST_MISSING = 0.05  # share of questions without a prediction before a scoring counts as failed
+
+
+class Watch(Protocol):
+    """Who is told how far a scoring is."""
+
+    def phase(self, name: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Show a phase of `total` units; yields what to call after each unit."""
+
+
+@dataclass(frozen=True)
+class BlinkOptions:
+    """What the command line of `kvfix score blink` can say."""
+
+    predictions: Path  # dump folder or file
+    answers: Path  # JSON, question id -> "(A)"
+    profile: str = "kvfix"  # rules of extraction
+    parsed: bool = False  # trust the dump's parsed letters instead
+    out: Path | None = None  # scored folder to write
+    seed: int = 0  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class BlinkOutcome:
+    """What was scored, and whether more than 5 % of the questions had no prediction."""
+
+    record: dict[str, Any]
+    failed: bool
+
+
+def score_blink(options: BlinkOptions, *, command: str) -> BlinkOutcome:
+    """Score multiple-choice predictions against an answer key; see `kvfix.eval.dumps` for forms.
+
+    A question without a prediction is wrong, as in the official scorer.
+
+    Raises:
+        ValueError: files that do not fit together or are of no known form, no parsed letters where
+            they are asked for, or an `out` that holds something else.
+        OSError: a file that is not there.
+    """
+    start = time.monotonic()
+    answers = read_answers(options.answers)
+    dump = read_dump(options.predictions, answers)
+    if options.parsed and not any(p.parsed for p in dump.predictions.values()):
+        raise ValueError(
+            f"{options.predictions}: expected parsed letters (--parsed), found none; leave "
+            "--parsed out to extract them from the text"
+        )
+    questions = _questions(answers, dump, options)
+    result = score(questions, seed=options.seed)
+    record = _blink_record(options, answers, dump, result, questions)
+    if options.out is not None:
+        _write_blink(options.out, record, questions, command, start)
+    missing = len(record["missing"])
+    return BlinkOutcome(record, missing > MOST_MISSING * len(answers))
+
+
+def _questions(answers: dict[str, str], dump: Dump, options: BlinkOptions) -> list[Question]:
+    questions = []
+    for name, answer in answers.items():
+        found = dump.predictions.get(name)
+        if found is None:
+            letter = UNPARSED
+        elif options.parsed:
+            letter = parsed_letter(found.parsed, options.profile)
+        else:
+            letter = extract(found.text, options.profile, options=found.options)
+        questions.append(Question(name, task_of(name), answer, letter, found is None))
+    return questions
+
+
+def _blink_record(
+    options: BlinkOptions,
+    answers: dict[str, str],
+    dump: Dump,
+    result: McqScore,
+    questions: list[Question],
+) -> dict[str, Any]:
+    split = next(iter(answers)).partition("_")[0]
+    key_sha256 = sha256(json.dumps(sorted(answers.items())).encode()).hexdigest()
+    micro = _task_figures(result.all)
+    del micro["missing"]  # the list of ids says more
+    field = "parsed" if options.parsed else "text"
+    rows = [("accuracy_macro", None, result.macro, result.all.n)]
+    rows += [("accuracy_micro", None, result.all.accuracy, result.all.n)]
+    rows += [("accuracy", name, t.accuracy, t.n) for name, t in result.tasks.items()]
+    return {
+        "benchmark": "blink",
+        "profile": options.profile,
+        "parsed": options.parsed,
+        "protocol": PROTOCOL,
+        "seed": options.seed,
+        "macro": result.macro.value,
+        "macro_ci": _ci(result.macro),
+        "micro": micro.pop("accuracy"),
+        "micro_ci": micro.pop("ci"),
+        **micro,
+        "tasks": {name: _task_figures(task) for name, task in result.tasks.items()},
+        "missing": [q.id for q in questions if q.missing],
+        "not_text": [i for i, p in dump.predictions.items() if getattr(p, field) is None],
+        "unknown": list(dump.unknown),
+        "disagreeing": list(dump.disagreeing),
+        "repeated": dump.repeated,
+        "predictions": {
+            "path": str(options.predictions),
+            "files": [str(f) for f in dump.files],
+            "n": len(dump.predictions),
+            "sha256": dump.sha256,
+        },
+        "data": [
+            {"dataset": "blink", "task": "mcq", "split": split, "n": len(answers)}
+            | {"sha256": key_sha256}
+        ],
+        "results": [
+            {"task": "mcq", "dataset": "blink", "split": split, "subtask": subtask}
+            | {"site": None, "layer": None, "head": None, "metric": metric}
+            | {"value": span.value, "ci": _ci(span), "n": n, "cluster": "question"}
+            for metric, subtask, span, n in rows
+        ],
+    }
+
+
+def _task_figures(task: TaskScore) -> dict[str, Any]:
+    return {
+        "accuracy": task.accuracy.value,
+        "ci": _ci(task.accuracy),
+        "n": task.n,
+        "correct": task.correct,
+        "unparsed": task.unparsed,
+        "unparsed_rate": task.unparsed / task.n,
+        "missing": task.missing,
+        "letters": task.letters,
+        "answers": task.answers,
+    }
+
+
+def _ci(span: Span) -> list[float] | None:
+    return None if math.isnan(span.low) else [span.low, span.high]
+
+
+def _write_blink(
+    out: Path, record: dict[str, Any], questions: list[Question], command: str, start: float
+) -> None:
+    """The scored folder: `run.json` and one line a question in `samples/mcq.jsonl`."""
+    folder = RunFolder(
+        out,
+        kind="score",
+        command=command,
+        fingerprint={
+            "benchmark": record["benchmark"],
+            "profile": record["profile"],
+            "parsed": record["parsed"],
+            "protocol": record["protocol"],
+            "seed": record["seed"],
+            "predictions": record["predictions"]["sha256"],
+            "data": {f"blink/mcq/{d['split']}": d["sha256"] for d in record["data"]},
+        },
+    )
+    lines = [
+        {
+            "id": q.id,
+            "task": q.task,
+            "cluster": q.id,
+            "correct": int(q.correct),
+            "letter": q.letter,
+            "answer": q.answer,
+            "unparsed": q.letter is UNPARSED,
+            "missing": q.missing,
+            "rows": 1,
+        }
+        for q in questions
+    ]
+    path = out / "samples/mcq.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_suffix(".new")
+    with new.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(line) + "\n" for line in lines)
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(path)
+    folder.save(seconds=time.monotonic() - start, complete=True, **record)

@@ -1,0 +1,191 @@
+"""`kvfix score davis`: the semi-supervised rules of DAVIS-2017 on a folder of result masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from kvfix.data.davis import MIN_FRAMES
+from kvfix.data.files import listed, read_labels, read_list
+from kvfix.data.units import VOID
+from kvfix.eval.metrics import ObjectScore, davis_objects
+from kvfix.eval.stats import pooled_ratio_bootstrap
+
+if TYPE_CHECKING:
+    from kvfix.commands.score import Watch
+
+MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+_LIST, _MASKS = "ImageSets/2017/val.txt", "Annotations/480p"
+_SHOWN = 5  # names in a message before it only counts
+
+
+class _Truth(NamedTuple):
+    folder: Path  # holds a folder of masks a sequence
+    names: tuple[str, ...]
+
+
+def score_davis(predicted: Path, truth: Path, *, watch: Watch, seed: int = 0) -> dict[str, Any]:
+    """J, F, recall and decay of every object, as davis2017-evaluation reports them.
+
+    The first and the last frame do not count and need no result; 255 in the truth is background;
+    the objects are those of the truth's first frame; an object without a pixel in the results
+    scores as an empty mask, an object id beyond them is an error. Means over objects, so a sequence
+    with many objects weighs more; intervals resample sequences.
+
+    Args:
+        predicted: `<sequence>/<frame>.png`, labels as palette indices or grey values.
+        truth: the DAVIS folder (sequences of its `ImageSets/2017/val.txt`, or all of its
+            `Annotations/480p` if there is no list), or a plain folder like `predicted`.
+        watch: is told how far it is.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: sequences or frames without result, sizes or object ids that do not fit, the
+            0/255 masks of DAVIS-2016, files that are no masks.
+        FileNotFoundError: a folder that is not there.
+    """
+    key = _truth(truth)
+    if not predicted.is_dir():
+        raise FileNotFoundError(f"{predicted}: expected a folder of results, found no such folder")
+    if missing := [n for n in key.names if not (predicted / n).is_dir()]:
+        raise ValueError(
+            f"{predicted}: expected masks in a folder for each of {len(key.names)} sequences, "
+            f"found no folder for {_some(missing)}"
+        )
+    scores: dict[str, list[ObjectScore]] = {}
+    frames: dict[str, int] = {}
+    with watch.phase("scoring", len(key.names)) as tick:
+        for name in key.names:
+            files = listed(key.folder / name, ".png")
+            scores[name] = _sequence(predicted / name, key.folder / name, files)
+            frames[name] = len(files) - 2
+            tick(name)
+    extra = sorted(p.name for p in predicted.iterdir() if p.is_dir() and p.name not in scores)
+    return _record(scores, frames, extra, seed)
+
+
+def _truth(folder: Path) -> _Truth:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected the ground truth, found no such folder")
+    for root in (folder, folder / "DAVIS"):
+        if (root / _MASKS).is_dir():
+            masks, listing = root / _MASKS, root / _LIST
+            names = read_list(listing) if listing.exists() else _with_masks(masks)
+            break
+    else:
+        masks, names = folder, _with_masks(folder)
+    if not names:
+        raise ValueError(
+            f"{folder}: expected the DAVIS folder or <sequence>/<frame>.png, found no mask"
+        )
+    if empty := [n for n in names if not listed(masks / n, ".png")]:
+        raise ValueError(f"{masks}: expected masks of every sequence, found none of {_some(empty)}")
+    return _Truth(masks, tuple(names))
+
+
+def _with_masks(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and listed(p, ".png")))
+
+
+def _sequence(predicted: Path, truth: Path, files: tuple[Path, ...]) -> list[ObjectScore]:
+    if len(files) < MIN_FRAMES:
+        raise ValueError(
+            f"{truth}: expected at least {MIN_FRAMES} masks (the first and the last do not count), "
+            f"found {len(files)}"
+        )
+    counted = files[1:-1]
+    if missing := [f.name for f in counted if not (predicted / f.name).is_file()]:
+        raise ValueError(
+            f"{predicted}: expected a mask for each of {len(counted)} frames, found none for "
+            f"{_some(missing)}"
+        )
+    labels = [read_labels(f) for f in files]
+    first = labels[0]
+    if VOID in first and not ((first > 0) & (first < VOID)).any():
+        raise ValueError(
+            f"{files[0]}: expected object labels 1..n (DAVIS-2017), found 0 and 255 only: a mask "
+            "of DAVIS-2016, which would be read as all void"
+        )
+    results = [read_labels(predicted / f.name) for f in counted]
+    n_objects = int(np.where(first == VOID, 0, first).max())
+    for file, result_HW, truth_HW in zip(counted, results, labels[1:-1], strict=True):
+        where = predicted / file.name
+        if result_HW.shape != truth_HW.shape:
+            raise ValueError(
+                f"{where}: expected {_size(truth_HW)} pixels like the truth, found "
+                f"{_size(result_HW)}"
+            )
+        if result_HW.max() > n_objects:
+            raise ValueError(
+                f"{where}: expected object ids up to {n_objects}, those of the truth's first "
+                f"frame, found {result_HW.max()}"
+            )
+    try:
+        return davis_objects([first, *results, first], labels)
+    except ValueError as error:
+        raise ValueError(f"{truth}: {error}") from error
+
+
+def _record(
+    scores: dict[str, list[ObjectScore]], frames: dict[str, int], extra: list[str], seed: int
+) -> dict[str, Any]:
+    sums_SM = np.array([np.sum([_figures(o) for o in objects], 0) for objects in scores.values()])
+    counts_S = np.array([len(objects) for objects in scores.values()], float)
+    interval = pooled_ratio_bootstrap(sums_SM, counts_S[:, None], list(scores), seed=seed)
+    ci = [
+        None if np.isnan(low) else [float(low), float(high)]
+        for low, high in zip(interval.low_S, interval.high_S, strict=True)
+    ]
+    # The plain mean over objects, added up in the reference's order.
+    every = np.array([_figures(o) for objects in scores.values() for o in objects])
+    means = _means(every)
+    return {
+        "benchmark": "davis2017",
+        "protocol": "semi-supervised",
+        "seed": seed,
+        **means,
+        "ci": dict(zip(MEASURES, ci, strict=True)),
+        "n_objects": len(every),
+        "n_sequences": len(scores),
+        "sequences": {
+            name: {
+                **_means(np.array([_figures(o) for o in objects])),
+                "frames": frames[name],
+                "objects": {
+                    f"{name}_{k}": dict(zip(MEASURES, map(float, _figures(o)), strict=True))
+                    for k, o in enumerate(objects, start=1)
+                },
+            }
+            for name, objects in scores.items()
+        },
+        "ignored": extra,
+        "results": [
+            {"task": "temporal_correspondence", "dataset": "davis2017", "split": "val"}
+            | {"site": None, "layer": None, "head": None, "metric": measure}
+            | {"value": means[measure], "ci": ci[m], "n": len(every), "cluster": "sequence"}
+            for m, measure in enumerate(MEASURES)
+        ],
+    }
+
+
+def _figures(o: ObjectScore) -> tuple[float, ...]:
+    """In the order of MEASURES."""
+    return (o.jf, o.j_mean, o.j_recall, o.j_decay, o.f_mean, o.f_recall, o.f_decay)
+
+
+def _means(figures_OM: np.ndarray) -> dict[str, float]:
+    """Means over objects; J&F from the means of J and of F, as the reference has it."""
+    means = dict(zip(MEASURES, map(float, figures_OM.mean(0)), strict=True))
+    return means | {"J&F-Mean": (means["J-Mean"] + means["F-Mean"]) / 2}
+
+
+def _size(labels_HW: np.ndarray) -> str:
+    height, width = labels_HW.shape
+    return f"{width} x {height}"
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,108 @@
+"""What the terminal shows after `kvfix score`: a table a benchmark, and what was odd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SHOWN = 5  # ids in a note before it only counts
+
+
+def blink_table(record: dict[str, Any]) -> Table:
+    """One row a task, then micro and macro; accuracies and unparsed rates in percent."""
+    from rich.text import Text
+
+    by = "parsed letters of the dump" if record["parsed"] else "answers extracted"
+    table = _table(f"BLINK, {by}, profile {record['profile']}")
+    letters = [name for name in record["letters"] if name != "unparsed"]
+    for name in ("task", "accuracy", "95 % CI", "n", "unparsed", *letters):
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    for name, task in record["tasks"].items():
+        table.add_row(Text(name.replace("_", " ")), *_blink_cells(task, task["accuracy"], letters))
+    table.add_section()
+    table.add_row("micro", *_blink_cells(record | {"ci": record["micro_ci"]}, None, letters))
+    ends = "–" if record["macro_ci"] is None else _percent_span(record["macro_ci"])
+    table.add_row("macro", f"{100 * record['macro']:.2f}", ends, str(record["n"]), style="bold")
+    answers = ", ".join(f"{x} {n}" for x, n in record["answers"].items())
+    table.caption = f"letters of the right answers: {answers}"
+    return table
+
+
+def _blink_cells(row: dict[str, Any], accuracy: float | None, letters: Sequence[str]) -> list[str]:
+    value = row["micro"] if accuracy is None else accuracy
+    return [
+        f"{100 * value:.2f}",
+        "–" if row["ci"] is None else _percent_span(row["ci"]),
+        str(row["n"]),
+        f"{100 * row['unparsed_rate']:.1f} %",
+        *(str(row["letters"].get(x, 0)) for x in letters),
+    ]
+
+
+def blink_notes(record: dict[str, Any]) -> Iterator[str]:
+    """What the reader must know about the predictions, a sentence each."""
+    for key, what in (
+        ("missing", "questions have no prediction and count as wrong"),
+        ("not_text", "predictions are null or not text and count as wrong"),
+        ("unknown", "predictions are for questions that the answers do not have; left out"),
+        ("disagreeing", "right answers in the dump differ from the answer file, which counts"),
+    ):
+        if ids := record[key]:
+            yield f"{len(ids)} {what}: {_some(ids)}"
+    if record["repeated"]:
+        yield f"{record['repeated']} predictions stand there more than once, all equal"
+
+
+def davis_table(record: dict[str, Any]) -> Table:
+    """One row a sequence, then the mean over objects."""
+    from rich.text import Text
+
+    table = _table("DAVIS-2017 semi-supervised, means over objects")
+    measures = list(record["ci"])
+    table.add_column("sequence", overflow="fold")
+    for name in ("objects", *(m.replace("-", "\n") for m in measures)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, sequence in record["sequences"].items():
+        figures = (f"{sequence[m]:.3f}" for m in measures)
+        table.add_row(Text(name), str(len(sequence["objects"])), *figures)
+    table.add_section()
+    table.add_row(
+        "all", str(record["n_objects"]), *(f"{record[m]:.3f}" for m in measures), style="bold"
+    )
+    spans = [record["ci"][m] for m in measures]
+    for end, what in enumerate(("95 % CI, low", "95 % CI, high")):
+        cells = ("–" if span is None else f"{span[end]:.3f}" for span in spans)
+        table.add_row(what, "", *cells, style="dim")
+    return table
+
+
+def davis_notes(record: dict[str, Any]) -> Iterator[str]:
+    """What was left out, a sentence each."""
+    if names := record["ignored"]:
+        yield f"{len(names)} folders are of no sequence of the truth; ignored: {_some(names)}"
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        header_style="bold",
+    )
+
+
+def _percent_span(ends: Sequence[float]) -> str:
+    return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

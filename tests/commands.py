@@ -1,0 +1,54 @@
+"""The `kvfix` command, in a process of its own or (torch takes seconds to import) in this one."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+from kvfix import cli
+
+KVFIX = str(Path(sys.executable).parent / "kvfix")
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that says why it failed."""
+        [line] = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        return line
+
+
+def launch(*args: object, timeout: float = 600) -> Ended:
+    """Start the installed command."""
+    words = [KVFIX, *map(str, args)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=ENV)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def call(*args: object) -> Ended:
+    """What `launch` does, through the same entry point in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        patch.object(sys, "argv", ["kvfix", *map(str, args)]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return Ended(code, out.getvalue(), err.getvalue())

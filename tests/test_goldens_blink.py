@@ -1,0 +1,74 @@
+"""BLINK's published figures from its own raw and parsed outputs, kept beside the checkout.
+
+Source: zeyofu/BLINK_Benchmark, ``eval/saved_outputs`` and ``eval/evaluate.py``; the figures without
+a judge and those of other suites are the suites' rules applied once to the same raw outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from commands import call
+
+pytestmark = pytest.mark.shared
+
+ROOT = Path(__file__).resolve().parents[1]
+BLINK = Path(os.environ.get("KVFIX_SHARED", ROOT.parent / "shared")) / "goldens/blink"
+
+# Macro and micro of the parsed answers, as shares.
+PUBLISHED = {
+    "llava_v1.5_7b": (0.3712744612837347, 0.3634928984744871),
+    "llava-v1.6-34b": (0.46797566380866806, 0.4618621778011573),
+    "GPT4V": (0.5108906599240415, 0.5039452919516044),
+}
+# Micro in percent from the raw text, no judge, no option texts.
+FROM_TEXT = {
+    "official": {"GPT4V": 39.5, "llava_v1.5_7b": 26.0, "llava-v1.6-34b": 46.2},
+    "lmms-eval": {"GPT4V": 18.0, "llava_v1.5_7b": 0.0, "llava-v1.6-34b": 46.2},
+    "vlmevalkit": {"GPT4V": 14.4, "llava_v1.5_7b": 33.6, "llava-v1.6-34b": 46.2},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _goldens_are_there() -> None:
+    if not BLINK.is_dir():
+        pytest.skip(f"no reference outputs in {BLINK}; set KVFIX_SHARED")
+
+
+def scored(model: str, *more: str) -> dict:
+    done = call(
+        *("score", "blink", "--predictions", BLINK / "saved_outputs" / model),
+        *("--answers", BLINK / "val_answers.json", "--json", *more),
+    )
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_parsed_answers_give_the_published_figures(model: str) -> None:
+    found = scored(model, "--profile", "official", "--parsed")
+    golden = json.loads((BLINK / "golden_val_accuracy.json").read_text())[model]
+    assert (golden["macro"], golden["micro"]) == PUBLISHED[model]
+    assert found["macro"] == pytest.approx(golden["macro"], abs=1e-12)
+    assert found["micro"] == pytest.approx(golden["micro"], abs=1e-12)
+    assert found["n"] == 1901 and len(found["tasks"]) == 14
+    for task, figures in found["tasks"].items():
+        assert figures["accuracy"] == pytest.approx(golden[task], abs=1e-12)
+
+
+@pytest.mark.parametrize("profile", FROM_TEXT)
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_raw_text_gives_the_figures_of_each_suites_rules(model: str, profile: str) -> None:
+    found = scored(model, "--profile", profile)
+    assert 100 * found["micro"] == pytest.approx(FROM_TEXT[profile][model], abs=0.1)
+    for oddity in ("missing", "not_text", "unknown", "disagreeing"):
+        assert found[oddity] == []
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_the_own_profile_contradicts_no_letter_that_the_official_rules_find(model: str) -> None:
+    own, official = scored(model), scored(model, "--profile", "official")
+    assert own["correct"] >= official["correct"]
