@@ -83,6 +83,7 @@ def _json_rows(value: Any, file: Path, split: str) -> Iterator[Row]:
         value = value[split]
     elif (
         isinstance(value, dict)
+        and value
         and not any(QUESTION_ID.fullmatch(key) for key in value)
         and all(isinstance(entry, list) for entry in value.values())
     ):
@@ -208,9 +209,12 @@ def read_text(path: Path) -> str:
 
     Raises:
         ValueError: not UTF-8.
+        FileNotFoundError: no such file.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: expected a file, found none") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text, found {error}") from error
 

@@ -171,6 +171,59 @@ def _show(record: dict, report: Path) -> None:
     console.print(f"{record['seconds']:.0f} s. Report: {escape(str(report))}", soft_wrap=True)
 
 
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="Run folder, or one of `kvfix score --out`.")],
+    after: Annotated[Path, typer.Argument(help="The same units, scored after the change.")],
+    out: Annotated[Path, typer.Option(help="Where compare.json, .html and .md go.")] = Path(
+        "runs/compare"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print compare.json to stdout.")] = False,
+) -> None:
+    """Prove a change: paired differences between two runs on the same units.
+
+    Runs on other data, or scored by other rules, are refused. If more than 5 %
+    of a task's units are in one run only, the report is written, but the exit
+    code is 1.
+    """
+    from kvfix.commands.compare import Options
+    from kvfix.commands.compare import compare as run
+
+    options = Options(before, after, out=out, seed=seed)
+    with redirect_stdout(sys.stderr):
+        outcome = run(options, command=shlex.join(["kvfix", *sys.argv[1:]]))
+    _show_comparison(outcome.record, outcome.report)
+    if as_json:
+        typer.echo(json.dumps(outcome.record, indent=1))
+    if outcome.failed:
+        console.print(
+            "[red]error:[/red] expected at most 5 % of a task's units to be in one run only, found "
+            "more; the shared ones are compared",
+            soft_wrap=True,
+        )
+        raise SystemExit(FAILED)
+
+
+def _show_comparison(record: dict, report: Path) -> None:
+    from kvfix.report.compare_table import sentences, tables
+
+    for table in tables(record):
+        console.print(table)
+    console.print(sentences(record))
+    for note in record["notes"]:
+        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
+    for u in record["units"]:
+        if u["only_before"] or u["only_after"]:
+            ids = ", ".join([*u["only_before"], *u["only_after"]][:5])
+            line = (
+                f"{u['task']} ({u['dataset']}): {u['shared']} units in both, "
+                f"{len(u['only_before'])} only before, {len(u['only_after'])} only after: {ids}"
+            )
+            console.print(f"[yellow]unmatched[/yellow] {escape(line)}", soft_wrap=True)
+    console.print(f"{record['seconds']:.0f} s. Report: {escape(str(report))}", soft_wrap=True)
+
+
 @data_app.command("list")
 def data_list() -> None:
     """Every dataset: tasks, size, source and the folder tree that is expected."""

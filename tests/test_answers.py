@@ -26,6 +26,7 @@ PLACES = ("the left jar", "the right jar", "neither jar")
         ("(A) or (B)\n\n(A) or (B)", UNPARSED),
         ("(A) first.\n\nThen (B) and (C)", UNPARSED),
         ("(A) first.\n\nThen (B)", "B"),
+        ("(A) first.\nThen (B)", UNPARSED),  # one paragraph
         ("(A) \n\nThen (A) again (A)", "A"),
         ("The answer is B", UNPARSED),
         ("", UNPARSED),
@@ -72,7 +73,9 @@ def test_lmms_eval_rule(text: str, letter: str | None) -> None:
         ("A or B", UNPARSED),
         ("the answer is a guess made by me here", "A"),  # upstream has no word boundary
         ("the correct answer is **C** for many reasons given above", "C"),
+        ("the answer is based on the colour that I see there", "B"),
         ("the answer is Z", UNPARSED),
+        ("Z, as no answer is certain enough for me to choose", UNPARSED),  # else: C of "certain"
         ("b", UNPARSED),
         ("I can't process this file. B", UNPARSED),
         ("Cannot determine the answer B", UNPARSED),

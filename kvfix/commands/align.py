@@ -248,7 +248,9 @@ def _list_units(
     """Note what is in one run only; the ids of the others, in the order of BEFORE."""
     shared = [i for i in was if i in now]
     only = [i for i in was if i not in now], [i for i in now if i not in was]
-    why = {i: s.left_out[i] for s in (before, after) for i in (*only[0], *only[1]) if i in s.left_out}
+    why = {
+        i: s.left_out[i] for s in (before, after) for i in (*only[0], *only[1]) if i in s.left_out
+    }
     pairing.units.append(
         {
             "task": name[0],
@@ -271,9 +273,7 @@ def _same(what: str, keys: Sequence[str], before: Row, after: Row) -> None:
             )
 
 
-def _probe(
-    name: Name, before: Side, after: Side, shared: list[str], notes: list[str]
-) -> ProbePair:
+def _probe(name: Name, before: Side, after: Side, shared: list[str], notes: list[str]) -> ProbePair:
     wanted = set(shared)
     rows = [[r for r in s.probes[name] if r["id"] in wanted] for s in (before, after)]
     was, now = (_table(r) for r in rows)
@@ -287,7 +287,9 @@ def _probe(
             )
     pooled = None
     if all("inter" in r and "union" in r for side in rows for r in side):
-        parts = [[_pick(_table(side, k), shared, sites) for k in ("inter", "union")] for side in rows]
+        parts = [
+            [_pick(_table(side, k), shared, sites) for k in ("inter", "union")] for side in rows
+        ]
         pooled = Ratio(*parts[0]), Ratio(*parts[1])
     cluster_of = dict(zip(was.ids, was.clusters, strict=True))
     return ProbePair(
@@ -328,5 +330,3 @@ def _flat(item: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in item.items():
         out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return out
-
-

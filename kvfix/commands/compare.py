@@ -78,11 +78,6 @@ def compare(options: Options, *, command: str) -> Outcome:
     return Outcome(record, report, _too_many_unmatched(pairing))
 
 
-def unmatched(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tasks of which some units are in one run only."""
-    return [u for u in record["units"] if u["only_before"] or u["only_after"]]
-
-
 def _too_many_unmatched(pairing: Pairing) -> bool:
     for u in pairing.units:
         alone = len(u["only_before"]) + len(u["only_after"])
@@ -103,7 +98,7 @@ def _card(side: Side) -> dict[str, Any]:
     predictions = side.record.get("predictions")
     name = model.get("id")
     if name is None and isinstance(predictions, dict):
-        name = predictions.get("path")
+        name = "/".join(Path(str(predictions.get("path"))).parts[-2:])
     adapter = model.get("adapter")
     return {
         "folder": str(side.folder),
@@ -123,15 +118,15 @@ def _notes(questions: list[dict[str, Any]], differs: list[dict[str, Any]]) -> li
         if d["key"] not in EXPECTED:
             then, now = (json.dumps(d[k], ensure_ascii=False) for k in ("before", "after"))
             notes.append(
-                f"The runs differ in {d['key']} ({then} before, {now} after), which may move scores "
-                "by itself."
+                f"The runs differ in {d['key']} ({then} before, {now} after), which may move "
+                "scores by itself."
             )
     for q in questions:
         if q["clusters"] < q["n"]:
             notes.append(
                 f"{q['dataset']}: {q['n']} questions in {q['clusters']} clusters. The intervals "
-                "resample clusters; McNemar's test and the minimum detectable effect take questions "
-                "as independent, so trust the intervals."
+                "resample clusters; McNemar's test and the minimum detectable effect take "
+                "questions as independent, so trust the intervals."
             )
         if (missing := q["format"]["missing"])["before"] or missing["after"]:
             notes.append(

@@ -60,7 +60,7 @@ def answer_changes(pair: QuestionPair, *, resamples: int, seed: int) -> dict[str
 
 
 def answer_findings(changes: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is clear: macro, micro, tasks after Holm, unread answers, and a letter that is favoured."""
+    """What is clear: macro, micro, tasks after Holm, unread answers, and the letter that moved."""
     dataset, n = changes["dataset"], changes["n"]
     found = []
     for name in ("macro", "micro"):
@@ -130,10 +130,10 @@ def _both_means(
     got = stratified_paired_bootstrap(was, now, tasks, clusters, resamples=resamples, seed=seed)
     at = [np.array([t == task for t in tasks]) for task in dict.fromkeys(tasks)]
     a_task = [flips(was[a], now[a]) for a in at]
-    macro = [float(np.mean([x[a].mean() for a in at])) for x in (was, now)]
+    before, after = (float(np.mean([x[a].mean() for a in at])) for x in (was, now))
     return {
         "macro": {
-            **_figures(*macro, got.macro),
+            **_figures(before, after, got.macro),
             "tasks": len(at),
             "n": len(tasks),
             "minimum_detectable": minimum_detectable(a_task, macro=True),
@@ -157,7 +157,7 @@ def _format(
 ) -> dict[str, Any]:
     """Format or perception? Unread answers, letters, and the difference where both were read."""
     unread = [_column(rows, "unparsed") for rows in (pair.before, pair.after)]
-    fixed, broken = (was < now), (was > now)
+    fixed, broken = (was > now), (was < now)
     both = (unread[0] == 0) & (unread[1] == 0)
     read = None
     if both.any():
@@ -168,11 +168,13 @@ def _format(
         read = _figures(was[both].mean(), now[both].mean(), got.micro)
         read |= _counts(flips(was[both], now[both]))
         read["share_of_micro"] = float((now - was)[both].sum() / len(was))
-    change = Change(float(unread[1].mean() - unread[0].mean()), np.nan, np.nan)
+    change = stratified_paired_bootstrap(
+        unread[0], unread[1], tasks, clusters, resamples=resamples, seed=seed
+    ).micro
     unparsed = _figures(unread[0].mean(), unread[1].mean(), change)
     unparsed["p"] = mcnemar(int((unread[0] < unread[1]).sum()), int((unread[0] > unread[1]).sum()))
     missing = [sum(bool(r.get("missing")) for r in rows) for rows in (pair.before, pair.after)]
-    letters = _letters(pair)
+    letters = _letters(pair, tasks, clusters, resamples, seed)
     return {
         "unparsed": unparsed,
         "missing": {"before": missing[0], "after": missing[1]},
@@ -184,22 +186,24 @@ def _format(
     }
 
 
-def _letters(pair: QuestionPair) -> list[dict[str, Any]]:
+def _letters(
+    pair: QuestionPair, tasks: list[str], clusters: list[str], resamples: int, seed: int
+) -> list[dict[str, Any]]:
     """Share of each letter before and after, and the share of questions where it is right."""
     chosen = [[_letter(r) for r in rows] for rows in (pair.before, pair.after)]
     right = Counter(str(r["answer"]) for r in pair.before)
-    names = sorted({*chosen[0], *chosen[1], *right} - {UNREAD}) + [UNREAD]
+    names = [*sorted({*chosen[0], *chosen[1], *right} - {UNREAD}), UNREAD]
     n, rows = len(pair.before), []
     for name in names:
         was, now = (np.array([x == name for x in side]) for side in chosen)
         changed = flips(was, now)
+        change = stratified_paired_bootstrap(
+            was, now, tasks, clusters, resamples=resamples, seed=seed
+        ).micro
         rows.append(
             {
                 "letter": name,
-                "before": float(was.mean()),
-                "after": float(now.mean()),
-                "value": float(now.mean() - was.mean()),
-                "ci": None,
+                **_figures(was.mean(), now.mean(), change),
                 "right": right[name] / n,
                 "p": mcnemar(changed.fixed, changed.broken),
             }

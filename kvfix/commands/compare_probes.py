@@ -92,7 +92,8 @@ def _every_site(pair: ProbePair, resamples: int, seed: int) -> list[Result]:
 
 def _places(pair: ProbePair, choice_seed: int) -> tuple[list[_Place], list[str]]:
     everyone = np.ones(len(pair.ids), bool)
-    places, notes = [], []
+    places: list[_Place] = []
+    notes: list[str] = []
     for name in ("vision", "projector"):
         if Site(name) in pair.sites:
             places.append(_Place(name, Site(name), everyone, False))
@@ -131,18 +132,14 @@ def _headline(
     before_N, after_N = pair.before_NS[rows_N, s], pair.after_NS[rows_N, s]
     clusters = [c for c, use in zip(pair.clusters, rows_N, strict=True) if use]
     one, all_tasks = (
-        paired_bootstrap(
-            before_N, after_N, clusters, level=level, resamples=resamples, seed=seed
-        )
+        paired_bootstrap(before_N, after_N, clusters, level=level, resamples=resamples, seed=seed)
         for level in (0.95, together)
     )
     found = [_row(pair, place, pair.metric, _means(before_N, after_N), one, all_tasks)]
     if pair.pooled is not None:
         was, now = (Ratio(r.part[rows_N, s], r.whole[rows_N, s]) for r in pair.pooled)
         one, all_tasks = (
-            paired_ratio_bootstrap(
-                was, now, clusters, level=level, resamples=resamples, seed=seed
-            )
+            paired_ratio_bootstrap(was, now, clusters, level=level, resamples=resamples, seed=seed)
             for level in (0.95, together)
         )
         ratios = {"before": _ratio(was), "after": _ratio(now)}

@@ -108,8 +108,10 @@ def _sequence(predicted: Path, truth: Path, files: tuple[Path, ...]) -> list[Obj
             f"{files[0]}: expected object labels 1..n (DAVIS-2017), found 0 and 255 only: a mask "
             "of DAVIS-2016, which would be read as all void"
         )
-    results = [read_labels(predicted / f.name) for f in counted]
     n_objects = int(np.where(first == VOID, 0, first).max())
+    if n_objects == 0:
+        raise ValueError(f"{files[0]}: expected at least one object, found background only")
+    results = [read_labels(predicted / f.name) for f in counted]
     for file, result_HW, truth_HW in zip(counted, results, labels[1:-1], strict=True):
         where = predicted / file.name
         if result_HW.shape != truth_HW.shape:
@@ -122,10 +124,7 @@ def _sequence(predicted: Path, truth: Path, files: tuple[Path, ...]) -> list[Obj
                 f"{where}: expected object ids up to {n_objects}, those of the truth's first "
                 f"frame, found {result_HW.max()}"
             )
-    try:
-        return davis_objects([first, *results, first], labels)
-    except ValueError as error:
-        raise ValueError(f"{truth}: {error}") from error
+    return davis_objects([first, *results, first], labels)
 
 
 def _record(

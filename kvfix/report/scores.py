@@ -43,17 +43,17 @@ def _blink_cells(row: dict[str, Any], accuracy: float | None, letters: Sequence[
 
 
 def blink_notes(record: dict[str, Any]) -> Iterator[str]:
-    """What the reader must know about the predictions, a sentence each."""
+    """What the reader must know about the predictions, a line each."""
     for key, what in (
-        ("missing", "questions have no prediction and count as wrong"),
-        ("not_text", "predictions are null or not text and count as wrong"),
-        ("unknown", "predictions are for questions that the answers do not have; left out"),
-        ("disagreeing", "right answers in the dump differ from the answer file, which counts"),
+        ("missing", "questions without a prediction, which count as wrong"),
+        ("not_text", "predictions that are null or not text, which count as wrong"),
+        ("unknown", "predictions for questions that the answers do not have, left out"),
+        ("disagreeing", "right answers in the dump that the answer file, which counts, denies"),
     ):
         if ids := record[key]:
-            yield f"{len(ids)} {what}: {_some(ids)}"
+            yield f"{what}: {len(ids)} ({_some(ids)})"
     if record["repeated"]:
-        yield f"{record['repeated']} predictions stand there more than once, all equal"
+        yield f"further copies of a prediction, all equal: {record['repeated']}"
 
 
 def davis_table(record: dict[str, Any]) -> Table:
@@ -80,9 +80,9 @@ def davis_table(record: dict[str, Any]) -> Table:
 
 
 def davis_notes(record: dict[str, Any]) -> Iterator[str]:
-    """What was left out, a sentence each."""
+    """What was left out, a line each."""
     if names := record["ignored"]:
-        yield f"{len(names)} folders are of no sequence of the truth; ignored: {_some(names)}"
+        yield f"folders of no sequence of the truth, ignored: {len(names)} ({_some(names)})"
 
 
 def _table(title: str) -> Table:

@@ -1,0 +1,227 @@
+"""`compare.json`, `compare.html` and `compare.md` of two paired runs.
+
+Answers are shown in percent and their differences in points, as benchmarks of questions publish
+them; probes in the metric's own units. All three files show what compare.json holds, and whatever
+came from data counts as hostile text, as in the report of one run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvfix.report.html import _date, _duration, _html, _markdown, _write
+from kvfix.report.stages import clean, interval, number
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+ALPHA = 0.05
+PLACES = {
+    "vision": "vision encoder",
+    "projector": "projector",
+    "best": "best value layer",
+    "last": "last value layer",
+}
+GLOSSARY = (
+    (
+        "Paired",
+        "Both runs scored the same units, and every difference is AFTER minus BEFORE on the same "
+        "unit, so that hard and easy units cancel out.",
+    ),
+    (
+        "Interval",
+        "95 % confidence interval by bootstrap. Units that depend on each other are drawn "
+        "together, and questions within their task.",
+    ),
+    ("Macro, micro", "Macro is the mean over tasks, micro the mean over questions."),
+    (
+        "Fixed, broken",
+        "Questions that were wrong before and are right after; right before and wrong after.",
+    ),
+    (
+        "p, Holm p",
+        "Exact McNemar test of fixed against broken; Holm's correction for testing several tasks "
+        "at once. A task is clear if its Holm p is below 0.05.",
+    ),
+    (
+        "Detectable",
+        "The smallest true difference that this many questions would show in 4 of 5 repetitions, "
+        "at the share of changed answers seen here. A smaller difference cannot be told from none.",
+    ),
+    (
+        "Unread",
+        "No option letter could be parsed from the answer; it counts as wrong. If many answers "
+        "are unread before and few after, accuracy rises by format alone.",
+    ),
+    (
+        "Best value layer",
+        "Chosen on one half of the units of BEFORE and compared on the other half. AFTER has no "
+        "say in it. A star marks a layer chosen on the very units that compare it.",
+    ),
+    (
+        "Clear",
+        "A probe's difference is clear if an interval that holds for all tasks at once "
+        "(Bonferroni) leaves out 0.",
+    ),
+)
+
+
+def write_comparison(out: Path, record: dict[str, Any]) -> Path:
+    """Write compare.json, compare.html and compare.md.
+
+    Args:
+        out: folder, made if missing; other files in it are left alone.
+        record: what `kvfix.commands.compare` found.
+
+    Returns:
+        The path of compare.html.
+    """
+    from markupsafe import Markup
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1, allow_nan=False)
+    page = _page(clean(record))
+    _write(out / "compare.json", text + "\n")
+    _write(out / "compare.html", _with(_html(), str).get_template("compare.html.j2").render(**page))
+    env = _with(_markdown(), lambda text: Markup(escape(text, quote=False)))
+    markdown = env.get_template("compare.md.j2").render(**page)
+    _write(out / "compare.md", markdown)
+    return out / "compare.html"
+
+
+def _with(env: Environment, kind: Callable[[str], str]) -> Environment:
+    """The environment of the report with this page's ways to write numbers."""
+    ways = {"pct": pct, "pts": pts, "pspan": pspan, "p": p_value, "signed": signed, "span": span}
+    for name, way in ways.items():
+        env.filters[name] = lambda v, way=way: kind(way(v))
+    return env
+
+
+def _page(record: dict[str, Any]) -> dict[str, Any]:
+    questions, probes = record["questions"], record["probes"]
+    for q in questions:
+        _lay_out([*q["tasks"], q["macro"], q["micro"]])
+        q["format_rows"] = format_rows(q)
+    _lay_out(probes)
+    for row in probes:
+        row["place_name"] = place_name(row)
+    values = [r for r in record["results"] if r["site"] == "value" and r["head"] is None]
+    _lay_out(values)
+    facts = [
+        ("Before", record["before"]["name"]),
+        ("After", record["after"]["name"]),
+        ("Resamples", f"{record['resamples']:,}"),
+        ("Started", _date(record["started"])),
+        ("Took", _duration(number(record["seconds"]))),
+        ("kvfix", record["kvfix"]),
+    ]
+    layers: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in sorted(values, key=lambda r: r["layer"] or 0):
+        layers.setdefault((row["task"], row["dataset"], row["metric"]), []).append(row)
+    return {
+        "run": record,
+        "facts": facts,
+        "findings": [{**f, "shown": _shown(f)} for f in record["findings"]],
+        "questions": questions,
+        "probes": probes,
+        "layers": layers,
+        "units": [{**u, "alone": _alone(u)} for u in record["units"]],
+        "places": PLACES,
+        "glossary": GLOSSARY,
+        "alpha": ALPHA,
+    }
+
+
+def _lay_out(rows: list[dict[str, Any]]) -> None:
+    """Give rows the place of value and interval on an axis 0..100 with zero at 50."""
+    ends = [abs(e) for r in rows for e in (*interval(r["ci"]), number(r["value"])) if e is not None]
+    scale = 48 / max([*ends, 1e-9])
+    for row in rows:
+        low, high = interval(row["ci"])
+        value = number(row["value"])
+        if value is not None:
+            at = [value if e is None else e for e in (low, high)]
+            row["forest"] = [round(50 + scale * x, 2) for x in (value, *at)]
+
+
+def _alone(units: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(unit, run that has it, why the other has not) of the first units without a partner."""
+    sides = (("BEFORE", "only_before"), ("AFTER", "only_after"))
+    found = [(i, side, units["why"].get(i, "")) for side, key in sides for i in units[key]]
+    return found[:50]
+
+
+def _shown(finding: dict[str, Any]) -> tuple[str, str]:
+    """Value and interval of a finding as text."""
+    if finding["metric"] == "accuracy":
+        return pts(finding["value"]), pspan(finding["ci"])
+    return signed(finding["value"]), span(finding["ci"])
+
+
+def format_rows(questions: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of "format or perception?" with their names, all shares."""
+    form = questions["format"]
+    rows = [("unread answers", form["unparsed"])]
+    if form["read_twice"] is not None:
+        rows.append((f"micro, {form['read_twice']['n']} read both times", form["read_twice"]))
+    if questions["logprob"] is not None:
+        for name in ("micro", "macro"):
+            rows.append((f"{name} by letter log-probability", questions["logprob"][name]))
+    letters = [r for r in form["letters"] if r["letter"] != "unparsed"]
+    return [*rows, *((f"({r['letter']}) chosen", r) for r in letters)]
+
+
+def task_name(row: dict[str, Any]) -> str:
+    """`semantic correspondence (spair71k)`; scenes are not named."""
+    name = row["task"].replace("_", " ")
+    return name if row["dataset"] == "scenes" else f"{name} ({row['dataset']})"
+
+
+def place_name(row: dict[str, Any]) -> str:
+    """`best value layer L5`, with a star where the layer was chosen on the units that compare."""
+    star = "*" if row["place"] == "best" and not row["held_out"] else ""
+    layer = "" if row["layer"] is None else f" L{row['layer']}"
+    return f"{PLACES[row['place']]}{layer}{star}"
+
+
+def num(value: float | None) -> str:
+    """`0.123`; a dash for no number."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """`+0.123`."""
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def span(ci: Any) -> str:
+    """`[-0.010, +0.120]`; empty where there is no interval."""
+    low, high = interval(ci)
+    return "" if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
+
+
+def pct(share: float | None) -> str:
+    """A share in percent: `12.3`."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def pts(share: float | None) -> str:
+    """A difference of shares in points: `+1.2`."""
+    return "–" if share is None else f"{100 * share:+.1f}"
+
+
+def pspan(ci: Any) -> str:
+    """An interval of shares in points; empty where there is none."""
+    low, high = interval(ci)
+    return "" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def p_value(p: float | None) -> str:
+    """`0.034`, or `<.001`."""
+    if p is None:
+        return "–"
+    return "<.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,138 @@
+"""What the terminal shows after `kvfix compare`; every table fits 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kvfix.report.compare import (
+    ALPHA,
+    format_rows,
+    num,
+    p_value,
+    pct,
+    place_name,
+    pspan,
+    pts,
+    signed,
+    span,
+    task_name,
+)
+from kvfix.report.stages import clean, interval
+from kvfix.report.table import findings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def tables(record: dict[str, Any]) -> Iterator[Table]:
+    """The tables of a comparison, answers first."""
+    record = clean(record)
+    for questions in record["questions"]:
+        yield answers_table(questions)
+        yield format_table(questions)
+    if record["probes"]:
+        yield probes_table(record["probes"])
+
+
+def sentences(record: dict[str, Any]) -> RenderableType:
+    """The findings in words; the numbers beside them in compare.json stand in the tables."""
+    return findings({"findings": [{"text": f["text"]} for f in record["findings"]]})
+
+
+def answers_table(questions: dict[str, Any]) -> Table:
+    """One row a task, then micro and macro; at most 100 columns wide, in percent and points."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        title=Text(f"{questions['dataset']}: answers before and after, in %"),
+        title_justify="left",
+    )
+    table.add_column("task", overflow="fold", max_width=25)
+    heads = ("n", "before", "after", "diff.", "95 % CI", "fixed", "broken", "p", "Holm p", "det.")
+    for name in heads:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in questions["tasks"]:
+        style = "bold" if row["p_holm"] < ALPHA else ""
+        table.add_row(Text(row["task"].replace("_", " ")), *_cells(row), style=style)
+    table.add_section()
+    for name in ("micro", "macro"):
+        table.add_row(name, *_cells(questions[name]), style=_style(questions[name]))
+    table.caption = (
+        "det. = smallest difference seen with 80 % power; p = exact McNemar; bold = clear"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        str(row["n"]),
+        pct(row["before"]),
+        pct(row["after"]),
+        pts(row["value"]),
+        pspan(row["ci"]) or "–",
+        *(str(row[k]) if k in row else "" for k in ("fixed", "broken")),
+        *(p_value(row[k]) if k in row else "" for k in ("p", "p_holm")),
+        pct(row["minimum_detectable"]),
+    ]
+
+
+def format_table(questions: dict[str, Any]) -> Table:
+    """Format or perception? Unread answers, letters, and accuracy where both answers were read."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("format or perception?", overflow="fold", max_width=44)
+    for name in ("before", "after", "diff.", "95 % CI", "p", "Holm p", "right"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in format_rows(questions):
+        cells = [pct(row["before"]), pct(row["after"]), pts(row["value"]), pspan(row["ci"])]
+        cells += [p_value(row[k]) if k in row else "" for k in ("p", "p_holm")]
+        table.add_row(Text(name), *cells, pct(row["right"]) if "right" in row else "")
+    return table
+
+
+def probes_table(probes: list[dict[str, Any]]) -> Table:
+    """One row a task and place; at most 100 columns wide."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name, width in (("task", 24), ("place", 20), ("metric", 11)):
+        table.add_column(name, overflow="fold", max_width=width)
+    for name in ("before", "after", "diff.", "95 % CI", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in probes:
+        same, previous = previous == (row["task"], row["dataset"]), (row["task"], row["dataset"])
+        table.add_row(
+            Text("" if same else task_name(row)),
+            place_name(row),
+            Text(row["metric"]),
+            *(num(row[k]) for k in ("before", "after")),
+            signed(row["value"]),
+            span(row["ci"]) or "–",
+            str(row["n"]),
+            style="bold" if row["clear"] else "",
+        )
+    table.caption = "bold = clear: an interval for all tasks at once leaves out 0"
+    if any(r["place"] == "best" and not r["held_out"] for r in probes):
+        table.caption += "; * chosen on the units that compare it"
+    table.caption_justify = "left"
+    return table
+
+
+def _style(row: dict[str, Any]) -> str:
+    low, high = interval(row["ci"])
+    return "bold" if low is not None and (low > 0 or (high or 0.0) < 0) else ""

@@ -1,0 +1,460 @@
+"""`kvfix compare`: a change is found with its sign, no change is none, other data is refused."""
+
+from __future__ import annotations
+
+import copy
+import html as stdlib_html
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import call
+from curves import Place, rows
+from rich.console import Console
+
+from kvfix.commands.compare import Options, Outcome, compare
+from kvfix.diagnose.flow import best_value_layer
+from kvfix.eval.results import Table
+from kvfix.report.compare_table import sentences, tables
+
+UNITS, LAYERS = 48, 5
+HOSTILE = (
+    "<script>alert(1)</script>\"'><img src=http://evil.test/x onerror=a()> | `x` [a](http://b)"
+)
+Rows = list[dict[str, Any]]
+
+
+def curve(
+    best: int, *, lift: Mapping[str, float] | None = None, seed: int = 0
+) -> dict[Place, np.ndarray]:
+    """Scores a place; `lift` adds to a kind of site, `seed` draws the noise of each score.
+
+    Hard units are hard at every place and in every run.
+    """
+    lift = lift or {}
+    rng = np.random.default_rng(0)
+    means: dict[Place, float] = {("vision", None): 0.6, ("projector", None): 0.5}
+    means |= {("value", i): 0.4 + (0.2 if i == best else 0.02 * i) for i in range(LAYERS)}
+    hard_N, rng = rng.normal(0, 0.1, UNITS), np.random.default_rng(seed + 1)
+    return {
+        at: mean + lift.get(at[0], 0.0) + hard_N + rng.normal(0, 0.02, UNITS)
+        for at, mean in means.items()
+    }
+
+
+def probe_run(scores: Mapping[Place, np.ndarray]) -> Rows:
+    found = rows(scores)
+    return [{**r, "control": None, "rows": len(scores)} for r in found]
+
+
+def quiz(right: Mapping[str, str], *, unread: str = "") -> Rows:
+    """A task's questions as a string a task: 1 right, 0 wrong; `unread` ids were not parsed."""
+    out = []
+    for task, marks in right.items():
+        for i, mark in enumerate(marks):
+            name = f"{task}_{i}"
+            lost = name in unread.split()
+            letter = None if lost else "A" if mark == "1" else "B"
+            row = {"id": name, "task": task, "cluster": name, "correct": int(mark == "1")}
+            out.append(row | {"letter": letter, "answer": "A", "unparsed": lost, "rows": 1})
+    return out
+
+
+def save(folder: Path, samples: Rows, *, name: str = "samples", **changed: Any) -> Path:
+    """A finished run folder."""
+    score = "correct" in samples[0]
+    dataset, task = ("blink", "mcq") if score else ("scenes", "semantic_correspondence")
+    data = [{"dataset": dataset, "task": task, "split": "test", "n": 9, "sha256": "d" * 64}]
+    record = {
+        "kvfix": "0.1.0",
+        "kind": "score" if score else "diagnose",
+        "command": "kvfix ...",
+        "complete": True,
+        "seed": 0,
+        "fingerprint": {"weights": folder.name, "adapter": None, "protocol": 1, "profile": "kvfix"},
+        "model": {"id": folder.name},
+        "data": data,
+    }
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(record | changed))
+    text = "".join(json.dumps(r) + "\n" for r in samples)
+    (folder / "samples" / f"{name}.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Outcome]:
+    """Compare two lists of samples."""
+
+    def of(before: Rows, after: Rows, **changed: Any) -> Outcome:
+        save(tmp_path / "before", before)
+        save(tmp_path / "after", after, **changed)
+        options = Options(tmp_path / "before", tmp_path / "after", tmp_path / "out", 2000)
+        return compare(options, command="kvfix compare before after")
+
+    return of
+
+
+def place(record: dict[str, Any], name: str, metric: str = "PCK@0.1") -> dict[str, Any]:
+    [row] = [r for r in record["probes"] if (r["place"], r["metric"]) == (name, metric)]
+    return row
+
+
+def test_a_planted_repair_is_found_with_its_sign(run: Callable[..., Outcome]) -> None:
+    after = curve(3, lift={"value": 0.1, "projector": -0.05}, seed=1)
+    got = run(probe_run(curve(3)), probe_run(after))
+    assert not got.failed
+    assert {f["id"] for f in got.record["findings"]} == {
+        "compare.best",
+        "compare.last",
+        "compare.projector",
+    }
+    for name, planted in (("best", 0.1), ("last", 0.1), ("projector", -0.05), ("vision", 0.0)):
+        row = place(got.record, name)
+        assert row["value"] == pytest.approx(planted, abs=0.012)
+        assert row["after"] - row["before"] == pytest.approx(row["value"])
+        assert row["ci"][0] <= row["value"] <= row["ci"][1]
+        assert row["ci_all"] == pytest.approx(row["ci"])  # one task: nothing to correct
+        assert row["clear"] == (planted != 0)
+    assert place(got.record, "best")["n"] == UNITS // 2  # the half that did not choose
+    assert place(got.record, "last")["n"] == UNITS
+    text = next(f["text"] for f in got.record["findings"] if f["id"] == "compare.projector")
+    assert text.startswith("Semantic correspondence: AFTER loses 0.0")
+    assert len(got.record["results"]) == LAYERS + 2
+
+
+def test_identical_runs_differ_by_exactly_zero(run: Callable[..., Outcome]) -> None:
+    probes = run(probe_run(curve(2)), probe_run(curve(2))).record
+    assert probes["findings"] == []
+    assert all(r["value"] == 0 and r["ci"] == [0, 0] for r in probes["probes"] + probes["results"])
+
+
+def test_identical_answers_differ_by_exactly_zero(run: Callable[..., Outcome]) -> None:
+    answers = quiz({"x": "1010", "y": "110011"}, unread="x_1")
+    record = run(answers, answers).record
+    [q] = record["questions"]
+    assert record["findings"] == []
+    for row in (q["macro"], q["micro"], *q["tasks"], q["format"]["read_twice"]):
+        assert row["value"] == 0 and row["ci"] == [0, 0]
+    assert all(r["p"] == r["p_holm"] == 1 and r["fixed"] == r["broken"] == 0 for r in q["tasks"])
+    assert q["macro"]["minimum_detectable"] is None and q["format"]["letter_shift"] == 0
+
+
+def test_the_best_layer_is_the_best_of_before_on_the_half_that_chooses(
+    run: Callable[..., Outcome],
+) -> None:
+    """The trap: AFTER is by far best at layer 1, where BEFORE was not."""
+    before, after = curve(3), curve(1)
+    after["value", 1] = after["value", 1] + 0.5
+    record = run(probe_run(before), probe_run(after)).record
+    best = place(record, "best")
+    assert best["layer"] == 3 and best["value"] < -0.1
+    assert [f["text"] for f in record["findings"] if "layer 3, the best of BEFORE" in f["text"]]
+
+    # Layers that are all alike: whichever was lucky in BEFORE must not count against AFTER.
+    rng = np.random.default_rng(1)
+    values: list[float] = []
+    for _ in range(60):
+        flat = [{("value", i): rng.normal(0, 1, 24) for i in range(20)} for _ in "ab"]
+        table = Table(rows(flat[0], a_cluster=1))
+        chosen = best_value_layer(table, seed=0)
+        assert chosen is not None
+        pairs = [np.stack(list(f.values()), axis=1)[chosen.report_N, chosen.layer] for f in flat]
+        values.append(float((pairs[1] - pairs[0]).mean()))
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(60)
+
+
+def test_the_units_that_chose_the_layer_do_not_compare_it(run: Callable[..., Outcome]) -> None:
+    before = curve(3)
+    table = Table(probe_run(before))
+    best = best_value_layer(table, seed=0)
+    assert best is not None and best.honest
+    after = copy.deepcopy(before)
+    after["value", 3][~best.report_N] += 1.0  # a change that only the choosing half shows
+    assert place(run(probe_run(before), probe_run(after)).record, "best")["value"] == 0
+
+
+def test_pooled_ratios_are_ratios_of_sums(run: Callable[..., Outcome]) -> None:
+    def with_areas(scale: float) -> Rows:
+        out = []
+        for i, r in enumerate(probe_run(curve(3))):
+            union = 10.0 + i % 7
+            out.append({**r, "inter": scale * union * (i % 3), "union": 4 * union})
+        return out
+
+    record = run(with_areas(1.0), with_areas(1.5)).record
+    vision = place(record, "vision", "pooled IoU")
+    mine = [r for r in with_areas(1.0) if r["site"] == "vision"]
+    wanted = sum(r["inter"] for r in mine) / sum(r["union"] for r in mine)
+    assert vision["before"] == pytest.approx(wanted)
+    assert vision["value"] == pytest.approx(0.5 * wanted)
+    assert vision["ci"][0] > 0 and vision["n"] == UNITS
+
+
+def test_several_tasks_are_corrected_for(run: Callable[..., Outcome]) -> None:
+    def both(scores: Mapping[Place, np.ndarray]) -> Rows:
+        one = probe_run(scores)
+        return one + [{**r, "task": "cosegmentation", "metric": "Jaccard"} for r in one]
+
+    record = run(both(curve(3)), both(curve(3, lift={"value": 0.1}, seed=1))).record
+    assert len({r["task"] for r in record["probes"]}) == 2
+    for row in record["probes"]:
+        assert row["ci_all"][0] < row["ci"][0] and row["ci_all"][1] > row["ci"][1]
+
+
+BEFORE_QUIZ = {"Jigsaw": "0" * 20 + "1" * 20, "Art_Style": "01" * 20}
+AFTER_QUIZ = {"Jigsaw": "1" * 18 + "00" + "1" * 19 + "0", "Art_Style": "01" * 20}
+
+
+def test_answers_by_hand(run: Callable[..., Outcome]) -> None:
+    record = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ)).record
+    [q] = record["questions"]
+    jigsaw, style = q["tasks"]
+    assert (jigsaw["n"], jigsaw["fixed"], jigsaw["broken"]) == (40, 18, 1)
+    assert jigsaw["before"] == 0.5 and jigsaw["after"] == pytest.approx(37 / 40)
+    assert jigsaw["p"] == pytest.approx(2 * 20 / 2**19)
+    assert jigsaw["p_holm"] == pytest.approx(2 * jigsaw["p"]) and style["p_holm"] == 1
+    assert q["micro"]["value"] == pytest.approx(17 / 80)
+    assert q["macro"]["value"] == pytest.approx(17 / 80)
+    assert q["macro"]["ci"][0] > 0 and q["n"] == 80 and q["macro"]["tasks"] == 2
+    z = 1.959964 + 0.841621
+    assert jigsaw["minimum_detectable"] == pytest.approx(z * np.sqrt(19 / 40 / 40), rel=1e-5)
+    ids = [f["id"] for f in record["findings"]]
+    assert ids[:3] == ["compare.macro", "compare.micro", "compare.task"]
+    assert "Jigsaw: accuracy rises from 50.0 % to 92.5 %" in record["findings"][2]["text"]
+
+
+def test_a_gain_by_format_alone_is_called_one(run: Callable[..., Outcome]) -> None:
+    """18 answers could not be read before and are right now; where both were read nothing moved."""
+    unread = " ".join(f"Jigsaw_{i}" for i in range(18))
+    after = {"Jigsaw": "1" * 18 + "00" + "1" * 20, "Art_Style": "01" * 20}
+    record = run(quiz(BEFORE_QUIZ, unread=unread), quiz(after)).record
+    form = record["questions"][0]["format"]
+    assert form["unparsed"]["before"] == pytest.approx(18 / 80)
+    assert form["unparsed"]["after"] == 0 and form["unparsed"]["p"] < 1e-4
+    assert form["fixed_unread"] == 18 and form["broken_unread"] == 0
+    assert form["read_twice"]["n"] == 62 and form["read_twice"]["value"] == 0
+    assert form["read_twice"]["share_of_micro"] == 0
+    [text] = [f["text"] for f in record["findings"] if f["id"] == "compare.format"]
+    assert "Of 18 fixed questions 18 had no readable answer before" in text
+    assert "read both times micro accuracy stays" in text
+    share = {r["letter"]: (r["before"], r["after"], r["right"]) for r in form["letters"]}
+    assert share["A"] == pytest.approx((40 / 80, 58 / 80, 1.0))
+    assert share["B"] == pytest.approx((22 / 80, 22 / 80, 0.0))
+    assert share["unparsed"] == pytest.approx((18 / 80, 0, 0))
+    assert form["letter_shift"] == pytest.approx(18 / 80)
+
+
+def test_log_probability_answers_stand_beside_the_written_ones(run: Callable[..., Outcome]) -> None:
+    before = [{**r, "logprob_correct": 1} for r in quiz(BEFORE_QUIZ)]
+    after = [{**r, "logprob_correct": 1} for r in quiz(AFTER_QUIZ)]
+    record = run(before, after).record
+    assert record["questions"][0]["logprob"]["macro"]["value"] == 0
+    assert record["questions"][0]["macro"]["value"] > 0
+    assert run(quiz(BEFORE_QUIZ), after).record["questions"][0]["logprob"] is None
+
+
+def test_units_of_one_run_only_are_listed_with_the_reason(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    before = probe_run(curve(3))
+    after = [r for r in before if r["id"] not in ("u7", "u8")]
+    after.append({"id": "u7", "task": "semantic_correspondence", "left_out": "7.png: torn"})
+    got = run(before, after)
+    [units] = got.record["units"]
+    assert units["shared"] == UNITS - 2 and units["only_before"] == ["u7", "u8"]
+    assert units["only_after"] == [] and units["why"] == {"u7": "7.png: torn"}
+    assert not got.failed  # 2 of 48 are within 5 %
+    assert place(got.record, "last")["n"] == UNITS - 2
+    page = (tmp_path / "out/compare.html").read_text()
+    assert "7.png: torn" in page and "u8" in (tmp_path / "out/compare.md").read_text()
+    assert run(before, [r for r in before if r["id"] not in ("u7", "u8", "u9")]).failed
+
+
+def test_controls_and_sites_of_one_run_only_are_not_compared(run: Callable[..., Outcome]) -> None:
+    before = probe_run(curve(3))
+    control = [{**r, "control": "random_weights", "score": 99.0} for r in before]
+    extra = [{**r, "rows": LAYERS + 3} for r in before]
+    extra += [{**r, "rows": LAYERS + 3, "site": "key"} for r in before if r["layer"] == 0]
+    record = run(before, extra + control).record
+    assert record["findings"] == [] and len(record["results"]) == LAYERS + 2
+    assert any("1 sites are in AFTER only" in n and "key" in n for n in record["notes"])
+
+
+def other(**changed: Any) -> dict[str, Any]:
+    return {"fingerprint": {"weights": "w", "protocol": 1, "profile": "kvfix"} | changed}
+
+
+DATA = {"dataset": "blink", "task": "mcq", "split": "test", "n": 9, "sha256": "d" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"data": [DATA | {"sha256": "e" * 64}]}, "blink/mcq: expected the same data"),
+        ({"data": [DATA | {"split": "val"}]}, "blink/mcq: expected the same data"),
+        ({"data": []}, 'expected a list "data"'),
+        (other(profile="official"), "profile: expected the same before and after"),
+        (other(protocol=2), "protocol: expected the same before and after"),
+        ({"complete": False}, "found one that was interrupted"),
+    ],
+)
+def test_other_data_or_rules_are_refused(
+    changed: dict[str, Any], says: str, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **changed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_units_of_the_same_data_are_not_other_data(run: Callable[..., Outcome]) -> None:
+    got = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ)[:60], data=[DATA | {"n": 60}])
+    assert got.record["questions"][0]["n"] == 60 and got.failed
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("answer", "C", "question Jigsaw_3: expected the same answer before and after"),
+        ("task", "IQ_Test", "question Jigsaw_3: expected the same task before and after"),
+        ("cluster", "z", "question Jigsaw_3: expected the same cluster before and after"),
+        ("correct", 0.5, "samples.jsonl:4: expected correct to be 0 or 1"),
+        ("correct", None, "samples.jsonl:4: expected a finite score"),
+        ("id", "Jigsaw_2", "expected question Jigsaw_2 once"),
+        ("id", 3, "samples.jsonl:4: expected texts as id"),
+    ],
+)
+def test_questions_that_are_not_the_same_are_refused(
+    key: str, value: Any, says: str, run: Callable[..., Outcome]
+) -> None:
+    after = quiz(AFTER_QUIZ)
+    after[3][key] = value
+    with pytest.raises(ValueError, match=re.escape(says)):
+        run(quiz(BEFORE_QUIZ), after)
+
+
+def test_torn_units_missing_fields_and_strangers_are_refused(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    before = probe_run(curve(3))
+    with pytest.raises(ValueError, match="expected one line a site for unit u47"):
+        run(before, before[:-1])
+    with pytest.raises(ValueError, match=r"samples.jsonl:1: expected metric, found"):
+        run(before, [{k: v for k, v in before[0].items() if k != "metric"}])
+    with pytest.raises(ValueError, match=r"scored, found none: .*scenes.*; .*mcq \(blink\)"):
+        run(before, quiz(AFTER_QUIZ))
+    with pytest.raises(FileNotFoundError, match=r"run\.json"):
+        compare(Options(tmp_path / "none", tmp_path / "after"), command="")
+    (tmp_path / "after/samples/samples.jsonl").write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"samples.jsonl:1: expected one JSON object"):
+        compare(Options(tmp_path / "before", tmp_path / "after"), command="")
+
+
+def test_what_else_differs_is_said(run: Callable[..., Outcome]) -> None:
+    record = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **other(prompt="Look!", adapter=None)).record
+    assert {d["key"]: d["expected"] for d in record["differs"]} == {
+        "weights": True,
+        "prompt": False,
+    }
+    assert any('differ in prompt (null before, "Look!" after)' in n for n in record["notes"])
+    same = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **other(weights="before", adapter=None)).record
+    assert any("same weights" in n for n in same["notes"])
+
+
+def test_questions_that_share_a_cluster_are_pointed_out(run: Callable[..., Outcome]) -> None:
+    def shared(found: Rows) -> Rows:
+        return [{**r, "cluster": f"{r['task']}{i // 4}"} for i, r in enumerate(found)]
+
+    record = run(shared(quiz(BEFORE_QUIZ)), shared(quiz(AFTER_QUIZ))).record
+    assert any("80 questions in 20 clusters" in n for n in record["notes"])
+    alone = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ)).record
+    wide, narrow = (r["questions"][0]["micro"]["ci"] for r in (record, alone))
+    assert wide[1] - wide[0] > narrow[1] - narrow[0]
+
+
+def text_of(page: str) -> str:
+    """The page without tags and styles."""
+    page = re.sub(r"<(svg|style)\b.*?</\1>", " ", page, flags=re.S)
+    return " ".join(stdlib_html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def test_the_pages_hold_the_numbers_of_the_record(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    got = run(quiz(BEFORE_QUIZ, unread="Jigsaw_0"), quiz(AFTER_QUIZ))
+    assert json.loads((tmp_path / "out/compare.json").read_text()) == got.record
+    assert got.report == tmp_path / "out/compare.html"
+    page = text_of(got.report.read_text())
+    markdown = (tmp_path / "out/compare.md").read_text()
+    for row in got.record["questions"][0]["tasks"]:
+        shown = (f"{100 * row['before']:.1f}", f"{100 * row['value']:+.1f}", row["task"][:3])
+        for text in (page, markdown):
+            assert all(s in text for s in shown)
+    for finding in got.record["findings"]:
+        assert finding["text"] in page
+    assert "default-src 'none'" in got.report.read_text()
+
+
+def test_hostile_texts_stay_texts(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    def poison(found: Rows) -> Rows:
+        keys = ("id", "task", "cluster", "letter", "answer")
+        return [{**r, **{k: f"{HOSTILE}{r[k]}" for k in keys if r[k]}} for r in found]
+
+    bad = [{**DATA, "dataset": HOSTILE}]
+    folder = save(tmp_path / "before", poison(quiz(BEFORE_QUIZ)), data=bad)
+    changed = {"fingerprint": {HOSTILE: HOSTILE}, "command": HOSTILE, "model": {"id": HOSTILE}}
+    after = poison(quiz(AFTER_QUIZ))[:-1]
+    after.append({"id": poison(quiz(AFTER_QUIZ))[-1]["id"], "left_out": HOSTILE})
+    save(tmp_path / "after", after, data=bad, **changed)
+    got = compare(Options(folder, tmp_path / "after", tmp_path / "out", 200), command=HOSTILE)
+    page = got.report.read_text()
+    markdown = (tmp_path / "out/compare.md").read_text()
+    assert HOSTILE in text_of(page)
+    for text in (page, markdown):
+        assert "<script" not in text and "<img" not in text
+    markdown = re.sub(r"<pre>.*?</pre>", "", markdown, flags=re.S)  # nothing is a mark in there
+    assert not re.search(r"(?<!\\)\[a\]\(http", markdown)
+    assert not re.search(r"(?<!\\)`x", markdown)
+    for line in markdown.splitlines():
+        if line.startswith("| ") and "script" in line:
+            head = markdown[: markdown.index(line)].split("\n\n")[-1].splitlines()[0]
+            assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", head))
+
+
+def test_the_terminal_fits_100_columns(run: Callable[..., Outcome]) -> None:
+    names = ("Functional_Correspondence", "Multi-view_Reasoning", "[bold]x[/bold]", "a" * 60)
+    before = dict.fromkeys(names, "0" * 60 + "1" * 60)
+    after = dict.fromkeys(names, "1" * 60 + "0" * 60)
+    records = [run(quiz(before), quiz(after)).record]
+    lift = {"value": 0.1, "vision": -0.1}
+    records.append(run(probe_run(curve(3)), probe_run(curve(3, lift=lift))).record)
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for record in records:
+        for table in tables(record):
+            assert console.measure(table).minimum <= 100
+            console.print(table)
+        console.print(sentences(record))
+    text = console.export_text()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+    assert "…" not in text and "[bold]x[/bold]" in text
+    assert "+0.100" in text or "+0.09" in text
+
+
+def test_the_command(tmp_path: Path) -> None:
+    before, after = save(tmp_path / "a", quiz(BEFORE_QUIZ)), save(tmp_path / "b", quiz(AFTER_QUIZ))
+    out = tmp_path / "out"
+    done = call("compare", before, after, "--out", out, "--json")
+    assert done.code == 0 and json.loads(done.out) == json.loads((out / "compare.json").read_text())
+    assert "Jigsaw" in done.err and str(out / "compare.html") in done.err.replace("\n", "")
+    assert json.loads(done.out)["command"].startswith("kvfix compare")
+    assert call("compare", before).code == 2
+    missing = call("compare", before, tmp_path / "none", "--out", out)
+    assert missing.code == 1 and "expected a run folder" in missing.error
+    short = save(tmp_path / "short", quiz(AFTER_QUIZ)[:60])
+    few = call("compare", before, short, "--out", out)
+    assert few.code == 1 and "at most 5 %" in few.error
+    assert json.loads((out / "compare.json").read_text())["questions"][0]["n"] == 60
