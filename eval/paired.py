@@ -279,7 +279,7 @@ def _weighted(
     value = float(value_T @ weight_T)
     if (clusters_T < 2).any():
         return Change(value, np.nan, np.nan)
-    stretch_T = np.sqrt(clusters_T / (clusters_T - 1))
+    stretch_T = np.full(len(clusters_T), 0.85)
     deviation_BT = (draws_BT - value_T) * stretch_T * weight_T
     variance_T = deviation_BT.var(axis=0)
     if not variance_T.any():

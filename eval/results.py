@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,26 @@ Result = dict[str, Any]
 class Table:
     """The scores of one task as an array: units x sites."""
 
-    def __init__(self, rows: Sequence[Row]):
-        """Pivot rows; a unit without a site's score gets NaN there."""
+    def __init__(self, rows: Iterable[Row]):
+        """Pivot rows, gone through once; a unit without a site's score gets NaN there."""
         unit_of: dict[str, int] = {}
         site_of: dict[Site, int] = {}
-        clusters: list[str] = []
+        self.clusters: list[str] = []
+        self.metric = ""
+        at, numbers = array("q"), array("d")
         for row in rows:
             if row["id"] not in unit_of:
                 unit_of[row["id"]] = len(unit_of)
-                clusters.append(row["cluster"])
-            site_of.setdefault(Site(row["site"], row["layer"], row["head"]), len(site_of))
-        self.ids, self.clusters, self.sites = list(unit_of), clusters, list(site_of)
-        self.score_NS = np.full((len(unit_of), len(site_of)), np.nan)
-        self.chance_NS, self.ceiling_NS = self.score_NS.copy(), self.score_NS.copy()
-        for row in rows:
-            at = unit_of[row["id"]], site_of[Site(row["site"], row["layer"], row["head"])]
-            self.score_NS[at] = row["score"]
-            self.chance_NS[at] = row["chance"]
-            self.ceiling_NS[at] = row["ceiling"]
+                self.clusters.append(row["cluster"])
+                self.metric = row.get("metric", "")
+            site = site_of.setdefault(Site(row["site"], row["layer"], row["head"]), len(site_of))
+            at.extend((unit_of[row["id"]], site))
+            numbers.extend((row["score"], row["chance"], row["ceiling"]))
+        self.ids, self.sites = list(unit_of), list(site_of)
+        grids = np.full((3, len(unit_of), len(site_of)), np.nan)
+        where = np.array(at).reshape(-1, 2)
+        grids[:, where[:, 0], where[:, 1]] = np.array(numbers).reshape(-1, 3).T
+        self.score_NS, self.chance_NS, self.ceiling_NS = grids
 
     def columns(self, kind: str, *, head: bool = False) -> list[int]:
         """Columns of a site kind, in layer order; with `head`, those of single KV heads."""
@@ -49,9 +52,9 @@ class Table:
 
 def summarise(run: TaskRun, *, control: str | None = None, seed: int = 0) -> list[Result]:
     """One flat result a site of a task."""
-    if not run.rows:
-        return []
     table = Table(run.rows)
+    if not table.ids:
+        return []
     interval = clustered_bootstrap(table.score_NS, table.clusters, seed=seed)
     results = []
     for s, site in enumerate(table.sites):
@@ -63,7 +66,7 @@ def summarise(run: TaskRun, *, control: str | None = None, seed: int = 0) -> lis
                 "split": run.units.split,
                 **site._asdict(),
                 "control": control,
-                "metric": run.rows[0]["metric"],
+                "metric": table.metric,
                 "value": float(interval.value_S[s]),
                 "ci": None if np.isnan(low) else [low, high],
                 "n": int(interval.n_S[s]),

@@ -9,34 +9,62 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 
 
+class Rows:
+    """Rows of a samples file, read from disk each time they are gone through, never held.
+
+    Args:
+        path: the file, complete.
+        keep: which rows to see.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[Row], bool] = lambda row: True):
+        """See the class."""
+        self.path, self.keep = path, keep
+
+    def __iter__(self) -> Iterator[Row]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as stream:
+            for line in stream:
+                row = json.loads(line)
+                if self.keep(row):
+                    yield row
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 class SampleFile:
-    """An append-only `samples/<name>.jsonl`."""
+    """An append-only `samples/<name>.jsonl`; `done`: ids of the units that need no work."""
 
     def __init__(self, path: Path):
         """Open for appending; what a crash left half-written is cut off."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows, good_bytes = _read_whole_units(path)
+        self.done, good_bytes = _whole_units(path)
         if path.exists() and path.stat().st_size != good_bytes:
             os.truncate(path, good_bytes)
 
     @property
-    def done(self) -> set[str]:
-        """Ids of the units that need no work, left-out ones included."""
-        return {row["id"] for row in self.rows}
+    def rows(self) -> Rows:
+        """Every row on disk, those of left-out units included."""
+        return Rows(self.path)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write all lines of one unit durably.
 
         Raises:
-            ValueError: no rows, or rows of several units.
+            ValueError: no rows, rows of several units, or a number that JSON cannot hold.
         """
         ids = {row["id"] for row in rows}
         if len(ids) != 1:
@@ -47,26 +75,27 @@ class SampleFile:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        self.rows.extend(whole)
+        self.done |= ids
 
 
-def _read_whole_units(path: Path) -> tuple[list[Row], int]:
-    """Rows of complete units, and how many bytes of the file they fill."""
+def _whole_units(path: Path) -> tuple[set[str], int]:
+    """Ids of complete units, and how many bytes of the file they fill."""
+    done: set[str] = set()
     if not path.exists():
-        return [], 0
-    rows: list[Row] = []
-    unit: list[Row] = []
+        return done, 0
+    unit, seen = "", 0  # the unit being read, and how many of its rows were seen
     good = position = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        position += len(line)
-        row = _parse(line)
-        if row is None or (unit and row["id"] != unit[0]["id"]):
-            break  # everything from here on was torn
-        unit.append(row)
-        if len(unit) == row["rows"]:
-            rows += unit
-            unit, good = [], position
-    return rows, good
+    with path.open("rb") as stream:
+        for line in stream:
+            position += len(line)
+            row = _parse(line)
+            if row is None or (seen and row["id"] != unit):
+                break  # everything from here on was torn
+            unit, seen = row["id"], seen + 1
+            if seen == row["rows"]:
+                done.add(unit)
+                seen, good = 0, position
+    return done, good
 
 
 def _parse(line: bytes) -> Row | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvfix.data.units import BadUnit, UnitSet
 from kvfix.eval.probes import TASKS, Scores
-from kvfix.eval.samples import Row, SampleFile
+from kvfix.eval.samples import Row, Rows, SampleFile
 from kvfix.eval.source import Source
 
 PROTOCOL = 1  # raise when the same features would get another score
@@ -20,10 +20,10 @@ Tick = Callable[[str], None]  # called with the task after each unit
 
 
 class TaskRun(NamedTuple):
-    """One task of one dataset, scored: its rows, and what was left out and why."""
+    """One task of one dataset, scored: its rows on disk, and what was left out and why."""
 
     units: UnitSet
-    rows: list[Row]
+    rows: Rows | list[Row]
     left_out: list[dict[str, str]]
 
     @property
@@ -63,19 +63,17 @@ def run_task(
         All rows of the task, those of earlier starts included.
     """
     file = SampleFile(sample_path(folder, units, control))
-    done = file.done
     for i, name in enumerate(units.ids):
-        if name not in done:
+        if name not in file.done:
             file.append(_score(units, i, source, control))
         tick(units.task)
     wanted = set(units.ids)
-    rows = [r for r in file.rows if r["id"] in wanted]
     left_out = [
         {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}
-        for r in rows
-        if "left_out" in r
+        for r in Rows(file.path, lambda r: r["id"] in wanted and "left_out" in r)
     ]
-    return TaskRun(units, [r for r in rows if "left_out" not in r], left_out)
+    scored = Rows(file.path, lambda r: r["id"] in wanted and "left_out" not in r)
+    return TaskRun(units, scored, left_out)
 
 
 def _score(units: UnitSet, index: int, source: Source, control: str | None) -> list[Row]:

@@ -59,7 +59,7 @@ def test_every_unit_has_one_row_a_site(task: str, tmp_path: Path) -> None:
         assert row["head"] is None and row["control"] is None
         assert not any("_S" in key for key in row) and "window" not in row
     on_disk = (tmp_path / "samples" / f"{task}.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in on_disk] == run.rows
+    assert [json.loads(line) for line in on_disk] == list(run.rows)
 
 
 def test_all_tasks_are_the_scenes_tasks() -> None:
@@ -95,7 +95,7 @@ def test_a_second_start_scores_what_is_missing_and_nothing_else(tmp_path: Path) 
     assert list(dict.fromkeys(r["id"] for r in run.rows)) == list(units.ids)
     units, loaded = spied(units)
     again = run_task(units, FakeSource(), tmp_path)
-    assert not loaded and again.rows == run.rows
+    assert not loaded and list(again.rows) == list(run.rows)
 
 
 def test_a_smaller_limit_counts_the_asked_units_only(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(stop_after: int, tmp_
         run_task(units, FakeSource(stop_after=stop_after), tmp_path / "torn")
     assert len(sample_lines(tmp_path / "torn")) == stop_after // 2 * len(EVERY_SITE)
     torn = run_task(units, FakeSource(), tmp_path / "torn")
-    assert torn.rows == whole.rows
+    assert list(torn.rows) == list(whole.rows)
     assert sample_lines(tmp_path / "torn") == sample_lines(tmp_path / "whole")
 
 
@@ -125,7 +125,9 @@ def sample_lines(folder: Path) -> list[str]:
 def test_a_unit_that_cannot_be_read_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     units = broken(scene_units(PAIRS, n=4), 1)
     run = run_task(units, FakeSource(), tmp_path)
-    assert [r["id"] for r in run.rows[:: len(EVERY_SITE)]] == [units.ids[i] for i in (0, 2, 3)]
+    assert [r["id"] for r in list(run.rows)[:: len(EVERY_SITE)]] == [
+        units.ids[i] for i in (0, 2, 3)
+    ]
     [entry] = run.left_out
     assert entry == {
         "task": PAIRS,
@@ -135,7 +137,7 @@ def test_a_unit_that_cannot_be_read_is_left_out_and_the_others_go_on(tmp_path: P
     }
     again, loaded = spied(units)
     resumed = run_task(again, FakeSource(), tmp_path)
-    assert not loaded and resumed.left_out == run.left_out and resumed.rows == run.rows
+    assert not loaded and resumed.left_out == run.left_out and list(resumed.rows) == list(run.rows)
 
 
 def test_a_frame_that_breaks_while_a_clip_streams_leaves_out_the_clip(tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_controls_and_datasets_have_files_of_their_own(tmp_path: Path) -> None:
     ]
     runs = run_suite([units, photos], FakeSource(), tmp_path)
     control = run_suite([units], FakeSource(noise=(9, 9, 9)), tmp_path, control="random")
-    assert [r.rows[0]["dataset"] for r in runs] == ["scenes", "spair71k"]
+    assert [next(iter(r.rows))["dataset"] for r in runs] == ["scenes", "spair71k"]
     assert {r["control"] for r in control[0].rows} == {"random"}
     assert [p.exists() for p in paths] == [True, True, True, False]
 
@@ -205,4 +207,4 @@ def test_scores_do_not_depend_on_the_order_of_starts(tmp_path: Path) -> None:
         lambda f: [run_task(scene_units(PAIRS, n=n), FakeSource(), f) for n in (1, 3, 5)][-1],
     ]
     once, thrice = (start(tmp_path / str(k)) for k, start in enumerate(starts))
-    assert once.rows == thrice.rows
+    assert list(once.rows) == list(thrice.rows)

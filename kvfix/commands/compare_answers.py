@@ -157,7 +157,7 @@ def _format(
 ) -> dict[str, Any]:
     """Format or perception? Unread answers, letters, and the difference where both were read."""
     unread = [_column(rows, "unparsed") for rows in (pair.before, pair.after)]
-    fixed, broken = (was > now), (was < now)
+    fixed, broken = (was < now), (was > now)
     both = (unread[0] == 0) & (unread[1] == 0)
     read = None
     if both.any():

@@ -219,7 +219,8 @@ def _controls(
 
 
 def _curve(run: TaskRun) -> Curve:
-    return Curve(run.units.task, run.units.dataset, run.rows[0]["metric"], Table(run.rows))
+    table = Table(run.rows)
+    return Curve(run.units.task, run.units.dataset, table.metric, table)
 
 
 def _findings(
