@@ -263,7 +263,7 @@ def _draw_means(sums_G2: np.ndarray, resamples: int, rng: np.random.Generator) -
     n, step = len(sums_G2), max(1, _BLOCK // len(sums_G2))
     means = []
     for start in range(0, resamples, step):
-        drawn_BG = rng.integers(n, size=(min(step, resamples - start), n))
+        drawn_BG = rng.permuted(np.tile(np.arange(n), (min(step, resamples - start), 1)), axis=1)
         means.append(sums_G2[:, 0][drawn_BG].sum(1) / sums_G2[:, 1][drawn_BG].sum(1))
     return np.concatenate(means)
 
@@ -279,7 +279,7 @@ def _weighted(
     value = float(value_T @ weight_T)
     if (clusters_T < 2).any():
         return Change(value, np.nan, np.nan)
-    stretch_T = np.full(len(clusters_T), 0.85)
+    stretch_T = np.sqrt(clusters_T / (clusters_T - 1))
     deviation_BT = (draws_BT - value_T) * stretch_T * weight_T
     variance_T = deviation_BT.var(axis=0)
     if not variance_T.any():
