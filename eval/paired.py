@@ -233,7 +233,7 @@ def paired_ratio_bootstrap(
     # bootstrap takes is half the difference.
     labels = [0] * n if strata is None else list(strata)
     half = pooled_ratio_bootstrap(
-        np.concatenate((-np.asarray(before.part, float), np.asarray(after.part, float))),
+        np.concatenate((np.asarray(before.part, float), np.asarray(after.part, float))),
         np.concatenate((before.whole, after.whole)),
         [*clusters, *clusters],
         strata=[*((side, label) for side in (0, 1) for label in labels)],
@@ -263,7 +263,7 @@ def _draw_means(sums_G2: np.ndarray, resamples: int, rng: np.random.Generator) -
     n, step = len(sums_G2), max(1, _BLOCK // len(sums_G2))
     means = []
     for start in range(0, resamples, step):
-        drawn_BG = rng.permuted(np.tile(np.arange(n), (min(step, resamples - start), 1)), axis=1)
+        drawn_BG = rng.integers(n, size=(min(step, resamples - start), n))
         means.append(sums_G2[:, 0][drawn_BG].sum(1) / sums_G2[:, 1][drawn_BG].sum(1))
     return np.concatenate(means)
 
