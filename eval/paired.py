@@ -137,7 +137,7 @@ def minimum_detectable(
         raise ValueError("expected at least one task, got none")
     n_T = np.array([c.n for c in changes], float)
     share_T = np.array([c.discordance for c in changes])
-    weight_T = np.full(len(n_T), 1 / len(n_T)) if macro else n_T / n_T.sum()
+    weight_T = np.full(len(n_T), 1 / len(n_T))
     if not share_T.any():
         return None
     deviations = special.ndtri((1 + level) / 2) + special.ndtri(power)
@@ -233,7 +233,7 @@ def paired_ratio_bootstrap(
     # bootstrap takes is half the difference.
     labels = [0] * n if strata is None else list(strata)
     half = pooled_ratio_bootstrap(
-        np.concatenate((np.asarray(before.part, float), np.asarray(after.part, float))),
+        np.concatenate((-np.asarray(before.part, float), np.asarray(after.part, float))),
         np.concatenate((before.whole, after.whole)),
         [*clusters, *clusters],
         strata=[*((side, label) for side in (0, 1) for label in labels)],

@@ -36,18 +36,16 @@ def draw_lesson(split: str, index: int, *, pair: bool, ease: float, turns: int) 
     return Lesson([render(scene).image], conversation(scene, rng, turns=turns))
 
 
-def messages(lesson: Lesson, *, asked: int | None = None) -> list[dict[str, Any]]:
-    """The lesson in chat form, images first; with `asked`, only that question and no answer."""
-    turns = lesson.turns if asked is None else [lesson.turns[asked]]
+def messages(lesson: Lesson) -> list[dict[str, Any]]:
+    """The lesson in chat form, question after answer, images first."""
     out: list[dict[str, Any]] = []
-    for i, turn in enumerate(turns):
+    for i, turn in enumerate(lesson.turns):
         content: list[dict[str, str]] = [{"type": "text", "text": turn.question}]
         if i == 0:
             content = [{"type": "image"}] * len(lesson.images) + content
         out.append({"role": "user", "content": content})
-        if asked is None:
-            answer = [{"type": "text", "text": turn.answer}]
-            out.append({"role": "assistant", "content": answer})
+        answer = [{"type": "text", "text": turn.answer}]
+        out.append({"role": "assistant", "content": answer})
     return out
 
 
@@ -163,25 +161,26 @@ class Grade(NamedTuple):
 
 @torch.inference_mode()
 def examine(
-    nano: Nano, *, n: int, split: str = "test", batch: int = 16
+    nano: Nano, *, n: int, split: str = "test", batch: int = 32
 ) -> tuple[list[Grade], dict]:
-    """Ask `n` held-out single-image lessons and `n // 4` two-image lessons; greedy answers.
+    """Ask every question of `n` held-out lessons and of `n // 4` about two images; greedy answers.
 
     Returns:
         a grade a kind, and the multiple-choice format: unparsed rate, letters given, letters true.
     """
     lessons = [draw_lesson(split, i, pair=False, ease=0.0, turns=7) for i in range(n)]
     lessons += [draw_lesson(split, n + i, pair=True, ease=0.0, turns=7) for i in range(n // 4)]
+    # One kind after the other: short answers need not wait for captions.
+    asked = [Lesson(x.images, [turn]) for x in lessons for turn in x.turns]
+    asked.sort(key=lambda x: x.turns[0].kind)
     said: dict[str, list[tuple[str, str]]] = {}
-    for start in range(0, len(lessons), batch):
-        part = lessons[start : start + batch]
-        for asked in range(max(len(x.turns) for x in part)):
-            who = [x for x in part if asked < len(x.turns)]
-            for lesson, text in zip(who, _answers(nano, who, asked), strict=True):
-                turn = lesson.turns[asked]
-                said.setdefault(turn.kind, []).append((text, turn.answer))
+    for start in range(0, len(asked), batch):
+        part = asked[start : start + batch]
+        for lesson, text in zip(part, _answers(nano, part), strict=True):
+            [turn] = lesson.turns
+            said.setdefault(turn.kind, []).append((text, turn.answer))
     grades = []
-    for kind, pairs in sorted(said.items()):
+    for kind, pairs in said.items():
         truths = [t for _, t in pairs]
         top = max(truths.count(t) for t in set(truths)) / len(truths)
         right = float(np.mean([a == t for a, t in pairs]))
@@ -189,10 +188,11 @@ def examine(
     return grades, _format_report(said["choice"] + said.get("pair_choice", []))
 
 
-def _answers(nano: Nano, lessons: list[Lesson], asked: int) -> list[str]:
+def _answers(nano: Nano, lessons: list[Lesson]) -> list[str]:
+    """The model's own answers to the first question of each lesson."""
     tok = nano.processor.tokenizer
     texts = [
-        nano.processor.apply_chat_template(messages(x, asked=asked), add_generation_prompt=True)
+        nano.processor.apply_chat_template(messages(x)[:1], add_generation_prompt=True)
         for x in lessons
     ]
     tok.padding_side = "left"

@@ -96,6 +96,8 @@ def test_task_names_may_be_spelt_with_spaces_hyphens_or_underscores(tmp_path: Pa
     assert found == {"val_Jar_Colour_1": "A", "val_Two-lid_Match_3": "B", "val_Jar_Colour_2": "(B)"}
     both = {"val_X_Y_1": "A", "val_X-Y_1": "B"}  # a key that tells them apart is taken at its word
     assert texts(read_dump(put(tmp_path / "b.json", both), both)) == both
+    dump = read_dump(put(tmp_path / "c.json", both | {"val_X Y_1": "C"}), both)
+    assert texts(dump) == both and dump.unknown == ("val_X Y_1",)
 
 
 def test_null_numbers_and_lists(tmp_path: Path) -> None:
