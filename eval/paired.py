@@ -137,7 +137,7 @@ def minimum_detectable(
         raise ValueError("expected at least one task, got none")
     n_T = np.array([c.n for c in changes], float)
     share_T = np.array([c.discordance for c in changes])
-    weight_T = np.full(len(n_T), 1 / len(n_T))
+    weight_T = np.full(len(n_T), 1 / len(n_T)) if macro else n_T / n_T.sum()
     if not share_T.any():
         return None
     deviations = special.ndtri((1 + level) / 2) + special.ndtri(power)

@@ -8,6 +8,12 @@ from pathlib import Path
 DEFAULT_FAMILY = "llava_onevision"
 
 
+def shipped_families() -> tuple[str, ...]:
+    """The families whose nano MLM travels with this installation, by name."""
+    root = Path(str(files("kvfix.nano")))
+    return tuple(sorted(p.parent.name for p in root.glob("*/config.json")))
+
+
 def nano_dir(family: str = DEFAULT_FAMILY) -> Path:
     """The folder of a shipped nano MLM.
 

@@ -74,6 +74,9 @@ def collate(nano: Nano, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
 class Gallery:
     """Scenes of the first stage, painted and preprocessed once, with the words of every cell.
 
+    The words of a cell are shares x words: how much of it each object covers, times the words of
+    that object. Both are kept apart, since their product would fill the memory.
+
     Args:
         nano: gives processor and vocabulary.
         n: scenes; drawn again and again in shuffled passes.
@@ -81,7 +84,7 @@ class Gallery:
 
     def __init__(self, nano: Nano, n: int):
         """Paint and preprocess, 64 scenes at a time."""
-        parts, words = [], []
+        parts, shares, words = [], [], []
         for start in range(0, n, 64):
             images = []
             for index in range(start, min(start + 64, n)):
@@ -89,13 +92,15 @@ class Gallery:
                 scene = sample_scene(rng, count=(1, 4), radius=(0.12, 0.26))
                 picture = render(scene)
                 images.append(picture.image)
-                words.append(cell_words(nano, scene, picture.instance_HW).half())
-            parts.append(dict(nano.processor.image_processor(images, return_tensors="pt")))
+                shares.append(cell_shares(picture.instance_HW).half())
+                words.append(thing_words(nano, scene).half())
+            pixels = nano.processor.image_processor(images, return_tensors="pt")
+            parts.append(nano.crop(dict(pixels)))
         self.n = n
         self.rows = parts[0]["pixel_values"].shape[0] // min(64, n)  # Qwen: patches an image
-        names = ("pixel_values", "image_grid_thw")
-        self.pixels = {k: torch.cat([p[k] for p in parts]) for k in names if k in parts[0]}
-        self.words_NCV = torch.stack(words)
+        self.pixels = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        self.shares_NCT, self.words_NTV = torch.stack(shares), torch.stack(words)
+        self.places_CV = place_words(nano)
 
     def batch(self, step: int, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Pixels and (B, cells, vocabulary) targets of a step."""
@@ -104,7 +109,13 @@ class Gallery:
         chosen = order[(step % passes) * size :][:size]
         rows = (chosen[:, None] * self.rows + np.arange(self.rows)).reshape(-1)
         take = {"pixel_values": rows, "image_grid_thw": chosen}
-        return {k: v[take[k]] for k, v in self.pixels.items()}, self.words_NCV[chosen].float()
+        pixels = {name: kept[take[name]].to(_full(kept)) for name, kept in self.pixels.items()}
+        target = self.shares_NCT[chosen].float() @ self.words_NTV[chosen].float()
+        return pixels, target + (1 - target.sum(-1, keepdim=True)) * self.places_CV
+
+
+def _full(kept: torch.Tensor) -> torch.dtype:
+    return torch.float32 if kept.is_floating_point() else kept.dtype
 
 
 def naming_loss(nano: Nano, pixels: dict[str, torch.Tensor], words: torch.Tensor) -> torch.Tensor:
@@ -117,37 +128,40 @@ def naming_loss(nano: Nano, pixels: dict[str, torch.Tensor], words: torch.Tensor
     return -(words * logits.float().log_softmax(-1)).sum(-1).mean()
 
 
-def cell_words(nano: Nano, scene: Scene, instance_HW: np.ndarray) -> torch.Tensor:
-    """(cells, vocabulary): the word distribution of every cell, rows summing to 1.
-
-    Each object gives its share of the cell's area, in equal parts, to its colour, texture and shape
-    and to the row and column the cell lies in; ground gives its share to `image`, row and column.
-    """
+def cell_shares(instance_HW: np.ndarray, most: int = 5) -> torch.Tensor:
+    """(cells, most): how much of each cell shows the ground, the first object, the second, ..."""
     side = SIDE // PATCH
     size = instance_HW.shape[0]
+    of_HWT = torch.from_numpy(instance_HW[..., None] == np.arange(most)).float()
+    return of_HWT.view(side, size // side, side, size // side, most).mean((1, 3)).flatten(0, 1)
+
+
+def thing_words(nano: Nano, scene: Scene, most: int = 5) -> torch.Tensor:
+    """(most, vocabulary): the words of ground (1/3) and objects (3/5); the rest is the place's."""
+    names = [("image",), *((t.colour, t.texture, t.shape) for t in scene.things)]
+    out_TV = torch.zeros(most, len(nano.processor.tokenizer))
+    for row_V, words in zip(out_TV, names, strict=False):
+        for word in words:
+            row_V += _word(nano, word) / (len(words) + 2)
+    return out_TV
+
+
+def place_words(nano: Nano) -> torch.Tensor:
+    """(cells, vocabulary): row and column of each cell, rows summing to 1."""
+    side = SIDE // PATCH
+    third = [(i * 3 + 1) // side for i in range(side)]
+    rows, columns = (torch.stack([_word(nano, w) for w in words]) for words in (ROWS, COLUMNS))
+    return (rows[third][:, None] + columns[third][None]).flatten(0, 1) / 2
+
+
+def _word(nano: Nano, word: str) -> torch.Tensor:
+    """(vocabulary,) summing to 1: a word as sentences hold it, with and without a space before."""
     tok = nano.processor.tokenizer
-    target = torch.zeros(side * side, len(tok))
-    cell = np.arange(side * side)
-    rows = np.array(ROWS)[(cell // side * 3 + 1) // side]
-    columns = np.array(COLUMNS)[(cell % side * 3 + 1) // side]
-    names = [["image"], *([t.colour, t.texture, t.shape] for t in scene.things)]
-    for i, words in enumerate(names):
-        own = torch.from_numpy((instance_HW == i).astype(np.float32))
-        share = own.view(side, size // side, side, size // side).mean((1, 3)).flatten()
-        for word in (*words, rows, columns):
-            _give(target, tok, word, share / (len(words) + 2))
-    return target
-
-
-def _give(target_CV: torch.Tensor, tok: Any, word: str | np.ndarray, share_C: torch.Tensor) -> None:
-    """Add a word's share: one word for all cells, or one a cell."""
-    for each in {word} if isinstance(word, str) else set(word.tolist()):
-        where = torch.ones_like(share_C) if isinstance(word, str) else torch.tensor(word == each)
-        # Sentences hold a word with and without a space before it: both forms name it.
-        forms = [tok.encode(form, add_special_tokens=False) for form in (each, " " + each)]
-        whole = [form[0] for form in forms if len(form) == 1]
-        for token in whole:
-            target_CV[:, token] += share_C * where / len(whole)
+    forms = [tok.encode(form, add_special_tokens=False) for form in (word, " " + word)]
+    whole = [form[0] for form in forms if len(form) == 1]
+    out_V = torch.zeros(len(tok))
+    out_V[whole] = 1 / len(whole)
+    return out_V
 
 
 class Grade(NamedTuple):

@@ -152,19 +152,31 @@ def train_tokenizer(dialect: Dialect) -> PreTrainedTokenizerFast:
 class Nano(NamedTuple):
     """A freshly initialised model and its processor.
 
-    `look` turns the image processor's output for B square images into B rasters of image tokens,
-    (B, cells, hidden), without the copies that the LM also gets (base tile, newlines).
+    `crop` keeps of the image processor's output for B square images what one raster of image tokens
+    needs, without the copies that the LM also gets (base tile, newlines); `look` turns it into
+    these rasters, (B, cells, hidden).
     """
 
     model: Any  # a Hugging Face model class; their own types do not fit their use
     processor: Any
     dialect: Dialect
+    crop: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     look: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+
+
+def crop_tile(pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base tile of each image, in half precision to save memory."""
+    return {"pixel_values": pixels["pixel_values"][:, 0].half()}
+
+
+def crop_raster(pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Everything: Qwen has no second copy."""
+    return {**pixels, "pixel_values": pixels["pixel_values"].half()}
 
 
 def look_at_tile(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
     """The base tile through tower and projector, as the LLaVA models do it."""
-    states = model.model.vision_tower(pixels["pixel_values"][:, 0], output_hidden_states=True)
+    states = model.model.vision_tower(pixels["pixel_values"], output_hidden_states=True)
     chosen = states.hidden_states[model.config.vision_feature_layer]
     if model.config.vision_feature_select_strategy == "default":
         chosen = chosen[:, 1:]  # without the class token
@@ -214,7 +226,13 @@ def build_onevision() -> Nano:
         vision_feature_select_strategy="full",
         chat_template=ONEVISION.template,
     )
-    return Nano(LlavaOnevisionForConditionalGeneration(config), processor, ONEVISION, look_at_tile)
+    return Nano(
+        LlavaOnevisionForConditionalGeneration(config),
+        processor,
+        ONEVISION,
+        crop_tile,
+        look_at_tile,
+    )
 
 
 def build_qwen() -> Nano:
@@ -251,7 +269,9 @@ def build_qwen() -> Nano:
         video_processor=Qwen2VLVideoProcessor(size=pixels, **patches),
         chat_template=QWEN.template,
     )
-    return Nano(Qwen2_5_VLForConditionalGeneration(config), processor, QWEN, look_at_raster)
+    return Nano(
+        Qwen2_5_VLForConditionalGeneration(config), processor, QWEN, crop_raster, look_at_raster
+    )
 
 
 def build_next() -> Nano:
@@ -279,7 +299,7 @@ def build_next() -> Nano:
         num_additional_image_tokens=1,
         chat_template=NEXT.template,
     )
-    return Nano(LlavaNextForConditionalGeneration(config), processor, NEXT, look_at_tile)
+    return Nano(LlavaNextForConditionalGeneration(config), processor, NEXT, crop_tile, look_at_tile)
 
 
 BUILDERS: dict[str, Callable[[], Nano]] = {

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from nano_lessons import Gallery, collate, draw_lesson, examine, naming_loss
@@ -33,17 +34,17 @@ class Config:
 
     family: str = "llava_onevision"
     out: str = ""  # empty: checkpoints/nano/<family>
-    steps: int = 3800
+    steps: int = 12000
     batch: int = 12
     turns: int = 7
     pair_every: int = 6
     lr: float = 2e-3
     warmup: int = 150
     weight_decay: float = 0.05
-    naming_steps: int = 2000
+    naming_steps: int = 6000
     naming_batch: int = 32
-    gallery: int = 8192
-    ease_steps: int = 400
+    gallery: int = 24576
+    ease_steps: int = 800
     seed: int = 0
     threads: int = 1
     save_every: int = 250
@@ -74,23 +75,34 @@ def lesson_loss(c: Config, nano: Nano, lesson: int) -> torch.Tensor:
     return nano.model(**batch, use_cache=False).loss
 
 
-def train(c: Config, nano: Nano, state_file: Path) -> float:
-    """Run the remaining steps; returns the mean answer loss (nats a token) of the last 100."""
+class Trained(NamedTuple):
+    """How far a training is: running mean of the loss (nats a token), minutes of all starts."""
+
+    loss: float
+    minutes: float
+
+
+def train(c: Config, nano: Nano, state_file: Path) -> Trained:
+    """Run the remaining steps."""
     model = nano.model
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=c.lr, betas=(0.9, 0.98), weight_decay=c.weight_decay
     )
-    first, seen, recent = 0, 0.0, 0.0
+    first, recent, before = 0, 0.0, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first, recent = state["step"], state["loss"]
+        first, recent, before = state["step"], state["loss"], state["minutes"]
         console.print(f"continuing at step {first}")
     model.train()
     if first < c.naming_steps:
         gallery = Gallery(nano, c.gallery)
     start = time.time()
+
+    def minutes() -> float:
+        return before + (time.time() - start) / 60
+
     for step in range(first, c.stop_at or c.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, c)
@@ -104,20 +116,19 @@ def train(c: Config, nano: Nano, state_file: Path) -> float:
         optimizer.step()
         optimizer.zero_grad()
         recent = loss.item() if step in (0, c.naming_steps) else 0.99 * recent + 0.01 * loss.item()
-        seen += 1
         if (step + 1) % 50 == 0:
-            pace = seen / (time.time() - start)
+            pace = (step + 1 - first) / (time.time() - start)
             console.print(f"step {step + 1}/{c.steps}  loss {recent:.4f}  {pace:.2f} steps/s")
         if (step + 1) % c.save_every == 0:
-            _save_state(state_file, model, optimizer, step + 1, recent)
-    return recent
+            _save_state(state_file, model, optimizer, step + 1, Trained(recent, minutes()))
+    return Trained(recent, minutes())
 
 
-def _save_state(path: Path, model, optimizer, step: int, loss: float) -> None:
+def _save_state(path: Path, model, optimizer, step: int, so_far: Trained) -> None:
     """Write beside, then rename: an interrupted write never replaces a good state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**state, "step": step, "loss": loss}, path.with_suffix(".new"))
+    torch.save({**state, "step": step, **so_far._asdict()}, path.with_suffix(".new"))
     path.with_suffix(".new").rename(path)
 
 
@@ -129,22 +140,20 @@ def main() -> None:
     nano = build_nano(c.family, seed=c.seed)
     millions = sum(p.numel() for p in nano.model.parameters()) / 1e6
     console.print(f"{c.family}: {millions:.2f} M parameters, {c.steps} steps of {c.batch} lessons")
-    start = time.time()
     states = Path(c.states) if c.states else HERE.parent / "checkpoints" / "nano-training"
-    loss = train(c, nano, states / f"{c.family}-{c.seed}.pt")
+    done = train(c, nano, states / f"{c.family}-{c.seed}.pt")
     if c.stop_at:
         return
-    minutes = (time.time() - start) / 60
     nano.model.to(torch.bfloat16).eval()
     nano.model.save_pretrained(out)
     nano.processor.save_pretrained(out)
     grades, choice = examine(nano, n=c.exam)
     (out / "training.yaml").write_text(dump_config(c))
-    (out / "README.md").write_text(card(c, millions, loss, minutes, grades, choice))
+    (out / "README.md").write_text(card(c, millions, done, grades, choice))
     console.print((out / "README.md").read_text())
 
 
-def card(c: Config, millions: float, loss: float, minutes: float, grades, choice) -> str:
+def card(c: Config, millions: float, done: Trained, grades, choice) -> str:
     """The checkpoint's README: what it is, how it was made, how well it answers."""
     rows = "\n".join(
         f"| {g.kind} | {g.n} | {100 * g.accuracy:.1f} % | {100 * g.chance:.1f} % |" for g in grades
@@ -158,8 +167,8 @@ counts, two-image captions, multiple choice on attributes). No perception questi
 
     python recipes/train_nano.py family={c.family}
 
-took {minutes:.0f} minutes on {c.threads} core(s); last loss {loss:.3f} nats a token. Held-out
-scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations), greedy answers
+took {done.minutes:.0f} minutes on {c.threads} core(s); last loss {done.loss:.3f} nats a token.
+Held-out scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations), greedy answers
 that equal the truth; chance = always giving the most frequent answer:
 
 | asked | n | right | chance |

@@ -6,105 +6,47 @@ import copy
 import html as stdlib_html
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from commands import call
 from curves import Place, rows
 from rich.console import Console
+from two_runs import (
+    AFTER_QUIZ,
+    BEFORE_QUIZ,
+    DATA,
+    LAYERS,
+    UNITS,
+    Rows,
+    Runner,
+    curve,
+    place,
+    probe_run,
+    quiz,
+    runner,
+    save,
+)
 
-from kvfix.commands.compare import Options, Outcome, compare
+from kvfix.commands.compare import Options, compare
 from kvfix.diagnose.flow import best_value_layer
 from kvfix.eval.results import Table
 from kvfix.report.compare_table import sentences, tables
 
-UNITS, LAYERS = 48, 5
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=http://evil.test/x onerror=a()> | `x` [a](http://b)"
 )
-Rows = list[dict[str, Any]]
-
-
-def curve(
-    best: int, *, lift: Mapping[str, float] | None = None, seed: int = 0
-) -> dict[Place, np.ndarray]:
-    """Scores a place; `lift` adds to a kind of site, `seed` draws the noise of each score.
-
-    Hard units are hard at every place and in every run.
-    """
-    lift = lift or {}
-    rng = np.random.default_rng(0)
-    means: dict[Place, float] = {("vision", None): 0.6, ("projector", None): 0.5}
-    means |= {("value", i): 0.4 + (0.2 if i == best else 0.02 * i) for i in range(LAYERS)}
-    hard_N, rng = rng.normal(0, 0.1, UNITS), np.random.default_rng(seed + 1)
-    return {
-        at: mean + lift.get(at[0], 0.0) + hard_N + rng.normal(0, 0.02, UNITS)
-        for at, mean in means.items()
-    }
-
-
-def probe_run(scores: Mapping[Place, np.ndarray]) -> Rows:
-    found = rows(scores)
-    return [{**r, "control": None, "rows": len(scores)} for r in found]
-
-
-def quiz(right: Mapping[str, str], *, unread: str = "") -> Rows:
-    """A task's questions as a string a task: 1 right, 0 wrong; `unread` ids were not parsed."""
-    out = []
-    for task, marks in right.items():
-        for i, mark in enumerate(marks):
-            name = f"{task}_{i}"
-            lost = name in unread.split()
-            letter = None if lost else "A" if mark == "1" else "B"
-            row = {"id": name, "task": task, "cluster": name, "correct": int(mark == "1")}
-            out.append(row | {"letter": letter, "answer": "A", "unparsed": lost, "rows": 1})
-    return out
-
-
-def save(folder: Path, samples: Rows, *, name: str = "samples", **changed: Any) -> Path:
-    """A finished run folder."""
-    score = "correct" in samples[0]
-    dataset, task = ("blink", "mcq") if score else ("scenes", "semantic_correspondence")
-    data = [{"dataset": dataset, "task": task, "split": "test", "n": 9, "sha256": "d" * 64}]
-    record = {
-        "kvfix": "0.1.0",
-        "kind": "score" if score else "diagnose",
-        "command": "kvfix ...",
-        "complete": True,
-        "seed": 0,
-        "fingerprint": {"weights": folder.name, "adapter": None, "protocol": 1, "profile": "kvfix"},
-        "model": {"id": folder.name},
-        "data": data,
-    }
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(record | changed))
-    text = "".join(json.dumps(r) + "\n" for r in samples)
-    (folder / "samples" / f"{name}.jsonl").write_text(text)
-    return folder
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Outcome]:
+def run(tmp_path: Path) -> Runner:
     """Compare two lists of samples."""
-
-    def of(before: Rows, after: Rows, **changed: Any) -> Outcome:
-        save(tmp_path / "before", before)
-        save(tmp_path / "after", after, **changed)
-        options = Options(tmp_path / "before", tmp_path / "after", tmp_path / "out", 2000)
-        return compare(options, command="kvfix compare before after")
-
-    return of
+    return runner(tmp_path)
 
 
-def place(record: dict[str, Any], name: str, metric: str = "PCK@0.1") -> dict[str, Any]:
-    [row] = [r for r in record["probes"] if (r["place"], r["metric"]) == (name, metric)]
-    return row
-
-
-def test_a_planted_repair_is_found_with_its_sign(run: Callable[..., Outcome]) -> None:
+def test_a_planted_repair_is_found_with_its_sign(run: Runner) -> None:
     after = curve(3, lift={"value": 0.1, "projector": -0.05}, seed=1)
     got = run(probe_run(curve(3)), probe_run(after))
     assert not got.failed
@@ -127,13 +69,13 @@ def test_a_planted_repair_is_found_with_its_sign(run: Callable[..., Outcome]) ->
     assert len(got.record["results"]) == LAYERS + 2
 
 
-def test_identical_runs_differ_by_exactly_zero(run: Callable[..., Outcome]) -> None:
+def test_identical_runs_differ_by_exactly_zero(run: Runner) -> None:
     probes = run(probe_run(curve(2)), probe_run(curve(2))).record
     assert probes["findings"] == []
     assert all(r["value"] == 0 and r["ci"] == [0, 0] for r in probes["probes"] + probes["results"])
 
 
-def test_identical_answers_differ_by_exactly_zero(run: Callable[..., Outcome]) -> None:
+def test_identical_answers_differ_by_exactly_zero(run: Runner) -> None:
     answers = quiz({"x": "1010", "y": "110011"}, unread="x_1")
     record = run(answers, answers).record
     [q] = record["questions"]
@@ -145,7 +87,7 @@ def test_identical_answers_differ_by_exactly_zero(run: Callable[..., Outcome]) -
 
 
 def test_the_best_layer_is_the_best_of_before_on_the_half_that_chooses(
-    run: Callable[..., Outcome],
+    run: Runner,
 ) -> None:
     """The trap: AFTER is by far best at layer 1, where BEFORE was not."""
     before, after = curve(3), curve(1)
@@ -168,7 +110,7 @@ def test_the_best_layer_is_the_best_of_before_on_the_half_that_chooses(
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(60)
 
 
-def test_the_units_that_chose_the_layer_do_not_compare_it(run: Callable[..., Outcome]) -> None:
+def test_the_units_that_chose_the_layer_do_not_compare_it(run: Runner) -> None:
     before = curve(3)
     table = Table(probe_run(before))
     best = best_value_layer(table, seed=0)
@@ -178,7 +120,7 @@ def test_the_units_that_chose_the_layer_do_not_compare_it(run: Callable[..., Out
     assert place(run(probe_run(before), probe_run(after)).record, "best")["value"] == 0
 
 
-def test_pooled_ratios_are_ratios_of_sums(run: Callable[..., Outcome]) -> None:
+def test_pooled_ratios_are_ratios_of_sums(run: Runner) -> None:
     def with_areas(scale: float) -> Rows:
         out = []
         for i, r in enumerate(probe_run(curve(3))):
@@ -195,7 +137,7 @@ def test_pooled_ratios_are_ratios_of_sums(run: Callable[..., Outcome]) -> None:
     assert vision["ci"][0] > 0 and vision["n"] == UNITS
 
 
-def test_several_tasks_are_corrected_for(run: Callable[..., Outcome]) -> None:
+def test_several_tasks_are_corrected_for(run: Runner) -> None:
     def both(scores: Mapping[Place, np.ndarray]) -> Rows:
         one = probe_run(scores)
         return one + [{**r, "task": "cosegmentation", "metric": "Jaccard"} for r in one]
@@ -206,11 +148,7 @@ def test_several_tasks_are_corrected_for(run: Callable[..., Outcome]) -> None:
         assert row["ci_all"][0] < row["ci"][0] and row["ci_all"][1] > row["ci"][1]
 
 
-BEFORE_QUIZ = {"Jigsaw": "0" * 20 + "1" * 20, "Art_Style": "01" * 20}
-AFTER_QUIZ = {"Jigsaw": "1" * 18 + "00" + "1" * 19 + "0", "Art_Style": "01" * 20}
-
-
-def test_answers_by_hand(run: Callable[..., Outcome]) -> None:
+def test_answers_by_hand(run: Runner) -> None:
     record = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ)).record
     [q] = record["questions"]
     jigsaw, style = q["tasks"]
@@ -228,7 +166,7 @@ def test_answers_by_hand(run: Callable[..., Outcome]) -> None:
     assert "Jigsaw: accuracy rises from 50.0 % to 92.5 %" in record["findings"][2]["text"]
 
 
-def test_a_gain_by_format_alone_is_called_one(run: Callable[..., Outcome]) -> None:
+def test_a_gain_by_format_alone_is_called_one(run: Runner) -> None:
     """18 answers could not be read before and are right now; where both were read nothing moved."""
     unread = " ".join(f"Jigsaw_{i}" for i in range(18))
     after = {"Jigsaw": "1" * 18 + "00" + "1" * 20, "Art_Style": "01" * 20}
@@ -249,7 +187,7 @@ def test_a_gain_by_format_alone_is_called_one(run: Callable[..., Outcome]) -> No
     assert form["letter_shift"] == pytest.approx(18 / 80)
 
 
-def test_log_probability_answers_stand_beside_the_written_ones(run: Callable[..., Outcome]) -> None:
+def test_log_probability_answers_stand_beside_the_written_ones(run: Runner) -> None:
     before = [{**r, "logprob_correct": 1} for r in quiz(BEFORE_QUIZ)]
     after = [{**r, "logprob_correct": 1} for r in quiz(AFTER_QUIZ)]
     record = run(before, after).record
@@ -258,114 +196,7 @@ def test_log_probability_answers_stand_beside_the_written_ones(run: Callable[...
     assert run(quiz(BEFORE_QUIZ), after).record["questions"][0]["logprob"] is None
 
 
-def test_units_of_one_run_only_are_listed_with_the_reason(
-    run: Callable[..., Outcome], tmp_path: Path
-) -> None:
-    before = probe_run(curve(3))
-    after = [r for r in before if r["id"] not in ("u7", "u8")]
-    after.append({"id": "u7", "task": "semantic_correspondence", "left_out": "7.png: torn"})
-    got = run(before, after)
-    [units] = got.record["units"]
-    assert units["shared"] == UNITS - 2 and units["only_before"] == ["u7", "u8"]
-    assert units["only_after"] == [] and units["why"] == {"u7": "7.png: torn"}
-    assert not got.failed  # 2 of 48 are within 5 %
-    assert place(got.record, "last")["n"] == UNITS - 2
-    page = (tmp_path / "out/compare.html").read_text()
-    assert "7.png: torn" in page and "u8" in (tmp_path / "out/compare.md").read_text()
-    assert run(before, [r for r in before if r["id"] not in ("u7", "u8", "u9")]).failed
-
-
-def test_controls_and_sites_of_one_run_only_are_not_compared(run: Callable[..., Outcome]) -> None:
-    before = probe_run(curve(3))
-    control = [{**r, "control": "random_weights", "score": 99.0} for r in before]
-    extra = [{**r, "rows": LAYERS + 3} for r in before]
-    extra += [{**r, "rows": LAYERS + 3, "site": "key"} for r in before if r["layer"] == 0]
-    record = run(before, extra + control).record
-    assert record["findings"] == [] and len(record["results"]) == LAYERS + 2
-    assert any("1 sites are in AFTER only" in n and "key" in n for n in record["notes"])
-
-
-def other(**changed: Any) -> dict[str, Any]:
-    return {"fingerprint": {"weights": "w", "protocol": 1, "profile": "kvfix"} | changed}
-
-
-DATA = {"dataset": "blink", "task": "mcq", "split": "test", "n": 9, "sha256": "d" * 64}
-
-
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"data": [DATA | {"sha256": "e" * 64}]}, "blink/mcq: expected the same data"),
-        ({"data": [DATA | {"split": "val"}]}, "blink/mcq: expected the same data"),
-        ({"data": []}, 'expected a list "data"'),
-        (other(profile="official"), "profile: expected the same before and after"),
-        (other(protocol=2), "protocol: expected the same before and after"),
-        ({"complete": False}, "found one that was interrupted"),
-    ],
-)
-def test_other_data_or_rules_are_refused(
-    changed: dict[str, Any], says: str, run: Callable[..., Outcome], tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **changed)
-    assert not (tmp_path / "out").exists()
-
-
-def test_fewer_units_of_the_same_data_are_not_other_data(run: Callable[..., Outcome]) -> None:
-    got = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ)[:60], data=[DATA | {"n": 60}])
-    assert got.record["questions"][0]["n"] == 60 and got.failed
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        ("answer", "C", "question Jigsaw_3: expected the same answer before and after"),
-        ("task", "IQ_Test", "question Jigsaw_3: expected the same task before and after"),
-        ("cluster", "z", "question Jigsaw_3: expected the same cluster before and after"),
-        ("correct", 0.5, "samples.jsonl:4: expected correct to be 0 or 1"),
-        ("correct", None, "samples.jsonl:4: expected a finite score"),
-        ("id", "Jigsaw_2", "expected question Jigsaw_2 once"),
-        ("id", 3, "samples.jsonl:4: expected texts as id"),
-    ],
-)
-def test_questions_that_are_not_the_same_are_refused(
-    key: str, value: Any, says: str, run: Callable[..., Outcome]
-) -> None:
-    after = quiz(AFTER_QUIZ)
-    after[3][key] = value
-    with pytest.raises(ValueError, match=re.escape(says)):
-        run(quiz(BEFORE_QUIZ), after)
-
-
-def test_torn_units_missing_fields_and_strangers_are_refused(
-    run: Callable[..., Outcome], tmp_path: Path
-) -> None:
-    before = probe_run(curve(3))
-    with pytest.raises(ValueError, match="expected one line a site for unit u47"):
-        run(before, before[:-1])
-    with pytest.raises(ValueError, match=r"samples.jsonl:1: expected metric, found"):
-        run(before, [{k: v for k, v in before[0].items() if k != "metric"}])
-    with pytest.raises(ValueError, match=r"scored, found none: .*scenes.*; .*mcq \(blink\)"):
-        run(before, quiz(AFTER_QUIZ))
-    with pytest.raises(FileNotFoundError, match=r"run\.json"):
-        compare(Options(tmp_path / "none", tmp_path / "after"), command="")
-    (tmp_path / "after/samples/samples.jsonl").write_bytes(b'{"id": "\xff"}\n')
-    with pytest.raises(ValueError, match=r"samples.jsonl:1: expected one JSON object"):
-        compare(Options(tmp_path / "before", tmp_path / "after"), command="")
-
-
-def test_what_else_differs_is_said(run: Callable[..., Outcome]) -> None:
-    record = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **other(prompt="Look!", adapter=None)).record
-    assert {d["key"]: d["expected"] for d in record["differs"]} == {
-        "weights": True,
-        "prompt": False,
-    }
-    assert any('differ in prompt (null before, "Look!" after)' in n for n in record["notes"])
-    same = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **other(weights="before", adapter=None)).record
-    assert any("same weights" in n for n in same["notes"])
-
-
-def test_questions_that_share_a_cluster_are_pointed_out(run: Callable[..., Outcome]) -> None:
+def test_questions_that_share_a_cluster_are_pointed_out(run: Runner) -> None:
     def shared(found: Rows) -> Rows:
         return [{**r, "cluster": f"{r['task']}{i // 4}"} for i, r in enumerate(found)]
 
@@ -382,9 +213,7 @@ def text_of(page: str) -> str:
     return " ".join(stdlib_html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
-def test_the_pages_hold_the_numbers_of_the_record(
-    run: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_the_pages_hold_the_numbers_of_the_record(run: Runner, tmp_path: Path) -> None:
     got = run(quiz(BEFORE_QUIZ, unread="Jigsaw_0"), quiz(AFTER_QUIZ))
     assert json.loads((tmp_path / "out/compare.json").read_text()) == got.record
     assert got.report == tmp_path / "out/compare.html"
@@ -399,7 +228,7 @@ def test_the_pages_hold_the_numbers_of_the_record(
     assert "default-src 'none'" in got.report.read_text()
 
 
-def test_hostile_texts_stay_texts(run: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_hostile_texts_stay_texts(run: Runner, tmp_path: Path) -> None:
     def poison(found: Rows) -> Rows:
         keys = ("id", "task", "cluster", "letter", "answer")
         return [{**r, **{k: f"{HOSTILE}{r[k]}" for k in keys if r[k]}} for r in found]
@@ -425,7 +254,7 @@ def test_hostile_texts_stay_texts(run: Callable[..., Outcome], tmp_path: Path) -
             assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", head))
 
 
-def test_the_terminal_fits_100_columns(run: Callable[..., Outcome]) -> None:
+def test_the_terminal_fits_100_columns(run: Runner) -> None:
     names = ("Functional_Correspondence", "Multi-view_Reasoning", "[bold]x[/bold]", "a" * 60)
     before = dict.fromkeys(names, "0" * 60 + "1" * 60)
     after = dict.fromkeys(names, "1" * 60 + "0" * 60)

@@ -19,10 +19,12 @@ from nano_lessons import (  # noqa: E402
     IGNORE,
     Gallery,
     answer_labels,
-    cell_words,
+    cell_shares,
     collate,
     draw_lesson,
     naming_loss,
+    place_words,
+    thing_words,
 )
 from nano_models import BUILDERS, Nano, build_nano  # noqa: E402
 
@@ -66,7 +68,9 @@ def test_a_cells_words_are_its_objects_by_area(nano: Nano) -> None:
     thing = Thing("square", "red", "plain", 0.5, 0.5, 0.25, 0.0)
     scene = Scene((thing,), "even", (100.0, 100.0, 100.0), "flat", 0)
     instance = render(scene).instance_HW
-    target = cell_words(nano, scene, instance)
+    shares, words = cell_shares(instance), thing_words(nano, scene)
+    target = shares @ words
+    target += (1 - target.sum(1, keepdim=True)) * place_words(nano)
     np.testing.assert_allclose(target.sum(1), 1, atol=1e-5)
     tok = nano.processor.tokenizer
 
@@ -98,7 +102,10 @@ def test_what_naming_looks_at_is_what_the_language_model_gets(nano: Nano) -> Non
     image = render(draw_scene(5)).image
     pixels = dict(nano.processor.image_processor([image], return_tensors="pt"))
     nano.model.eval()
-    tokens = nano.look(nano.model, pixels)[0]
+    tokens = nano.look(
+        nano.model,
+        {k: v.float() if v.is_floating_point() else v for k, v in nano.crop(pixels).items()},
+    )[0]
     mlm = Mlm(
         "nano",
         nano.model,
@@ -110,15 +117,16 @@ def test_what_naming_looks_at_is_what_the_language_model_gets(nano: Nano) -> Non
     )  # type: ignore[arg-type]
     [sample] = extract(mlm, [Prompt((image,), "x")], sites=("projector",))
     torch.testing.assert_close(
-        sample.images[0]["projector"].flatten(0, 2), tokens, atol=1e-4, rtol=1e-4
+        sample.images[0]["projector"].flatten(0, 2), tokens, atol=2e-3, rtol=2e-3
     )
 
 
 def test_a_pass_of_the_gallery_shows_every_scene_once(nano: Nano) -> None:
     gallery = Gallery(nano, 6)
     one, two = (torch.cat([gallery.batch(s + k, 2)[1] for s in range(3)]) for k in (0, 3))
-    whole = gallery.words_NCV.float()
-    assert sorted(one.flatten(1).tolist()) == sorted(whole.flatten(1).tolist())
+    torch.testing.assert_close(one.sum(-1), torch.ones(6, 64), atol=1e-3, rtol=0)
+    assert len({tuple(x) for x in one.flatten(1).tolist()}) == 6
+    assert sorted(one.flatten(1).tolist()) == sorted(two.flatten(1).tolist())
     assert not torch.equal(one, two)
 
 

@@ -9,9 +9,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from kvfix.data.scene_units import scene_units
 from kvfix.data.shapes import COLOURS
 from kvfix.data.units import Sentence
-from kvfix.shipped import DEFAULT_FAMILY, nano_dir
+from kvfix.shipped import DEFAULT_FAMILY, nano_dir, shipped_families
 
-FAMILIES = ("llava_onevision", "qwen2_5_vl", "llava_next")
+FAMILIES = shipped_families()
 MEGABYTE = 2**20
 
 
