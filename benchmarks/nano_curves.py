@@ -1,4 +1,4 @@
-"""The three shipped nano models side by side: one figure and one table, as the README shows them.
+"""The shipped nano models side by side: one figure and one table, as the README shows them.
 
     python benchmarks/nano_curves.py
 
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 from kvfix.cli import RichWatch
 from kvfix.commands.diagnose import Options, diagnose
-from kvfix.shipped import nano_dir
+from kvfix.shipped import nano_dir, shipped_families
 
-FAMILIES = {"llava_onevision": "#0072B2", "qwen2_5_vl": "#D55E00", "llava_next": "#009E73"}
+COLOURS = {"llava_onevision": "#0072B2", "qwen2_5_vl": "#D55E00", "llava_next": "#009E73"}
+FAMILIES = {family: COLOURS[family] for family in shipped_families()}
 HERE = Path(__file__).parent
 
 Row = dict[str, Any]

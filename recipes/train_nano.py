@@ -168,8 +168,8 @@ counts, two-image captions, multiple choice on attributes). No perception questi
     python recipes/train_nano.py family={c.family}
 
 took {done.minutes:.0f} minutes on {c.threads} core(s); last loss {done.loss:.3f} nats a token.
-Held-out scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations), greedy answers
-that equal the truth; chance = always giving the most frequent answer:
+Held-out scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations),
+greedy answers that equal the truth; chance = always giving the most frequent answer:
 
 | asked | n | right | chance |
 |---|---:|---:|---:|
