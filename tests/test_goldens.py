@@ -27,7 +27,7 @@ GOLDENS = Path(os.environ.get("KVFIX_SHARED", ROOT.parent / "shared")) / "golden
 @pytest.fixture(scope="module", autouse=True)
 def _goldens_are_there() -> None:
     if not GOLDENS.is_dir():
-        pytest.skip(f"no reference outputs in {GOLDENS}; set KVFIX_SHARED")
+        pytest.fail(f"no reference outputs in {GOLDENS}; set KVFIX_SHARED")
 
 
 def read_json(path: str) -> dict:

@@ -35,7 +35,7 @@ FROM_TEXT = {
 @pytest.fixture(scope="module", autouse=True)
 def _goldens_are_there() -> None:
     if not BLINK.is_dir():
-        pytest.skip(f"no reference outputs in {BLINK}; set KVFIX_SHARED")
+        pytest.fail(f"no reference outputs in {BLINK}; set KVFIX_SHARED")
 
 
 def scored(model: str, *more: str) -> dict:

@@ -364,7 +364,6 @@ def test_check_counts_what_it_does_not_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
 def test_real_photos() -> None:
     specs = [f"davis2017={SHARED / 'DAVIS'}", f"spair71k={SHARED}"]
     clips, pairs = load_units(specs)
