@@ -168,7 +168,8 @@ def _show(record: dict, report: Path) -> None:
         console.print(line, soft_wrap=True)
     if len(record["left_out"]) > 10:
         console.print(f"... and {len(record['left_out']) - 10} more units left out")
-    console.print(f"{record['seconds']:.0f} s. Report: {escape(str(report))}", soft_wrap=True)
+    cost = f"{record['seconds']:.0f} s, at most {record['peak_memory_mib']:.0f} MiB"
+    console.print(f"{cost}. Report: {escape(str(report))}", soft_wrap=True)
 
 
 @app.command()

@@ -151,7 +151,8 @@ def test_too_few_clusters_are_said_to_be_too_few() -> None:
         assert "too few clusters to split" in found["flow.peak"]["text"]
         assert all(f["n"] == units and (f["ci"] is not None) == interval for f in found.values())
         assert ("no interval" in found["flow.projector"]["text"]) is not interval
-        assert ("too few clusters to tell" in found["flow.projector"]["text"]) is not interval
+        assert "too few clusters to tell" in found["flow.projector"]["text"]
+        assert found["flow.projector"]["clear"] is False  # however large the drop
         assert "holds 0" not in found["flow.projector"]["text"]
     found = findings(planted(0.8, 0.5, [0.5, 0.7, 0.6], units=8))  # 4 clusters: two halves of 2
     assert "chosen on the other half" in found["flow.peak"]["text"]
@@ -192,3 +193,9 @@ def test_overlays_show_the_best_value_layer() -> None:
     assert best_site(curve) == Site("value", 1)
     nothing = Table(rows({("vision", None): np.full(4, 0.5)}))
     assert best_site(Curve("t", "scenes", "m", nothing)) is None
+
+
+def test_six_clusters_are_enough_to_tell_and_five_are_not() -> None:
+    for units, clear in ((10, False), (12, True)):  # two units a cluster
+        found = findings(planted(0.8, 0.5, [0.5, 0.7, 0.6], units=units))["flow.projector"]
+        assert found["clear"] is clear and (found["ci"][1] < 0)

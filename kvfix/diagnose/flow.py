@@ -17,6 +17,10 @@ from kvfix.eval.stats import Interval, clustered_bootstrap, halves, paired_boots
 
 Finding = dict[str, Any]
 
+# A bootstrap interval never leaves the range of its clusters, so that a few of one sign always
+# exclude 0. Six of one sign are the fewest that a two-sided sign test finds at 5 % (2 / 2^6).
+FEWEST_CLUSTERS = 6
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -183,9 +187,10 @@ def _change(
     )
     value = float(got.value_S[0])
     low, high = float(got.low_S[0]), float(got.high_S[0])
-    clear = low > 0 or high < 0
+    enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
+    clear = enough and (low > 0 or high < 0)
     certain = "" if clear else " (the interval holds 0: no clear difference)"
-    if np.isnan(low):
+    if not enough:
         certain = " (too few clusters to tell)"
     size = f"{abs(value):.3f} {curve.metric} {tail}, difference {_figures(got, signed=True)}"
     text = f"{_name(curve)}: {verbs[value >= 0]} {size}{certain}."

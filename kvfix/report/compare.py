@@ -13,7 +13,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvfix.report.html import _date, _duration, _html, _markdown, _write
+from kvfix.report.html import (
+    html_environment,
+    markdown_environment,
+    readable_date,
+    readable_duration,
+    write_atomically,
+)
 from kvfix.report.stages import clean, interval, number
 
 if TYPE_CHECKING:
@@ -85,11 +91,14 @@ def write_comparison(out: Path, record: dict[str, Any]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, allow_nan=False)
     page = _page(clean(record))
-    _write(out / "compare.json", text + "\n")
-    _write(out / "compare.html", _with(_html(), str).get_template("compare.html.j2").render(**page))
-    env = _with(_markdown(), lambda text: Markup(escape(text, quote=False)))
+    write_atomically(out / "compare.json", text + "\n")
+    write_atomically(
+        out / "compare.html",
+        _with(html_environment(), str).get_template("compare.html.j2").render(**page),
+    )
+    env = _with(markdown_environment(), lambda text: Markup(escape(text, quote=False)))
     markdown = env.get_template("compare.md.j2").render(**page)
-    _write(out / "compare.md", markdown)
+    write_atomically(out / "compare.md", markdown)
     return out / "compare.html"
 
 
@@ -115,8 +124,8 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
         ("Before", record["before"]["name"]),
         ("After", record["after"]["name"]),
         ("Resamples", f"{record['resamples']:,}"),
-        ("Started", _date(record["started"])),
-        ("Took", _duration(number(record["seconds"]))),
+        ("Started", readable_date(record["started"])),
+        ("Took", readable_duration(number(record["seconds"]))),
         ("kvfix", record["kvfix"]),
     ]
     layers: dict[tuple[str, str, str], list[dict[str, Any]]] = {}

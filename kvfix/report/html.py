@@ -59,8 +59,14 @@ def write_report(folder: Path) -> Path:
     drawn = figures.layer_curves(run, folder / "figures")
     maps = figures.head_maps(run, folder / "figures")
     svgs = {p.stem: _inline_svg(p.read_text(encoding="utf-8"), p.stem) for p in (drawn + maps)[::2]}
-    _write(folder / "report.html", _html().get_template("report.html.j2").render(svg=svgs, **page))
-    _write(folder / "report.md", _markdown().get_template("report.md.j2").render(svg=svgs, **page))
+    write_atomically(
+        folder / "report.html",
+        html_environment().get_template("report.html.j2").render(svg=svgs, **page),
+    )
+    write_atomically(
+        folder / "report.md",
+        markdown_environment().get_template("report.md.j2").render(svg=svgs, **page),
+    )
     return folder / "report.html"
 
 
@@ -111,8 +117,8 @@ def _facts(run: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, str]]:
         ("Precision", model.get("dtype")),
         ("Adapter", model.get("adapter") or "none"),
         ("Reference encoder", run.get("reference_encoder")),
-        ("Started", _date(run.get("started"))),
-        ("Took", _duration(number(run.get("seconds")))),
+        ("Started", readable_date(run.get("started"))),
+        ("Took", readable_duration(number(run.get("seconds")))),
         ("kvfix", run.get("kvfix")),
         *((name, versions.get(name)) for name in ("torch", "transformers", "peft")),
     ]
@@ -183,13 +189,13 @@ def _inline_svg(svg: str, prefix: str) -> str:
     return f"{head}>{rest}"
 
 
-def _html() -> Environment:
+def html_environment() -> Environment:
     env = _environment(autoescape=True)
     env.filters |= {"num": _num, "ci": _ci, "span": _span, "human": _human}
     return env
 
 
-def _markdown() -> Environment:
+def markdown_environment() -> Environment:
     from markupsafe import Markup
 
     env = _environment(autoescape=False, finalize=_md)
@@ -247,7 +253,7 @@ def _human(task: Any) -> str:
     return str(task).replace("_", " ")
 
 
-def _date(text: Any) -> str | None:
+def readable_date(text: Any) -> str | None:
     if text is None:
         return None
     try:
@@ -257,14 +263,14 @@ def _date(text: Any) -> str | None:
     return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if when.tzinfo else f"{when:%Y-%m-%d %H:%M}"
 
 
-def _duration(seconds: float | None) -> str | None:
+def readable_duration(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     minutes, rest = divmod(round(seconds), 60)
     return f"{seconds:.1f} s" if seconds < 100 else f"{minutes} min {rest} s"
 
 
-def _write(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Whole or not at all: a reader never sees half a report."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
