@@ -327,7 +327,7 @@ def test_specs_tasks_and_limits(davis: Path, spair: Path) -> None:
     ("specs", "options", "says"),
     [
         ([], {}, "at least one of scenes, davis2017"),
-        (["coco=x"], {}, "expected one of scenes, davis2017, spair71k, found 'coco'"),
+        (["coco=x"], {}, "expected one of scenes, davis2017, spair71k, .*, found 'coco'"),
         (["davis2017"], {}, "expected davis2017=DIR, found 'davis2017'"),
         (["davis2017="], {}, "expected davis2017=DIR"),
         (["scenes=here"], {}, "`scenes` without a folder"),
@@ -336,7 +336,7 @@ def test_specs_tasks_and_limits(davis: Path, spair: Path) -> None:
         (
             ["davis2017=x"],
             {"tasks": ["cosegmentation"]},
-            r"cosegmentation: expected data that offers it \(scenes\), found davis2017",
+            r"cosegmentation: expected data that offers it \(scenes, msrc\), found davis2017",
         ),
         (["scenes"], {"limit": 0}, "limit: expected at least 1, found 0"),
     ],
@@ -349,9 +349,12 @@ def test_wrong_requests_are_refused(specs: list[str], options: dict, says: str) 
 
 def test_the_table_and_a_clean_check(davis: Path, spair: Path) -> None:
     rows = {row.name: row for row in describe()}
-    assert list(rows) == ["scenes", "davis2017", "spair71k"]
+    readers = ("davis2017", "spair71k", "pascal5i", "msrc", "imagenet_s", "refcoco", "blink")
+    assert list(rows) == ["scenes", *readers]
+    for name in readers:
+        assert rows[name].spec == f"{name}=DIR" and rows[name].tree and rows[name].size
     assert rows["davis2017"].spec == "davis2017=DIR" and "00000.png" in rows["davis2017"].tree
-    assert rows["scenes"].spec == "scenes" and len(rows["scenes"].tasks) == 6
+    assert rows["scenes"].spec == "scenes" and len(rows["scenes"].tasks) == 7
     assert check("scenes") == check(f"davis2017={davis}") == check(f"spair71k={spair}") == []
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from PIL import Image
 
 WIDTH, HEIGHT = 32, 24
@@ -89,3 +92,85 @@ def _annotate(
     path = root / "PairAnnotation/test" / f"{pair}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(fields))
+
+
+def pascal(root: Path, shown: dict[str, tuple[int, ...]], *, side: int = 100) -> Path:
+    """A VOC2012 folder; `shown` = photo -> classes, each a block of 2,500 pixels, void between."""
+    for k, (name, classes) in enumerate(shown.items()):
+        photo(root / "JPEGImages" / f"{name}.jpg", 10 * k, (side, side + 20))
+        mask(root / "SegmentationClassAug" / f"{name}.png", pascal_labels(classes, side))
+    path = root / "ImageSets/Segmentation/val.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(shown) + "\n")
+    return root
+
+
+def pascal_labels(classes: tuple[int, ...], side: int = 100) -> np.ndarray:
+    """Up to three classes in the corners of (side + 20, side), void in the last row."""
+    out = np.zeros((side + 20, side), np.uint8)
+    for label, (y, x) in zip(classes, ((0, 0), (0, 50), (50, 0)), strict=False):
+        out[y : y + 50, x : x + 50] = label
+    if classes:
+        out[-1] = 255
+    return out
+
+
+def msrc(root: Path, groups: dict[str, int], *, suffix: str = ".bmp") -> Path:
+    """An MSRC folder, n photos a group: photo k has brightness 20 + 10 k, its object column k."""
+    for name, n in groups.items():
+        for k in range(n):
+            photo(root / name / f"5_{k}_s{suffix}", 10 * k)
+            truth = np.zeros((HEIGHT, WIDTH), np.uint8)
+            truth[4:20, k : k + 10] = 255
+            truth[4, k : k + 10] = 127  # the soft edge: background
+            truth[19, k : k + 10] = 128  # and foreground
+            path = root / name / "GroundTruth" / f"5_{k}_s.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.stack([truth] * 3, axis=-1)).save(path)
+    return root
+
+
+def class_map(path: Path, ids_HW: np.ndarray) -> Path:
+    """An ImageNet-S mask: R + 256 G."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.stack([ids_HW % 256, ids_HW // 256, np.zeros_like(ids_HW)], axis=-1)
+    Image.fromarray(rgb.astype(np.uint8)).save(path)
+    return path
+
+
+def imagenet_s(root: Path, classes: dict[str, int], *, ids: dict[str, int] | None = None) -> Path:
+    """An ImageNet-S subset, n images a WordNet id: row 0 of a mask is 1000, a block its class."""
+    ids = ids or {w: i for i, w in enumerate(sorted(classes), start=1)}
+    for wordnet_id, n in classes.items():
+        for k in range(n):
+            name = f"ILSVRC2012_val_{k:08d}"
+            photo(root / "validation" / wordnet_id / f"{name}.JPEG", 10 * k)
+            labels_HW = np.zeros((HEIGHT, WIDTH), np.int64)
+            labels_HW[0] = 1000
+            labels_HW[5:15, 5 : 15 + k] = ids[wordnet_id]
+            class_map(root / "validation-segmentation" / wordnet_id / f"{name}.png", labels_HW)
+    return root
+
+
+def refcoco_row(name: str, polygon: list[float], answer: list[str], shade: int = 0) -> dict:
+    """A row in the columns of the hub's RefCOCO."""
+    noise = np.random.default_rng(0).integers(-20, 21, (HEIGHT, WIDTH, 3))
+    encoded = io.BytesIO()
+    Image.fromarray((shade + 20 + noise).astype(np.uint8)).save(encoded, "jpeg", quality=95)
+    return {
+        "question_id": name,
+        "image": {"bytes": encoded.getvalue(), "path": None},
+        "question": "Please caption the area.",
+        "answer": answer,
+        "segmentation": polygon,
+        "bbox": [0.0, 0.0, 1.0, 1.0],
+        "iscrowd": 0,
+        "file_name": name,
+    }
+
+
+def parquet(path: Path, rows: list[dict], *, group: int = 2) -> Path:
+    """Rows as one parquet file of small row groups."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+    return path

@@ -5,6 +5,7 @@ imports neither torch nor datasets.
 """
 
 from kvfix.data.catalog import CATALOG, check, describe, load_units
+from kvfix.data.conversations import Conversation, Conversations, read_conversations
 from kvfix.data.scene_units import questions_dataset, scenes_dataset
 from kvfix.data.units import (
     VOID,
@@ -24,6 +25,8 @@ __all__ = [
     "VOID",
     "BadUnit",
     "Clip",
+    "Conversation",
+    "Conversations",
     "Episode",
     "Group",
     "Pair",
@@ -35,5 +38,6 @@ __all__ = [
     "describe",
     "load_units",
     "questions_dataset",
+    "read_conversations",
     "scenes_dataset",
 ]

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kvfix.data import davis, spair
-from kvfix.data.scene_units import MAKERS, scene_units
-from kvfix.data.units import UnitSet
+from kvfix.data import blink, davis, imagenet_s, msrc, pascal, refcoco, spair
+from kvfix.data.scene_units import SCENE_TASKS, scene_units
+from kvfix.data.units import MCQ, UnitSet
 
 MOST_PROBLEMS = 50  # lines that `check` gives before it only counts
 
@@ -29,6 +29,7 @@ class OnDisk:
     tree: str  # the folder tree expected
     readers: Mapping[str, Callable[[Path], UnitSet]]  # by task
     problems: Callable[[Path], Iterator[str]]
+    notes: Callable[[Path], Iterator[str]] | None = None  # what is there, where parts may be absent
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ def _on_disk(
     tree: str,
     readers: dict[str, Callable[[Path], UnitSet]],
     problems: Callable[[Path], Iterator[str]],
+    notes: Callable[[Path], Iterator[str]] | None = None,
 ) -> Entry:
-    disk = OnDisk(tree, MappingProxyType(readers), problems)
+    disk = OnDisk(tree, MappingProxyType(readers), problems, notes)
     return Entry(name, tuple(readers), split, size, source, disk)
 
 
@@ -74,7 +76,7 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
         entry.name: entry
         for entry in (
             Entry(
-                "scenes", tuple(MAKERS), "test", "none", "painted by kvfix from a seed, Apache-2.0"
+                "scenes", SCENE_TASKS, "test", "none", "painted by kvfix from a seed, Apache-2.0"
             ),
             _on_disk(
                 "davis2017",
@@ -93,6 +95,55 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
                 tree=spair.TREE,
                 readers={"semantic_correspondence": spair.spair_pairs},
                 problems=spair.spair_problems,
+            ),
+            _on_disk(
+                "pascal5i",
+                "val, 4 folds",
+                "4,000 episodes of 1,449 photos, 2 GB with train (VOC2012)",
+                "host.robots.ox.ac.uk/pascal/VOC/voc2012, masks with SBD's; Flickr's terms",
+                tree=pascal.TREE,
+                readers={"foreground_segmentation": pascal.pascal_episodes},
+                problems=pascal.pascal_problems,
+                notes=pascal.pascal_notes,
+            ),
+            _on_disk(
+                "msrc",
+                "all",
+                "14 groups of about 30 photos, 0.2 GB as BMP",
+                "Microsoft Research Cambridge photos in co-segmentation groups; research use",
+                tree=msrc.TREE,
+                readers={"cosegmentation": msrc.msrc_groups},
+                problems=msrc.msrc_problems,
+            ),
+            _on_disk(
+                "imagenet_s",
+                "validation",
+                "752, 4,097 or 12,419 photos (50, 300, 919 classes), 1.6 GB for 919",
+                "github.com/LUSSeg/ImageNet-S, photos of ImageNet; research use",
+                tree=imagenet_s.TREE,
+                readers={"semantic_segmentation": imagenet_s.imagenet_s_sentences},
+                problems=imagenet_s.imagenet_s_problems,
+                notes=imagenet_s.imagenet_s_notes,
+            ),
+            _on_disk(
+                "refcoco",
+                "testA or testB",
+                "1,975 or 1,810 objects, 0.13 GB each",
+                "huggingface.co/datasets/lmms-lab/RefCOCO, photos of COCO; see its terms",
+                tree=refcoco.TREE,
+                readers={"referring_segmentation": refcoco.refcoco_sentences},
+                problems=refcoco.refcoco_problems,
+                notes=refcoco.refcoco_notes,
+            ),
+            _on_disk(
+                "blink",
+                "val",
+                "1,901 questions on 3,675 images",
+                "huggingface.co/datasets/BLINK-Benchmark/BLINK, Apache-2.0 by its card",
+                tree=blink.TREE,
+                readers={MCQ: blink.blink_questions},
+                problems=blink.blink_problems,
+                notes=blink.blink_notes,
             ),
         )
     }
@@ -126,18 +177,24 @@ def _parse(spec: str) -> _Asked:
 
 
 def load_units(
-    specs: Sequence[str], *, tasks: Sequence[str] | None = None, limit: int | None = None
+    specs: Sequence[str],
+    *,
+    tasks: Sequence[str] | None = None,
+    limit: int | None = None,
+    questions: bool = False,
 ) -> list[UnitSet]:
-    """Unit sets of the asked datasets, one a dataset and task; no photo is read yet.
+    """Unit sets of the asked datasets, one a dataset and task; no photo is decoded yet.
 
     Args:
         specs: such as `scenes` or `davis2017=DIR`; each dataset at most once.
         tasks: task names to keep; None for all that the datasets offer.
         limit: units a set at most; scenes, which never run out, give exactly that many.
+        questions: whether the caller can answer questions (task `mcq`), which no probe scores.
 
     Raises:
         WrongSpec: no or an unknown dataset, a dataset twice, a missing DIR, a task that none of the
-            asked datasets offers, a limit below 1.
+            asked datasets offers, nothing but questions for a caller that cannot answer them, a
+            limit below 1.
         ValueError: an empty dataset.
         FileNotFoundError: the folder or parts of its tree do not exist.
     """
@@ -153,10 +210,13 @@ def load_units(
                 f"data: expected each dataset once, found {name} {names.count(name)} times"
             )
     _check_tasks(tasks, asked)
+    _check_questions(tasks, asked, questions)
     sets = []
     for entry, folder in asked:
         for task in entry.tasks:
             if tasks is not None and task not in tasks:
+                continue
+            if task == MCQ and not questions:
                 continue
             if entry.disk is None or folder is None:
                 sets.append(scene_units(task, n=limit))
@@ -175,6 +235,36 @@ def _check_tasks(tasks: Sequence[str] | None, asked: Sequence[_Asked]) -> None:
             given = ", ".join(a.entry.name for a in asked)
             able = ", ".join(e.name for e in CATALOG.values() if task in e.tasks)
             raise WrongSpec(f"task {task}: expected data that offers it ({able}), found {given}")
+
+
+def _check_questions(tasks: Sequence[str] | None, asked: Sequence[_Asked], questions: bool) -> None:
+    """A caller that only probes must not be handed questions, nor left with nothing to do."""
+    if questions:
+        return
+    if MCQ in (tasks or ()):
+        raise WrongSpec(
+            f"task {MCQ}: expected a task that probes score; `kvfix eval` answers {MCQ}"
+        )
+    for entry, _ in asked:
+        if set(entry.tasks) == {MCQ}:
+            raise WrongSpec(
+                f"data {entry.name}: expected data for probes, found only questions; `kvfix eval` "
+                "answers them"
+            )
+
+
+def notes(spec: str) -> list[str]:
+    """What a dataset's folder holds, where it may be a part of the whole; empty for other data.
+
+    Raises:
+        WrongSpec: the spec itself is wrong (see `load_units`).
+        ValueError: files that cannot be read.
+        FileNotFoundError: the folder does not exist or holds none of the data.
+    """
+    entry, folder = _parse(spec)
+    if entry.disk is None or folder is None or entry.disk.notes is None:
+        return []
+    return list(entry.disk.notes(folder))
 
 
 def check(spec: str) -> list[str]:

@@ -114,7 +114,16 @@ def listed(folder: Path, suffix: str) -> tuple[Path, ...]:
 
 
 @contextmanager
-def _decoding(path: Path, expected: str) -> Iterator[None]:
+def decoding(path: Path, expected: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on a file into `BadUnit`, which names it.
+
+    Args:
+        path: what is opened inside.
+        expected: what it should be, for the message.
+
+    Raises:
+        BadUnit: no such file, not an image, or cut off.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -134,7 +143,7 @@ def image_size(path: Path, expected: str = "an image") -> tuple[int, int]:
     Raises:
         BadUnit: no such file, or not an image.
     """
-    with _decoding(path, expected), Image.open(path) as image:
+    with decoding(path, expected), Image.open(path) as image:
         return image.size
 
 
@@ -144,7 +153,7 @@ def read_photo(path: Path) -> Image.Image:
     Raises:
         BadUnit: no such file, not an image, or cut off.
     """
-    with _decoding(path, "a photo"), Image.open(path) as image:
+    with decoding(path, "a photo"), Image.open(path) as image:
         return image.convert("RGB")
 
 
@@ -154,7 +163,7 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         BadUnit: no such file, not an image, cut off, or a colour image (labels would be guesses).
     """
-    with _decoding(path, "a mask"), Image.open(path) as image:
+    with decoding(path, "a mask"), Image.open(path) as image:
         mode = image.mode
         labels_HW = np.array(image) if mode in ("P", "L") else None
     if labels_HW is None:

@@ -1,4 +1,4 @@
-"""Units of the six probes made of procedural scenes; the default data of every command."""
+"""Units of the six probes, and questions, made of procedural scenes: the default data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kvfix.data.scenes import (
 )
 from kvfix.data.shapes import SHAPES
 from kvfix.data.talk import caption, expression
-from kvfix.data.units import Clip, Episode, Group, Pair, Sentence, Unit, UnitSet
+from kvfix.data.units import MCQ, Clip, Episode, Group, Pair, Question, Sentence, Unit, UnitSet
 
 if TYPE_CHECKING:
     import datasets
@@ -163,6 +163,18 @@ def _bounce(c: float, r: float) -> float:
     return float(r + (phase if phase <= span else 2 * span - phase))
 
 
+def question(split: str, index: int) -> Question:
+    """The skills in turn, so that any number of questions covers them evenly."""
+    return scene_question(split, *_skill(index))
+
+
+def _skill(index: int) -> tuple[str, int]:
+    """The skill of question `index`, and its number within the skill."""
+    turn, skill = divmod(index, len(SKILLS))
+    return tuple(SKILLS)[skill], turn
+
+
+# What probes score.
 MAKERS: dict[str, Callable[[str, int], Unit]] = {
     "foreground_segmentation": episode,
     "cosegmentation": group,
@@ -171,7 +183,8 @@ MAKERS: dict[str, Callable[[str, int], Unit]] = {
     "semantic_correspondence": pair,
     "temporal_correspondence": clip,
 }
-# Units a task that keep `kvfix diagnose` within two minutes on two cores.
+SCENE_TASKS = (*MAKERS, MCQ)
+# Units a task that keep `kvfix diagnose` within two minutes on two cores; of questions 40 a skill.
 DEFAULT_N = {
     "foreground_segmentation": 64,
     "cosegmentation": 16,
@@ -179,6 +192,7 @@ DEFAULT_N = {
     "referring_segmentation": 96,
     "semantic_correspondence": 96,
     "temporal_correspondence": 24,
+    MCQ: 40 * len(SKILLS),
 }
 
 
@@ -188,16 +202,24 @@ def scene_units(task: str, *, split: str = "test", n: int | None = None) -> Unit
     Raises:
         ValueError: a task or split that scenes do not have.
     """
-    if task not in MAKERS:
-        raise ValueError(f"task: scenes have {', '.join(MAKERS)}; found {task!r}")
+    if task not in SCENE_TASKS:
+        raise ValueError(f"task: scenes have {', '.join(SCENE_TASKS)}; found {task!r}")
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
     n = DEFAULT_N[task] if n is None else n
-    maker = MAKERS[task]
-    kind = maker.__name__
-    ids = tuple(f"{split}_{kind}_{i}" for i in range(n))
+    maker = question if task == MCQ else MAKERS[task]
+    ids = tuple(_name(task, split, i) for i in range(n))
     digest = hashlib.sha256(f"scenes v{VERSION} {SIZE} {task} {split}".encode()).hexdigest()
-    return UnitSet(task, "scenes", split, ids, partial(maker, split), digest, "unit")
+    cluster = "question" if task == MCQ else "unit"
+    return UnitSet(task, "scenes", split, ids, partial(maker, split), digest, cluster)
+
+
+def _name(task: str, split: str, index: int) -> str:
+    """The id that the maker will give, without painting anything."""
+    if task == MCQ:
+        skill, turn = _skill(index)
+        return f"{split}_{skill}_{turn}"
+    return f"{split}_{MAKERS[task].__name__}_{index}"
 
 
 def scenes_dataset(split: str, n: int) -> datasets.Dataset:
@@ -284,4 +306,11 @@ def questions_dataset(
     return datasets.Dataset.from_list(rows, features=columns)
 
 
-__all__ = ["DEFAULT_N", "MAKERS", "questions_dataset", "scene_units", "scenes_dataset"]
+__all__ = [
+    "DEFAULT_N",
+    "MAKERS",
+    "SCENE_TASKS",
+    "questions_dataset",
+    "scene_units",
+    "scenes_dataset",
+]

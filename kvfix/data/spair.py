@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvfix.data.files import digest, find_root, image_size, is_plain, read_list, read_photo
+from kvfix.data.truths import Truths
 from kvfix.data.units import BadUnit, Pair, UnitSet
 
 TREE = """\
@@ -57,6 +59,18 @@ class _Marked(NamedTuple):
     box: tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
+@dataclass(frozen=True)
+class PairTruth:
+    """The target side of a pair."""
+
+    id: str
+    cluster: str
+    category: str
+    xy: np.ndarray  # float64 (K, 2), pixels of the target photo
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1
+    size: tuple[int, int]  # width, height of the target photo
+
+
 def spair_pairs(folder: Path) -> UnitSet:
     """The test pairs of SPair-71k; reads the list, annotations (for the digest) and photo sizes.
 
@@ -69,24 +83,54 @@ def spair_pairs(folder: Path) -> UnitSet:
     """
     root = _root(folder)
     pairs = _listed(root)
+    clusters, word = _clusters(pairs)
+    photos = {_photo(root, p.category, n) for p in pairs for n in (p.source, p.target)}
+    return _unit_set(root, pairs, partial(_load, root, pairs, clusters), photos, word)
+
+
+def spair_truths(folder: Path) -> Truths[PairTruth]:
+    """The truth of the test pairs, from the annotations alone: the photos need not be there.
+
+    Raises:
+        As `spair_pairs`.
+    """
+    root = _root(folder, photos=False)
+    pairs = _listed(root)
+    clusters, word = _clusters(pairs)
+
+    def load(index: int) -> PairTruth:
+        pair = pairs[index]
+        target = _read_annotation(root, pair)[1]
+        return PairTruth(
+            pair.name, clusters[index], pair.category, target.xy, target.box, target.size
+        )
+
+    units = _unit_set(root, pairs, partial(_load, root, pairs, clusters), set(), word)
+    return Truths(units, load)
+
+
+def _unit_set(
+    root: Path,
+    pairs: tuple[_Listed, ...],
+    load: Callable[[int], Pair],
+    photos: set[Path],
+    word: str,
+) -> UnitSet:
+    annotations = [_annotation(root, p.name) for p in pairs]
+    sha256 = digest(root, annotations=[_list_file(root), *annotations], photos=photos)
+    names = tuple(p.name for p in pairs)
+    return UnitSet("semantic_correspondence", "spair71k", "test", names, load, sha256, word)
+
+
+def _clusters(pairs: tuple[_Listed, ...]) -> tuple[tuple[str, ...], str]:
+    """A cluster a pair, and what a cluster is."""
     groups = _photo_groups(pairs)
     if len(set(groups.values())) > 1:
         clusters = tuple(groups[p.name] for p in pairs)
-        word = "category" if set(clusters) == {p.category for p in pairs} else "linked photos"
-    else:
-        clusters, word = tuple(f"{p.category}/{p.source}" for p in pairs), "source photo"
-    annotations = [_annotation(root, p.name) for p in pairs]
-    photos = {_photo(root, p.category, n) for p in pairs for n in (p.source, p.target)}
-    sha256 = digest(root, annotations=[_list_file(root), *annotations], photos=photos)
-    return UnitSet(
-        "semantic_correspondence",
-        "spair71k",
-        "test",
-        tuple(p.name for p in pairs),
-        partial(_load, root, pairs, clusters),
-        sha256,
-        word,
-    )
+        return clusters, (
+            "category" if set(clusters) == {p.category for p in pairs} else "linked photos"
+        )
+    return tuple(f"{p.category}/{p.source}" for p in pairs), "source photo"
 
 
 def spair_problems(folder: Path) -> Iterator[str]:
@@ -108,8 +152,8 @@ def spair_problems(folder: Path) -> Iterator[str]:
             yield str(error)
 
 
-def _root(folder: Path) -> Path:
-    wants = ("Layout/large/test.txt", "PairAnnotation/test", "JPEGImages")
+def _root(folder: Path, *, photos: bool = True) -> Path:
+    wants = ("Layout/large/test.txt", "PairAnnotation/test", *(("JPEGImages",) if photos else ()))
     return find_root(folder, name="SPair-71k", holds=wants)
 
 

@@ -12,12 +12,13 @@ centres at integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
 VOID = 255  # pixels of a uint8 mask that count neither in the prediction nor in the truth
+MCQ = "mcq"  # the task whose units are questions: answered by the model, not scored by a probe
 
 
 class BadUnit(ValueError):
@@ -88,6 +89,8 @@ class Question:
     """A multiple-choice question; `answer` is the index of the right choice.
 
     `points[i]` lists the marked pixels of image i as (label, x, y); empty where nothing is marked.
+    `official_prompt` is the complete prompt of a benchmark that prescribes one, `preamble` what its
+    protocol puts before that.
     """
 
     id: str
@@ -98,10 +101,14 @@ class Question:
     choices: tuple[str, ...]
     answer: int
     points: tuple[tuple[tuple[str, float, float], ...], ...] = ()
+    official_prompt: str | None = None
+    preamble: str = ""
 
     @property
     def prompt(self) -> str:
-        """Question and lettered options, one a line."""
+        """The official prompt verbatim; else question and lettered options, one a line."""
+        if self.official_prompt is not None:
+            return self.official_prompt
         options = "\n".join(f"({chr(65 + i)}) {c}" for i, c in enumerate(self.choices))
         return f"{self.question}\nChoose one option:\n{options}"
 
@@ -143,12 +150,10 @@ class UnitSet:
         """The first `limit` units (all for None)."""
         if limit is None or limit >= len(self.ids):
             return self
-        return UnitSet(
-            self.task,
-            self.dataset,
-            self.split,
-            self.ids[:limit],
-            self.load,
-            self.sha256,
-            self.cluster,
-        )
+        return replace(self, ids=self.ids[:limit])
+
+    def subset(self, indices: Sequence[int]) -> UnitSet:
+        """Some of the units, by their index."""
+        chosen = tuple(indices)
+        ids = tuple(self.ids[i] for i in chosen)
+        return replace(self, ids=ids, load=lambda i: self.load(chosen[i]))
