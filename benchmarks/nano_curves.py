@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kvfix.cli import RichWatch
 from kvfix.commands.diagnose import Options, diagnose
 from kvfix.shipped import nano_dir, shipped_families
+from kvfix.terminal import RichWatch
 
 COLOURS = {"llava_onevision": "#0072B2", "qwen2_5_vl": "#D55E00", "llava_next": "#009E73"}
 FAMILIES = {family: COLOURS[family] for family in shipped_families()}

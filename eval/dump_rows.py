@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvfix.eval.answers import LETTERS
+from kvfix.eval.spreadsheet import read_sheet
 
 QUESTION_ID = re.compile(r"([^\W_]+)_(.+)_(\d+)")  # split, task, number
 _LARGEST_CELL = 2**27  # characters of a csv cell: VLMEvalKit can leave images in
@@ -60,22 +61,26 @@ def read_rows(file: Path, split: str) -> Iterator[Row]:
     """The rows of one file.
 
     Args:
-        file: .json, .jsonl, .csv or .tsv.
+        file: .json, .jsonl, .csv, .tsv or .xlsx.
         split: which of the splits of an official file, such as `val`.
 
     Raises:
         ValueError: a form that is none of those known; the message names file and place.
     """
     suffix = file.suffix.lower()
-    if suffix in (".xlsx", ".xls"):
-        raise ValueError(f"{file}: expected csv, found a spreadsheet; export it as csv")
+    if suffix == ".xls":
+        raise ValueError(f"{file}: expected .xlsx or csv, found an old spreadsheet; save it anew")
     if suffix == ".json":
         return _json_rows(parse_json(read_text(file), str(file)), file, split)
     if suffix == ".jsonl":
         return _jsonl_rows(file)
+    if suffix == ".xlsx":
+        return _table_rows(file, read_sheet(file))
     if suffix in (".csv", ".tsv"):
-        return _table_rows(file, "," if suffix == ".csv" else "\t")
-    raise ValueError(f"{file}: expected a file .json, .jsonl, .csv or .tsv, found {suffix!r}")
+        return _table_rows(file, _read_csv(file, "," if suffix == ".csv" else "\t"))
+    raise ValueError(
+        f"{file}: expected a file .json, .jsonl, .csv, .tsv or .xlsx, found {suffix!r}"
+    )
 
 
 def _json_rows(value: Any, file: Path, split: str) -> Iterator[Row]:
@@ -153,15 +158,18 @@ def _lmms_eval_row(record: dict[str, Any], file: Path, where: str) -> Row:
     return Row(found, None, task, order, answer=_text(record.get("target", doc.get("answer"))))
 
 
-def _table_rows(file: Path, delimiter: str) -> Iterator[Row]:
-    """Rows of VLMEvalKit, by id where index holds one, else by index within their category."""
+def _read_csv(file: Path, delimiter: str) -> list[dict[str, str]]:
     before = csv.field_size_limit(_LARGEST_CELL)
     try:
-        table = list(csv.DictReader(io.StringIO(read_text(file)), delimiter=delimiter))
+        return list(csv.DictReader(io.StringIO(read_text(file)), delimiter=delimiter))
     except csv.Error as error:
         raise ValueError(f"{file}: expected a table with a header, found {error}") from error
     finally:
         csv.field_size_limit(before)
+
+
+def _table_rows(file: Path, table: list[dict[str, str]]) -> Iterator[Row]:
+    """Rows of VLMEvalKit, by id where index holds one, else by index within their category."""
     columns = table[0].keys() if table else ()
     if missing := [c for c in ("index", "prediction") if c not in columns]:
         raise ValueError(

@@ -5,7 +5,7 @@ Forms, told apart by file suffix and content; each folder may hold one file a ta
 * official BLINK: ``{"val": [{"idx", "answer", "full_prediction", "prediction"}]}``;
 * plain: ``{idx: text}``, or a list or JSONL of the records above;
 * lmms-eval: ``*_samples_*.jsonl``, found in subfolders too;
-* VLMEvalKit: csv or tsv with columns index, prediction, category, answer and A, B, ...
+* VLMEvalKit: xlsx, csv or tsv with columns index, prediction, category, answer and A, B, ...
 
 The answer key decides which questions there are. Task names may be spelt with spaces, hyphens or
 underscores. Rows without a question's id (lmms-eval's doc_id, VLMEvalKit's index) are aligned by
@@ -203,7 +203,7 @@ def _files(path: Path) -> tuple[Path, ...]:
             raise ValueError(f"{path}: expected one prediction table, found {names}; name the file")
         if found:
             return tuple(found)
-    raise ValueError(f"{path}: expected prediction files (.json, .jsonl, .csv), found none")
+    raise ValueError(f"{path}: expected prediction files (.json, .jsonl, .csv, .xlsx), found none")
 
 
 def _letter(answer: str) -> str | None:

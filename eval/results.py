@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from kvfix.data.units import UnitSet
 from kvfix.eval.samples import Row
 from kvfix.eval.source import Site
-from kvfix.eval.stats import clustered_bootstrap
+from kvfix.eval.stats import Interval, clustered_bootstrap
 from kvfix.eval.suite import TaskRun
 
 Result = dict[str, Any]
@@ -56,24 +57,37 @@ def summarise(run: TaskRun, *, control: str | None = None, seed: int = 0) -> lis
     if not table.ids:
         return []
     interval = clustered_bootstrap(table.score_NS, table.clusters, seed=seed)
-    results = []
-    for s, site in enumerate(table.sites):
-        low, high = float(interval.low_S[s]), float(interval.high_S[s])
-        results.append(
-            {
-                "task": run.units.task,
-                "dataset": run.units.dataset,
-                "split": run.units.split,
-                **site._asdict(),
-                "control": control,
-                "metric": table.metric,
-                "value": float(interval.value_S[s]),
-                "ci": None if np.isnan(low) else [low, high],
-                "n": int(interval.n_S[s]),
-                "clusters": int(interval.clusters_S[s]),
-                "cluster": run.units.cluster,
-                "chance": float(np.nanmean(table.chance_NS[:, s])),
-                "ceiling": float(np.nanmean(table.ceiling_NS[:, s])),
-            }
-        )
-    return results
+    return [
+        site_result(run.units, site, table.metric, interval, s, control=control)
+        | {
+            "chance": float(np.nanmean(table.chance_NS[:, s])),
+            "ceiling": float(np.nanmean(table.ceiling_NS[:, s])),
+        }
+        for s, site in enumerate(table.sites)
+    ]
+
+
+def site_result(
+    units: UnitSet,
+    site: Site,
+    metric: str,
+    interval: Interval,
+    s: int,
+    *,
+    control: str | None = None,
+) -> Result:
+    """The flat result of site number `s` of an interval."""
+    low, high = float(interval.low_S[s]), float(interval.high_S[s])
+    return {
+        "task": units.task,
+        "dataset": units.dataset,
+        "split": units.split,
+        **site._asdict(),
+        "control": control,
+        "metric": metric,
+        "value": float(interval.value_S[s]),
+        "ci": None if np.isnan(low) else [low, high],
+        "n": int(interval.n_S[s]),
+        "clusters": int(interval.clusters_S[s]),
+        "cluster": units.cluster,
+    }

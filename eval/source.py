@@ -11,7 +11,15 @@ from typing import NamedTuple, Protocol
 import torch
 from PIL import Image
 
-from kvfix.capture import LM_SITES, SITES, SampleFeatures, extract, split_heads
+from kvfix.capture import (
+    LM_SITES,
+    SITES,
+    Around,
+    SampleFeatures,
+    extract,
+    split_heads,
+    unchanged,
+)
 from kvfix.eval.grid import position_features
 from kvfix.layout import Layout
 from kvfix.models import Mlm, Prompt, ReferenceEncoder
@@ -58,12 +66,22 @@ class MlmSource:
         kinds: out of `SITES`.
         heads: also every KV head apart, as kinds `key/head` and `value/head`.
         position: whether to add the position-only control.
+        prefix: text before every image; None for none.
+        around: what to hold open during every pass, such as an intervention.
     """
 
     def __init__(
-        self, mlm: Mlm, *, kinds: Sequence[str] = SITES, heads: bool = False, position: bool = True
+        self,
+        mlm: Mlm,
+        *,
+        kinds: Sequence[str] = SITES,
+        heads: bool = False,
+        position: bool = True,
+        prefix: str | None = None,
+        around: Around = unchanged,
     ):
         self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
+        self.prefix, self.around = prefix, around
         self._tokens: dict[tuple[int, int], int] = {}  # image size -> image tokens
 
     def sites(self, kind: str) -> list[Site]:
@@ -78,8 +96,10 @@ class MlmSource:
         """Features of images, each alone in its prompt, a batch of them at a time."""
         batch = self._batch(images[0])
         for start in range(0, len(images), batch):
-            prompts = [Prompt((image,), NEUTRAL) for image in images[start : start + batch]]
-            for sample in extract(self.mlm, prompts, sites=self.kinds):
+            prompts = [
+                Prompt((image,), NEUTRAL, self.prefix) for image in images[start : start + batch]
+            ]
+            for sample in extract(self.mlm, prompts, sites=self.kinds, around=self.around):
                 yield self._view(sample)
 
     def _batch(self, image: Image.Image) -> int:
@@ -92,7 +112,7 @@ class MlmSource:
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         """Features of an image with a text after it, and t_SC at the text's last token."""
         kinds = tuple(k for k in self.kinds if k in LM_SITES)
-        [sample] = extract(self.mlm, [Prompt((image,), text)], sites=kinds, text=True)
+        [sample] = extract(self.mlm, [Prompt((image,), text, self.prefix)], sites=kinds, text=True)
         view, said = self._view(sample), dict(sample.text or {})
         for kind in list(said):
             if f"{kind}/head" in view.features:

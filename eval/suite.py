@@ -17,6 +17,7 @@ PROTOCOL = 1  # raise when the same features would get another score
 MOST_LEFT_OUT = 0.05  # share of units that may be unreadable before a run counts as failed
 
 Tick = Callable[[str], None]  # called with the task after each unit
+SourceOf = Source | Callable[[Any], Source]  # one for all units, or one made for each unit
 
 
 class TaskRun(NamedTuple):
@@ -44,7 +45,7 @@ def sample_path(folder: Path, units: UnitSet, control: str | None = None) -> Pat
 
 def run_task(
     units: UnitSet,
-    source: Source,
+    source: SourceOf,
     folder: Path,
     *,
     control: str | None = None,
@@ -54,7 +55,7 @@ def run_task(
 
     Args:
         units: what to score.
-        source: where features come from.
+        source: where features come from, or a function from a unit to that.
         folder: the run folder.
         control: name of the control that the source stands for, None for the model itself.
         tick: called after each unit, done before or now.
@@ -76,14 +77,15 @@ def run_task(
     return TaskRun(units, scored, left_out)
 
 
-def _score(units: UnitSet, index: int, source: Source, control: str | None) -> list[Row]:
+def _score(units: UnitSet, index: int, source: SourceOf, control: str | None) -> list[Row]:
     """The rows of one unit; one row that says why for a unit that cannot be read."""
     try:
         unit = units.load(index)
-        scores = TASKS[units.task].run(unit, source, None)
+        mine = source(unit) if callable(source) else source
+        scores = TASKS[units.task].run(unit, mine, None)
     except BadUnit as error:
         return [{"id": units.ids[index], "task": units.task, "left_out": str(error)}]
-    return unit_rows(unit, units, scores, source, control)
+    return unit_rows(unit, units, scores, mine, control)
 
 
 def unit_rows(
@@ -96,6 +98,7 @@ def unit_rows(
             row: Row = {
                 "id": unit.id,
                 "cluster": unit.cluster,
+                **category_of(unit),
                 "task": units.task,
                 "dataset": units.dataset,
                 "control": control,
@@ -110,6 +113,12 @@ def unit_rows(
             row |= _extra(score.extra, s)
             rows.append(row)
     return rows
+
+
+def category_of(unit: Any) -> Row:
+    """The class of a unit that has one, for figures that pool by class."""
+    category = getattr(unit, "category", None)
+    return {} if category is None else {"category": category}
 
 
 def _extra(extra: dict[str, np.ndarray], s: int) -> dict[str, Any]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 import kvfix
+from kvfix.cli_score import score_app
+from kvfix.terminal import DONE, FAILED, RichWatch, command_line, console, fail, guarded, note
+
+if TYPE_CHECKING:
+    from kvfix.commands.session import Outcome
 
 app = typer.Typer(
     name="kvfix",
@@ -26,12 +27,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The datasets: what they look like on disk, what is wrong with yours.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
-score_app = typer.Typer(help="Official metrics on predictions that were made elsewhere.")
 app.add_typer(score_app, name="score", no_args_is_help=True)
-# No emoji: the id of an SPair pair may end in ":dog:".
-console = Console(stderr=True, emoji=False, width=None if sys.stderr.isatty() else 100)
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 Model = Annotated[str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA folder to load on top.")]
@@ -41,10 +37,18 @@ Data = Annotated[
 ]
 Task = Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most N units a task.")]
-ScoreAsJson = Annotated[
-    bool, typer.Option("--json", help="Print every figure to stdout at full precision.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print run.json to stdout.")]
+Heads = Annotated[bool, typer.Option(help="Also score every KV head apart.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="auto is the checkpoint's own."),
+]
+Device = Annotated[str | None, typer.Option(help="As torch names it, or auto.")]
+Quant = Annotated[Literal["nf4", "int8"] | None, typer.Option(help="Quantise the language model.")]
+Attn = Annotated[
+    Literal["sdpa", "eager", "flash_attention_2"] | None,
+    typer.Option(help="Attention implementation. Default: transformers' choice."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -56,71 +60,34 @@ def _root(
         raise typer.Exit(DONE)
 
 
-class RichWatch:
-    """Shows phases as progress bars with the time left."""
-
-    def say(self, text: str) -> None:
-        """Tell what begins."""
-        console.print(f"[dim]{escape(text)} ...[/dim]", soft_wrap=True)
-
-    @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
-        """A bar of `total` units."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[now]}"),
-        )
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task(name, total=total, now="")
-            yield lambda task: progress.update(bar, advance=1, now=task.replace("_", " "))
-
-
 @app.command()
 def diagnose(
     model: Model = None,
     adapter: Adapter = None,
     data: Data = None,
     task: Task = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="flow, keys, prefix or surfacing; repeatable. Default: all four."),
+    ] = None,
     limit: Limit = None,
     out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")] = Path(
         "runs/diagnose"
     ),
-    heads: Annotated[bool, typer.Option(help="Also score every KV head apart.")] = False,
+    heads: Heads = False,
     reference_encoder: Annotated[
         str | None, typer.Option(help="Bare SigLIP, CLIP or DINOv2 to compare with.")
     ] = None,
     control: Annotated[bool, typer.Option(help="Also run the random-weights control.")] = True,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="auto is the checkpoint's own."),
-    ] = "auto",
-    device: Annotated[str | None, typer.Option(help="As torch names it, or auto.")] = None,
-    quant: Annotated[
-        Literal["nf4", "int8"] | None, typer.Option(help="Quantise the language model.")
-    ] = None,
-    attn: Annotated[
-        Literal["sdpa", "eager", "flash_attention_2"] | None,
-        typer.Option(help="Attention implementation. Default: transformers' choice."),
-    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    quant: Quant = None,
+    attn: Attn = None,
     seed: Annotated[int, typer.Option(min=0, help="Of bootstrap, halves and controls.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much visual information each stage of a model holds."""
-    from kvfix.commands.diagnose import Options
+    from kvfix.commands.diagnose import PARTS, Options
     from kvfix.commands.diagnose import diagnose as run
 
     options = Options(
@@ -128,6 +95,7 @@ def diagnose(
         adapter=adapter,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
+        only=tuple(only or PARTS),
         limit=limit,
         out=out,
         heads=heads,
@@ -139,28 +107,96 @@ def diagnose(
         attn=attn,
         seed=seed,
     )
-    command = shlex.join(["kvfix", *sys.argv[1:]])
     with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
-        outcome = run(options, command=command, watch=RichWatch())
+        outcome = run(options, command=command_line(), watch=RichWatch())
+    _end(outcome, as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model = None,
+    adapter: Adapter = None,
+    data: Data = None,
+    task: Task = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="vision, projector, hidden, key or value; repeatable. Default: all."),
+    ] = None,
+    heads: Heads = False,
+    limit: Limit = None,
+    out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")] = Path(
+        "runs/eval"
+    ),
+    profile: Annotated[
+        Literal["kvfix", "official", "lmms-eval", "vlmevalkit"],
+        typer.Option(help="Rules that read a letter from a written answer."),
+    ] = "kvfix",
+    order: Annotated[
+        Literal["images-first", "text-first"], typer.Option(help="Of a question's parts.")
+    ] = "images-first",
+    concat: Annotated[
+        bool, typer.Option(help="Join a question's images into one, for single-image models.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    quant: Quant = None,
+    attn: Attn = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run the suite: probes at every asked site, multiple-choice answers, readouts."""
+    from kvfix.capture import SITES
+    from kvfix.commands.evaluate import Options
+    from kvfix.commands.evaluate import evaluate as run
+    from kvfix.eval.answering import McqProtocol
+
+    options = Options(
+        model=model,
+        adapter=adapter,
+        data=tuple(data or ("scenes",)),
+        tasks=tuple(task or ()),
+        sites=tuple(site or SITES),
+        heads=heads,
+        limit=limit,
+        out=out,
+        mcq=McqProtocol(profile=profile, order=order, concat=concat, batch=batch),
+        dtype=dtype,
+        device=device,
+        quant=quant,
+        attn=attn,
+        seed=seed,
+    )
+    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
+        outcome = run(options, command=command_line(), watch=RichWatch())
+    _end(outcome, as_json)
+
+
+def _end(outcome: Outcome, as_json: bool) -> None:
+    """Show what a run found, and fail if too much of its data could not be used."""
     _show(outcome.record, outcome.report)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
     if outcome.failed:
         left, total = len(outcome.record["left_out"]), sum(d["n"] for d in outcome.record["data"])
-        console.print(
-            "[red]error:[/red] expected at most 5 % of a task's units to be left out, found "
-            f"{left} of {total} in all; the others are scored",
-            soft_wrap=True,
+        fail(
+            "expected at most 5 % of a task's units to be left out, found "
+            f"{left} of {total} in all; the others are scored"
         )
-        raise SystemExit(FAILED)
 
 
 def _show(record: dict, report: Path) -> None:
+    from kvfix.report.questions import boards, table
+    from kvfix.report.stages import clean
     from kvfix.report.table import findings, summary
 
-    console.print(summary(record))
+    if any(row["site"] is not None for row in record["results"]):
+        console.print(summary(record))
+    for board in boards(clean(record)):
+        console.print(table(board))
     clear = [f for f in record["findings"] if f["clear"]]
-    console.print(findings({**record, "findings": clear}))
+    if record["findings"]:
+        console.print(findings({**record, "findings": clear}))
     if unclear := len(record["findings"]) - len(clear):
         console.print(f"[dim]{unclear} more without a clear difference: in the report[/dim]")
     for entry in record["left_out"][:10]:
@@ -193,17 +229,15 @@ def compare(
 
     options = Options(before, after, out=out, seed=seed)
     with redirect_stdout(sys.stderr):
-        outcome = run(options, command=shlex.join(["kvfix", *sys.argv[1:]]))
+        outcome = run(options, command=command_line())
     _show_comparison(outcome.record, outcome.report)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
     if outcome.failed:
-        console.print(
-            "[red]error:[/red] expected at most 5 % of a task's units to be in one run only, found "
-            "more; the shared ones are compared",
-            soft_wrap=True,
+        fail(
+            "expected at most 5 % of a task's units to be in one run only, found more; "
+            "the shared ones are compared"
         )
-        raise SystemExit(FAILED)
 
 
 def _show_comparison(record: dict, report: Path) -> None:
@@ -212,8 +246,8 @@ def _show_comparison(record: dict, report: Path) -> None:
     for table in tables(record):
         console.print(table)
     console.print(sentences(record))
-    for note in record["notes"]:
-        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
+    for line in record["notes"]:
+        note(line)
     for u in record["units"]:
         if u["only_before"] or u["only_after"]:
             ids = ", ".join([*u["only_before"], *u["only_after"]][:5])
@@ -240,114 +274,18 @@ def data_list() -> None:
 @data_app.command("check")
 def data_check(spec: Annotated[str, typer.Argument(help="NAME=DIR")]) -> None:
     """Say in plain words what is missing or wrong in a dataset folder."""
-    from kvfix.data.catalog import check
+    from kvfix.data.catalog import check, notes
 
     problems = check(spec)
     for problem in problems:
         console.print(f"- {problem}", markup=False)
     if problems:
         raise SystemExit(FAILED)
+    for line in notes(spec):
+        console.print(f"note: {line}", markup=False)
     console.print(f"{spec}: complete", markup=False)
 
 
-@score_app.command("blink")
-def score_blink(
-    predictions: Annotated[
-        Path,
-        typer.Option(
-            help="Folder or file: official dump, {idx: text}, lmms-eval samples, VLMEvalKit csv."
-        ),
-    ],
-    answers: Annotated[Path, typer.Option(help='JSON of right answers: {"val_..._1": "(A)"}.')],
-    profile: Annotated[
-        Literal["kvfix", "official", "lmms-eval", "vlmevalkit"],
-        typer.Option(help="Whose rules read the letter out of the text; none asks a judge."),
-    ] = "kvfix",
-    parsed: Annotated[
-        bool, typer.Option("--parsed", help="Trust the dump's parsed letters.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write a scored folder, for `kvfix compare`.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    as_json: ScoreAsJson = False,
-) -> None:
-    """Multiple-choice accuracy of BLINK, macro over tasks and micro over questions.
-
-    A question without prediction, or without parsed answer, is wrong.
-    The figures are printed even if more than 5 % of the questions have no
-    prediction, but then the exit code is 1.
-    """
-    from kvfix.commands.score import BlinkOptions
-    from kvfix.commands.score import score_blink as run
-    from kvfix.report.scores import blink_notes, blink_table
-
-    options = BlinkOptions(predictions, answers, profile, parsed, out, seed)
-    outcome = run(options, command=shlex.join(["kvfix", *sys.argv[1:]]))
-    console.print(blink_table(outcome.record))
-    for note in blink_notes(outcome.record):
-        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
-    if as_json:
-        typer.echo(json.dumps(outcome.record, indent=1))
-    if outcome.failed:
-        n, missing = outcome.record["n"], len(outcome.record["missing"])
-        console.print(
-            "[red]error:[/red] expected predictions for at least 95 % of the questions, found "
-            f"{n - missing} of {n}; the others count as wrong",
-            soft_wrap=True,
-        )
-        raise SystemExit(FAILED)
-
-
-@score_app.command("davis")
-def score_davis(
-    pred: Annotated[Path, typer.Option(help="Results: <sequence>/<frame>.png, labels as pixels.")],
-    gt: Annotated[Path, typer.Option(help="DAVIS folder (val), or <sequence>/<frame>.png.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    as_json: ScoreAsJson = False,
-) -> None:
-    """J, F, recall and decay of DAVIS-2017, semi-supervised.
-
-    The first and the last frame do not count and need no result.
-    Void (255) of the truth is background.
-    The objects are those of the truth's first frame: one that the results
-    lack scores as an empty mask, a label beyond them is an error.
-    """
-    from kvfix.commands.score_davis import score_davis as run
-    from kvfix.report.scores import davis_notes, davis_table
-
-    record = run(pred, gt, watch=RichWatch(), seed=seed)
-    console.print(davis_table(record))
-    for note in davis_notes(record):
-        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
-    if as_json:
-        typer.echo(json.dumps(record, indent=1))
-
-
 def main() -> None:
-    """Entry point: a clear line instead of a traceback (KVFIX_DEBUG=1 shows the traceback)."""
-    try:
-        app()
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            console.print("interrupted; the same command goes on where it stopped")
-        raise
-    except Exception as error:
-        if os.environ.get("KVFIX_DEBUG"):
-            raise
-        console.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
-        raise SystemExit(_code(error)) from None
-
-
-def _plain(error: Exception) -> str:
-    text = escape(" ".join(str(error).split()))
-    if isinstance(error, ValueError | OSError):
-        return text
-    # Not one of ours: a library's, or a bug.
-    return f"{type(error).__name__}: {text} (KVFIX_DEBUG=1 shows where)"
-
-
-def _code(error: Exception) -> int:
-    from kvfix.data.catalog import WrongSpec
-
-    return WRONG_USAGE if isinstance(error, WrongSpec) else FAILED
+    """Entry point."""
+    guarded(app)

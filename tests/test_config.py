@@ -92,3 +92,49 @@ def test_a_dump_reads_back(tmp_path: Path) -> None:
     text = dump_config(config)
     assert text.index("family") < text.index("steps") < text.index("out")
     assert load_config(Config, _file(tmp_path, text)) == config
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A field of a field."""
+
+    rate: float = 1.0
+    at: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse negative rates."""
+        if self.rate < 0:
+            raise ValueError(f"expected a rate of 0 or more, found {self.rate}")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """One level down, with a default of its own."""
+
+    inner: Inner = Inner(rate=2.0)
+    steps: int = 1
+
+
+def test_nested_fields_from_file_and_dotted_overrides(tmp_path: Path) -> None:
+    path = _file(tmp_path, "inner: {at: [1, 2]}\n")
+    assert load_config(Outer, path) == Outer(Inner(2.0, (1, 2)))
+    assert load_config(Outer, path, ["inner.rate=3"]) == Outer(Inner(3.0, (1, 2)))
+    assert load_config(Outer, path, ["inner={rate: 4}", "inner.at=[]"]) == Outer(Inner(4.0))
+    config = Outer(Inner(0.5, (7,)), 3)
+    assert load_config(Outer, _file(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("inner.rat=1", r"'inner.rat' is unknown; known keys: rate, at"),
+        ("iner.rate=1", r"'iner' is unknown"),
+        ("inner.rate=fast", r"'inner.rate': expected float, found str"),
+        ("inner=3", r"'inner': expected Inner, found int"),
+        ("steps.more=3", r"'steps': expected int, found dict"),
+        ("inner.rate=-1", r"config inner: expected a rate of 0 or more, found -1.0"),
+    ],
+)
+def test_nested_fields_that_do_not_fit_are_refused(override: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_config(Outer, None, [override])

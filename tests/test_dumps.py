@@ -180,8 +180,9 @@ def test_order_is_trusted_only_as_far_as_the_answers_agree(tmp_path: Path) -> No
         ("a.csv", "", "found no index and no prediction"),
         ("a.csv", "index,prediction\n,A\n", "row 2: expected a question id .*found ''"),
         ("a.csv", "index,prediction\n4,A\n", "0 questions that the answers have for task ''"),
-        ("a.xlsx", "PK", r"a\.xlsx: expected csv, found a spreadsheet; export it as csv"),
-        ("a.pkl", "", "expected a file .json, .jsonl, .csv or .tsv, found '.pkl'"),
+        ("a.xlsx", "PK", r"a\.xlsx: expected a spreadsheet \.xlsx, found File is not a zip file"),
+        ("a.xls", "PK", r"a\.xls: expected \.xlsx or csv, found an old spreadsheet"),
+        ("a.pkl", "", "expected a file .json, .jsonl, .csv, .tsv or .xlsx, found '.pkl'"),
     ],
 )
 def test_what_is_no_dump_is_refused_in_one_line(

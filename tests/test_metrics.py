@@ -150,3 +150,107 @@ def test_pck_bound_is_included_and_both_aggregations_differ() -> None:
     assert hits == [(3, 4), (0, 1)]
     assert metrics.pck_per_image(hits) == pytest.approx(3 / 8)
     assert metrics.pck_per_point(hits) == pytest.approx(3 / 5)
+
+
+def test_pck_needs_one_prediction_a_keypoint_and_knows_both_sizes() -> None:
+    with pytest.raises(ValueError, match="of one shape"):
+        metrics.pck_hits(np.zeros((2, 2)), np.zeros((3, 2)), 50, 0.1)
+    assert metrics.box_size((10, 20, 40, 90)) == 70 and metrics.image_size((50, 40)) == 50
+
+
+# Overlaps by hand: I, U, and background where it matters.
+HALF, ALL, MISS, NOTHING = (
+    metrics.Overlap(5, 10, 90, 95),
+    metrics.Overlap(30, 30, 70, 70),
+    metrics.Overlap(0, 60, 40, 100),
+    metrics.Overlap(0, 0, 100, 100),
+)
+
+
+def test_mean_and_pooled_iou_differ() -> None:
+    found = [HALF, ALL, MISS, NOTHING]
+    assert metrics.mean_iou(found) == pytest.approx((0.5 + 1 + 0 + 1) / 4, abs=1e-15)
+    assert metrics.mean_iou(found, empty=0.0) == pytest.approx(1.5 / 4, abs=1e-15)
+    assert metrics.pooled_iou(found) == 35 / 100
+    assert np.isnan(metrics.pooled_iou([NOTHING]))
+    with pytest.raises(ValueError, match="at least one mask"):
+        metrics.mean_iou([])
+
+
+def test_without_void_a_truth_of_255_is_foreground() -> None:
+    truth = np.array([[255, 255, 0]], np.uint8)
+    predicted = np.array([[True, False, True]])
+    assert metrics.overlap(predicted, truth)[:2] == (0, 1)
+    assert metrics.overlap(predicted, truth, void=None)[:2] == (1, 3)
+
+
+def test_referring_segmentation_by_hand() -> None:
+    nine = metrics.Overlap(9, 10, 0, 0)
+    lisa = metrics.referring([HALF, nine, MISS, NOTHING])
+    assert lisa.ciou == 14 / 80 and lisa.miou == pytest.approx((0.5 + 0.9 + 0 + 1) / 4)
+    # 0.5 and 0.9 reach their own bounds.
+    assert lisa.precision == {0.5: 3 / 4, 0.6: 2 / 4, 0.7: 2 / 4, 0.8: 2 / 4, 0.9: 2 / 4}
+    lavt = metrics.referring([HALF, nine, MISS, NOTHING], empty=metrics.EMPTY_IS["lavt"])
+    assert lavt.ciou == lisa.ciou and lavt.miou == pytest.approx((0.5 + 0.9) / 4)
+    assert lavt.precision[0.5] == 2 / 4
+
+
+def test_pascal5i_is_the_mean_of_folds_and_names_absent_classes() -> None:
+    found = metrics.pascal5i([HALF, ALL, MISS, HALF], [1, 1, 5, 20])
+    # Fold 0: class 1 pooled 35 / 40, class 5 0, three absent; fold 3: class 20 only.
+    assert found.folds[0].miou == pytest.approx((35 / 40) / 5, abs=1e-15)
+    assert found.folds[0].absent == (2, 3, 4) and found.folds[3].absent == (16, 17, 18, 19)
+    assert found.miou == pytest.approx((found.folds[0].miou + 0.5 / 5) / 2, abs=1e-15)
+    front, back = 35 / 100, (90 + 70 + 40) / (95 + 70 + 100)
+    assert found.folds[0].fb_iou == pytest.approx((front + back) / 2, abs=1e-15)
+    assert found.fb_iou == pytest.approx((found.folds[0].fb_iou + (0.5 + 90 / 95) / 2) / 2)
+    assert [metrics.fold_of(c) for c in (1, 5, 6, 20)] == [0, 0, 1, 3]
+    with pytest.raises(ValueError, match="class id 1 to 20, found 0"):
+        metrics.pascal5i([HALF], [0])
+    with pytest.raises(ValueError, match="found 1 episodes and 0 classes"):
+        metrics.pascal5i([HALF], [])
+
+
+def test_cosegmentation_averages_images_then_groups() -> None:
+    found = metrics.cosegmentation({"cow": [HALF, ALL, MISS], "car": [NOTHING]})
+    assert found.groups["cow"].jaccard == 0.5 and found.jaccard == (0.5 + 1) / 2
+    # Right pixels of 100: 95, 100, 40; and all of the empty image.
+    assert found.groups["cow"].precision == pytest.approx((0.95 + 1 + 0.4) / 3, abs=1e-15)
+    assert found.precision == pytest.approx((2.35 / 3 + 1) / 2, abs=1e-15)
+    with pytest.raises(ValueError, match="at least one group"):
+        metrics.cosegmentation({})
+
+
+def test_imagenet_s_ids_are_cast_before_they_are_combined() -> None:
+    rgb = np.zeros((1, 3, 3), np.uint8)
+    rgb[0, 1, :2], rgb[0, 2, :2] = (232, 3), (151, 3)
+    assert metrics.class_ids(rgb).tolist() == [[0, 1000, 919]]
+    with pytest.raises(ValueError, match="RGB label image"):
+        metrics.class_ids(rgb[:, :, 0])
+
+
+def test_imagenet_s_pools_over_the_dataset_with_background() -> None:
+    one = metrics.class_counts(
+        np.array([[1, 1, 2, 0], [1, 2, 9, 3]]), np.array([[1, 1, 1, 0], [1000, 1000, 2, 0]]), 4
+    )
+    # 9 is no class: a pixel of class 2 is missed, and nothing else is charged.
+    assert [c.tolist() for c in one] == [[1, 2, 0, 0, 0], [1, 2, 1, 1, 0], [2, 3, 1, 0, 0]]
+    two = metrics.class_counts(np.array([[2, 2]]), np.array([[2, 0]]), 4)
+    found = metrics.class_iou([one, two])
+    # Pooled: background 1 / 3, class 1 2 / 3, class 2 1 / 4 (not the mean of 0 and 1 / 2),
+    # class 3 is predicted and never true, class 4 is nowhere: both count 0, both are named.
+    assert found.iou_C == pytest.approx([1 / 3, 2 / 3, 1 / 4, 0, 0], abs=1e-15)
+    assert found.miou == pytest.approx((1 / 3 + 2 / 3 + 1 / 4) / 5, abs=1e-15)
+    assert found.absent == (3, 4)
+    with pytest.raises(ValueError, match="class ids 0 to 4 or 1000 in the truth, found 0 to 5"):
+        metrics.class_counts(np.array([[0, 0]]), np.array([[0, 5]]), 4)
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.class_counts(np.zeros((2, 2), int), np.zeros((2, 3), int), 4)
+
+
+def test_choice_accuracy_macro_and_micro() -> None:
+    found = metrics.choice_accuracy([True, True, False, False, True], ["a", "a", "a", "a", "b"])
+    assert found.macro == (0.5 + 1) / 2 and found.micro == 3 / 5
+    assert found.tasks == {"a": 0.5, "b": 1.0}
+    with pytest.raises(ValueError, match="0 questions"):
+        metrics.choice_accuracy([], [])

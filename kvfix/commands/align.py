@@ -1,7 +1,8 @@
 """Two run folders, unit by unit: what may be compared, and what is in one of them only.
 
-A run folder holds `run.json` and `samples/*.jsonl`. A line with `correct` is an answered question,
-a line with `score` a probe's score of one unit at one site. Lines of a control are left alone.
+A run folder holds `run.json` and `samples/*.jsonl`. A line with `score` is a probe's score of one
+unit at one site, one with `correct` and no score an answered question. Lines of a control are left
+alone.
 
 Shapes: N units that both runs scored, S sites that both scored.
 """
@@ -26,7 +27,12 @@ from kvfix.report.run import read_run
 PROBE_KEYS = ("id", "cluster", "task", "dataset", "site", "layer", "head", "metric", "score")
 QUESTION_KEYS = ("id", "cluster", "task", "correct", "letter", "answer", "unparsed")
 # The same answers or features would get another score: no difference between the models.
-RULES = ("benchmark", "protocol", "profile", "parsed")
+RULES = ("benchmark", "protocol", "profile", "parsed", "mcq.profile")
+
+# Sums that rows may carry, and what their ratio over all units is called. Where the benchmark's
+# own figure is a mean over classes, the ratio is pooled within each class.
+POOLS = {("inter", "union"): "pooled IoU", ("correct", "points"): "PCK per point"}
+BY_CLASS = ("foreground_segmentation", "semantic_segmentation")
 
 Name = tuple[str, str]  # task, dataset
 
@@ -43,6 +49,16 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """A ratio of sums over units before and after; with `classes` the mean of a ratio a class."""
+
+    metric: str
+    before: Ratio
+    after: Ratio
+    classes: list[str] | None  # one a unit
+
+
+@dataclass(frozen=True)
 class ProbePair:
     """One probe on the units and sites that both runs scored, in the order of BEFORE."""
 
@@ -55,7 +71,7 @@ class ProbePair:
     sites: list[Site]
     before_NS: np.ndarray
     after_NS: np.ndarray
-    pooled: tuple[Ratio, Ratio] | None  # intersections and unions, where the rows have them
+    pooled: Pooled | None  # where the rows carry sums
 
 
 @dataclass(frozen=True)
@@ -192,9 +208,9 @@ def _row(line: bytes, where: str) -> Row:
         raise ValueError(f"{where}: expected one JSON object a line, found {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    if "left_out" in row:
+    if "left_out" in row or "without_readout" in row:
         return row
-    question = "correct" in row
+    question = _is_question(row)
     missing = [k for k in (QUESTION_KEYS if question else PROBE_KEYS) if k not in row]
     if missing:
         raise ValueError(f"{where}: expected {', '.join(missing)}, found {sorted(row)}")
@@ -208,12 +224,17 @@ def _row(line: bytes, where: str) -> Row:
     return row
 
 
+def _is_question(row: Row) -> bool:
+    """Whether it is an answer; a probe's row may count correct keypoints beside its score."""
+    return "correct" in row and "score" not in row
+
+
 def _place(side: Side, row: Row, dataset: str) -> None:
-    if row.get("control") is not None:
+    if row.get("control") is not None or "without_readout" in row:
         return
     if "left_out" in row:
         side.left_out[str(row.get("id"))] = str(row["left_out"])
-    elif "correct" in row:
+    elif _is_question(row):
         name = ("mcq", str(row.get("dataset") or dataset))
         side.questions.setdefault(name, []).append(row)
     else:
@@ -280,17 +301,16 @@ def _probe(name: Name, before: Side, after: Side, shared: list[str], notes: list
     sites = [s for s in was.sites if s in now.sites]
     for side, table, other in (("BEFORE", was, now), ("AFTER", now, was)):
         if alone := [s for s in table.sites if s not in other.sites]:
-            kinds = sorted({s.site + (" by head" if s.head is not None else "") for s in alone})
+            kinds = sorted(
+                {
+                    (s.site or "predictions") + (" by head" if s.head is not None else "")
+                    for s in alone
+                }
+            )
             notes.append(
                 f"{name[0]} ({name[1]}): {len(alone)} sites are in {side} only and not compared "
                 f"({', '.join(kinds)})."
             )
-    pooled = None
-    if all("inter" in r and "union" in r for side in rows for r in side):
-        parts = [
-            [_pick(_table(side, k), shared, sites) for k in ("inter", "union")] for side in rows
-        ]
-        pooled = Ratio(*parts[0]), Ratio(*parts[1])
     cluster_of = dict(zip(was.ids, was.clusters, strict=True))
     return ProbePair(
         *name,
@@ -301,8 +321,25 @@ def _probe(name: Name, before: Side, after: Side, shared: list[str], notes: list
         sites,
         _pick(was, shared, sites),
         _pick(now, shared, sites),
-        pooled,
+        _pooled(name[0], rows, shared, sites),
     )
+
+
+def _pooled(
+    task: str, rows: list[list[Row]], shared: list[str], sites: list[Site]
+) -> Pooled | None:
+    every = [r for side in rows for r in side]
+    for sums, metric in POOLS.items():
+        if not all(r.keys() >= set(sums) for r in every):
+            continue
+        before, after = (
+            Ratio(*(_pick(_table(side, key), shared, sites) for key in sums)) for side in rows
+        )
+        if task in BY_CLASS and all("category" in r for r in every):
+            category_of = {r["id"]: str(r["category"]) for r in rows[0]}
+            return Pooled("mIoU", before, after, [category_of[i] for i in shared])
+        return Pooled(metric, before, after, None)
+    return None
 
 
 def _table(rows: Sequence[Row], key: str = "score") -> Table:

@@ -18,8 +18,8 @@ from kvfix.eval.results import Result
 from kvfix.eval.source import Site
 from kvfix.eval.stats import Interval, paired_bootstrap
 
-POOLED = "pooled IoU"
 PLACES = {
+    "predictions": "in the predictions",
     "vision": "in the vision encoder",
     "projector": "after the projector",
     "best": "at value layer {layer}, the best of BEFORE",
@@ -92,7 +92,8 @@ def _every_site(pair: ProbePair, resamples: int, seed: int) -> list[Result]:
 
 def _places(pair: ProbePair, choice_seed: int) -> tuple[list[_Place], list[str]]:
     everyone = np.ones(len(pair.ids), bool)
-    places: list[_Place] = []
+    # The rows of `kvfix score` have no site: the predictions were made elsewhere.
+    places = [_Place("predictions", s, everyone, False) for s in pair.sites if not s.site]
     notes: list[str] = []
     for name in ("vision", "projector"):
         if Site(name) in pair.sites:
@@ -137,13 +138,20 @@ def _headline(
     )
     found = [_row(pair, place, pair.metric, _means(before_N, after_N), one, all_tasks)]
     if pair.pooled is not None:
-        was, now = (Ratio(r.part[rows_N, s], r.whole[rows_N, s]) for r in pair.pooled)
+        was, now = (
+            Ratio(r.part[rows_N, s], r.whole[rows_N, s])
+            for r in (pair.pooled.before, pair.pooled.after)
+        )
+        classes = pair.pooled.classes
+        strata = None if classes is None else np.array(classes)[rows_N].tolist()
         one, all_tasks = (
-            paired_ratio_bootstrap(was, now, clusters, level=level, resamples=resamples, seed=seed)
+            paired_ratio_bootstrap(
+                *(was, now, clusters), strata=strata, level=level, resamples=resamples, seed=seed
+            )
             for level in (0.95, together)
         )
-        ratios = {"before": _ratio(was), "after": _ratio(now)}
-        found.append(_row(pair, place, POOLED, ratios, one, all_tasks))
+        ratios = {"before": _ratio(was, strata), "after": _ratio(now, strata)}
+        found.append(_row(pair, place, pair.pooled.metric, ratios, one, all_tasks))
     return found
 
 
@@ -193,9 +201,13 @@ def _means(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, float | None]
     return {"before": float(before_N[both].mean()), "after": float(after_N[both].mean())}
 
 
-def _ratio(pooled: Ratio) -> float | None:
-    whole = float(pooled.whole.sum())
-    return float(pooled.part.sum()) / whole if whole else None
+def _ratio(pooled: Ratio, strata: list[str] | None) -> float | None:
+    """Sum over sum; with strata the mean over those that have a ratio."""
+    sums: dict[str, np.ndarray] = {}
+    for label, *pair in zip(strata or [""] * len(pooled.part), *pooled, strict=True):
+        sums[label] = sums.get(label, np.zeros(2)) + pair
+    ratios = [part / whole for part, whole in sums.values() if whole]
+    return float(np.mean(ratios)) if ratios else None
 
 
 def _figures(got: Interval, s: int) -> dict[str, Any]:

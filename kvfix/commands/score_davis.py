@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from kvfix.commands.score_record import Options, Outcome, Watch, unit_row, write_scored
 from kvfix.data.davis import MIN_FRAMES
-from kvfix.data.files import listed, read_labels, read_list
+from kvfix.data.files import digest, listed, read_labels, read_list
 from kvfix.data.units import VOID
 from kvfix.eval.metrics import ObjectScore, davis_objects
+from kvfix.eval.samples import Row
 from kvfix.eval.stats import pooled_ratio_bootstrap
 
-if TYPE_CHECKING:
-    from kvfix.commands.score import Watch
-
 MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+TASK, DATASET = "temporal_correspondence", "davis2017"
 _LIST, _MASKS = "ImageSets/2017/val.txt", "Annotations/480p"
 _SHOWN = 5  # names in a message before it only counts
 
@@ -26,7 +27,7 @@ class _Truth(NamedTuple):
     names: tuple[str, ...]
 
 
-def score_davis(predicted: Path, truth: Path, *, watch: Watch, seed: int = 0) -> dict[str, Any]:
+def score_davis(options: Options, *, command: str, watch: Watch) -> Outcome:
     """J, F, recall and decay of every object, as davis2017-evaluation reports them.
 
     The first and the last frame do not count and need no result; 255 in the truth is background;
@@ -35,18 +36,19 @@ def score_davis(predicted: Path, truth: Path, *, watch: Watch, seed: int = 0) ->
     with many objects weighs more; intervals resample sequences.
 
     Args:
-        predicted: `<sequence>/<frame>.png`, labels as palette indices or grey values.
-        truth: the DAVIS folder (sequences of its `ImageSets/2017/val.txt`, or all of its
-            `Annotations/480p` if there is no list), or a plain folder like `predicted`.
+        options: predictions are `<sequence>/<frame>.png`, labels as palette indices or grey values;
+            the truth is the DAVIS folder (sequences of its `ImageSets/2017/val.txt`, or all of its
+            `Annotations/480p` if there is no list), or a plain folder like the predictions.
+        command: the command line, for the record.
         watch: is told how far it is.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: sequences or frames without result, sizes or object ids that do not fit, the
-            0/255 masks of DAVIS-2016, files that are no masks.
+            0/255 masks of DAVIS-2016, files that are no masks, an `out` that holds something else.
         FileNotFoundError: a folder that is not there.
     """
-    key = _truth(truth)
+    start = time.monotonic()
+    predicted, key = options.predictions, _truth(options.truth)
     if not predicted.is_dir():
         raise FileNotFoundError(f"{predicted}: expected a folder of results, found no such folder")
     if missing := [n for n in key.names if not (predicted / n).is_dir()]:
@@ -56,14 +58,43 @@ def score_davis(predicted: Path, truth: Path, *, watch: Watch, seed: int = 0) ->
         )
     scores: dict[str, list[ObjectScore]] = {}
     frames: dict[str, int] = {}
+    truths: list[Path] = []
+    results: list[Path] = []
     with watch.phase("scoring", len(key.names)) as tick:
         for name in key.names:
             files = listed(key.folder / name, ".png")
             scores[name] = _sequence(predicted / name, key.folder / name, files)
             frames[name] = len(files) - 2
+            truths += files
+            results += [predicted / name / f.name for f in files[1:-1]]
             tick(name)
     extra = sorted(p.name for p in predicted.iterdir() if p.is_dir() and p.name not in scores)
-    return _record(scores, frames, extra, seed)
+    record = {
+        **_record(scores, frames, extra, options.seed),
+        "predictions": {
+            "path": str(predicted),
+            "n": len(scores),
+            "sha256": digest(predicted, annotations=results, photos=()),
+        },
+        "data": [
+            {"dataset": DATASET, "task": TASK, "split": "val", "n": len(scores)}
+            | {"sha256": digest(key.folder, annotations=truths, photos=())}
+        ],
+    }
+    if options.out is not None:
+        rules = {"protocol": record["protocol"]}
+        rows = _rows(scores)
+        write_scored(options.out, record, rows, rules=rules, command=command, start=start)
+    return Outcome(record)
+
+
+def _rows(scores: dict[str, list[ObjectScore]]) -> list[Row]:
+    """One an object, because the official means are over objects; a sequence is a cluster."""
+    return [
+        unit_row((TASK, DATASET), f"{name}_{k}", name, "J&F", o.jf, **o._asdict())
+        for name, objects in scores.items()
+        for k, o in enumerate(objects, start=1)
+    ]
 
 
 def _truth(folder: Path) -> _Truth:
@@ -141,7 +172,7 @@ def _record(
     every = np.array([_figures(o) for objects in scores.values() for o in objects])
     means = _means(every)
     return {
-        "benchmark": "davis2017",
+        "benchmark": DATASET,
         "protocol": "semi-supervised",
         "seed": seed,
         **means,
@@ -161,7 +192,7 @@ def _record(
         },
         "ignored": extra,
         "results": [
-            {"task": "temporal_correspondence", "dataset": "davis2017", "split": "val"}
+            {"task": TASK, "dataset": DATASET, "split": "val"}
             | {"site": None, "layer": None, "head": None, "metric": measure}
             | {"value": means[measure], "ci": ci[m], "n": len(every), "cluster": "sequence"}
             for m, measure in enumerate(MEASURES)

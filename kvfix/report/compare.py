@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 PLACES = {
+    "predictions": "predictions",
     "vision": "vision encoder",
     "projector": "projector",
     "best": "best value layer",

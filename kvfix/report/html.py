@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from kvfix.report import figures, words
+from kvfix.report import figures, questions, surfacing, words
 from kvfix.report.stages import LAYERED, PEAK, RANDOM, Panel, Score, interval, load, number, panels
 from kvfix.report.table import finding_numbers
 
@@ -83,6 +83,9 @@ def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "headlines": [p for p in shown if p.headline],
         "tables": [_stage_table(p) for p in shown],
         "overlays": _overlays(run, folder),
+        "boards": questions.boards(run),
+        "surfacing": [surfacing.row(item) for item in run.get("surfacing") or []],
+        "prefix": [_prefix(item) for item in run.get("prefix") or []],
         "left_out": run.get("left_out") or [],
         "words": words,
         "random": RANDOM,
@@ -123,6 +126,15 @@ def _facts(run: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, str]]:
         *((name, versions.get(name)) for name in ("torch", "transformers", "peft")),
     ]
     return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _prefix(item: dict[str, Any]) -> dict[str, Any]:
+    """A task that was probed with texts before the image."""
+    shortest, longest = item.get("prefix_tokens") or (0, 0)
+    tokens = str(shortest) if shortest == longest else f"{shortest} to {longest}"
+    orders = item.get("orders")
+    found = {k: item.get(k) for k in ("task", "dataset", "n")}
+    return {**found, "tokens": tokens, "orders": (orders or {}).items()}
 
 
 def _stage_table(panel: Panel) -> dict[str, Any]:

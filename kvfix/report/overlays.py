@@ -143,6 +143,26 @@ def clip_overlay(
     return _side_by_side(tiles, gap=4)[0]
 
 
+def heat_overlay(
+    image: Image.Image, share_HW: np.ndarray, *, min_side: int = 320, max_side: int = 640
+) -> Image.Image:
+    """Shares on a grid of cells that spans the whole image, as colours over its grey version.
+
+    Args:
+        image: RGB.
+        share_HW: In [0, 1], one a cell; 0 is dark blue, 1 yellow (cividis).
+        min_side: See `mask_overlay`.
+        max_side: See `mask_overlay`.
+    """
+    from matplotlib import colormaps
+
+    scaled = _scaled(image, min_side, max_side).image
+    grey = np.asarray(scaled.convert("L").convert("RGB"), dtype=np.float64)
+    heat = Image.fromarray(colormaps["cividis"](share_HW, bytes=True)[..., :3])
+    colour = np.asarray(heat.resize(scaled.size, Image.Resampling.NEAREST), dtype=np.float64)
+    return Image.fromarray((0.4 * grey + 0.6 * colour).round().astype(np.uint8))
+
+
 class _Scaled(NamedTuple):
     image: Image.Image
     x: float

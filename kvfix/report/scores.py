@@ -85,6 +85,57 @@ def davis_notes(record: dict[str, Any]) -> Iterator[str]:
         yield f"folders of no sequence of the truth, ignored: {len(names)} ({_some(names)})"
 
 
+TITLES = {
+    "spair71k": "SPair-71k, percentage of correct keypoints",
+    "refcoco": "RefCOCO, referring segmentation",
+    "pascal5i": "Pascal-5i, five-shot, means over folds",
+    "imagenet_s": "ImageNet-S, all classes and background",
+    "msrc": "MSRC co-segmentation, means over groups",
+}
+
+
+def figures_table(record: dict[str, Any]) -> Table:
+    """One row a figure: first those of all units, then those of parts; in percent."""
+    from rich.text import Text
+
+    [data] = record["data"]
+    title = TITLES[record["benchmark"]] + f", {data['split']}"
+    table = _table(title + (f", rule of {record['profile']}" if "profile" in record else ""))
+    for name in (
+        "metric",
+        "value",
+        "95 % CI",
+        "n",
+        f"clusters ({record['results'][0]['cluster']})",
+    ):
+        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
+    previous = None
+    for row in record["results"]:
+        if row["part"] != previous:
+            table.add_section()
+            previous = row["part"]
+        ends = "–" if row["ci"] is None else _percent_span(row["ci"])
+        table.add_row(
+            Text(row["metric"] if row["part"] is None else f"{row['part']}: {row['metric']}"),
+            *(f"{100 * row['value']:.2f}", ends, str(row["n"]), str(row["clusters"])),
+            style="bold" if row is record["results"][0] else "",
+        )
+    return table
+
+
+def unit_notes(record: dict[str, Any]) -> Iterator[str]:
+    """What the reader must know about predictions and truth, a line each."""
+    if ids := record["missing"]:
+        yield f"no prediction, counted as empty: {len(ids)} ({_some(ids)})"
+    if ids := record["unknown"]:
+        yield f"predictions of no unit of this data, left out: {len(ids)} ({_some(ids)})"
+    for entry in record["left_out"][:_SHOWN]:
+        yield f"left out {entry['id']}: {entry['why']}"
+    if (more := len(record["left_out"]) - _SHOWN) > 0:
+        yield f"{more} more units left out"
+    yield from record["notes"]
+
+
 def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table

@@ -135,6 +135,8 @@ def panels(run: dict[str, Any]) -> list[Panel]:
     found: dict[tuple[str, str, str], Panel] = {}
     headlines: set[tuple[str, str]] = set()
     for index, row in enumerate(run.get("results", [])):
+        if "scoring" in row:
+            continue  # an answer has no stage: `kvfix.report.questions`
         missing = [k for k in ("task", "dataset", "site", "metric", "value") if k not in row]
         if missing:
             raise ValueError(

@@ -1,31 +1,19 @@
-"""`kvfix score`: official metrics on predictions that were made elsewhere, without a model."""
+"""`kvfix score blink`: multiple-choice accuracy of predictions that were made elsewhere."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from kvfix.commands.score_record import MOST_MISSING, Outcome, write_scored
 from kvfix.eval.answers import UNPARSED, extract, parsed_letter
 from kvfix.eval.dumps import Dump, read_answers, read_dump, task_of
 from kvfix.eval.mcq import PROTOCOL, McqScore, Question, Span, TaskScore, score
-from kvfix.report.run import RunFolder
-
-MOST_MISSING = 0.05  # share of questions without a prediction before a scoring counts as failed
-
-
-class Watch(Protocol):
-    """Who is told how far a scoring is."""
-
-    def phase(self, name: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Show a phase of `total` units; yields what to call after each unit."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +28,7 @@ class BlinkOptions:
     seed: int = 0  # of the bootstrap
 
 
-@dataclass(frozen=True)
-class BlinkOutcome:
-    """What was scored, and whether more than 5 % of the questions had no prediction."""
-
-    record: dict[str, Any]
-    failed: bool
-
-
-def score_blink(options: BlinkOptions, *, command: str) -> BlinkOutcome:
+def score_blink(options: BlinkOptions, *, command: str) -> Outcome:
     """Score multiple-choice predictions against an answer key; see `kvfix.eval.dumps` for forms.
 
     A question without a prediction is wrong, as in the official scorer.
@@ -70,9 +50,17 @@ def score_blink(options: BlinkOptions, *, command: str) -> BlinkOutcome:
     result = score(questions, seed=options.seed)
     record = _blink_record(options, answers, dump, result, questions)
     if options.out is not None:
-        _write_blink(options.out, record, questions, command, start)
-    missing = len(record["missing"])
-    return BlinkOutcome(record, missing > MOST_MISSING * len(answers))
+        rules = {k: record[k] for k in ("profile", "parsed", "protocol")}
+        rows = [_row(q) for q in questions]
+        write_scored(options.out, record, rows, rules=rules, command=command, start=start)
+    n, missing = len(answers), len(record["missing"])
+    if missing <= MOST_MISSING * n:
+        return Outcome(record)
+    return Outcome(
+        record,
+        "expected predictions for at least 95 % of the questions, found "
+        f"{n - missing} of {n}; the others count as wrong",
+    )
 
 
 def _questions(answers: dict[str, str], dump: Dump, options: BlinkOptions) -> list[Question]:
@@ -158,44 +146,15 @@ def _ci(span: Span) -> list[float] | None:
     return None if math.isnan(span.low) else [span.low, span.high]
 
 
-def _write_blink(
-    out: Path, record: dict[str, Any], questions: list[Question], command: str, start: float
-) -> None:
-    """The scored folder: `run.json` and one line a question in `samples/mcq.jsonl`."""
-    folder = RunFolder(
-        out,
-        kind="score",
-        command=command,
-        fingerprint={
-            "benchmark": record["benchmark"],
-            "profile": record["profile"],
-            "parsed": record["parsed"],
-            "protocol": record["protocol"],
-            "seed": record["seed"],
-            "predictions": record["predictions"]["sha256"],
-            "data": {f"blink/mcq/{d['split']}": d["sha256"] for d in record["data"]},
-        },
-    )
-    lines = [
-        {
-            "id": q.id,
-            "task": q.task,
-            "cluster": q.id,
-            "correct": int(q.correct),
-            "letter": q.letter,
-            "answer": q.answer,
-            "unparsed": q.letter is UNPARSED,
-            "missing": q.missing,
-            "rows": 1,
-        }
-        for q in questions
-    ]
-    path = out / "samples/mcq.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    new = path.with_suffix(".new")
-    with new.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(line) + "\n" for line in lines)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(path)
-    folder.save(seconds=time.monotonic() - start, complete=True, **record)
+def _row(q: Question) -> dict[str, Any]:
+    return {
+        "id": q.id,
+        "task": q.task,
+        "cluster": q.id,
+        "correct": int(q.correct),
+        "letter": q.letter,
+        "answer": q.answer,
+        "unparsed": q.letter is UNPARSED,
+        "missing": q.missing,
+        "rows": 1,
+    }

@@ -1,0 +1,168 @@
+"""Answer multiple-choice questions twice from one pass: in writing, and by the probability of each
+option's letter. No disk is touched.
+
+Questions of a batch are padded to one length, so in low precision (and in the last bits also in
+float32) scores depend on which questions share a batch: `McqProtocol.batch` belongs to a run's
+fingerprint, and a run that resumes must form the same batches.
+
+Shapes: B questions of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kvfix.capture import Around, unchanged
+from kvfix.data.units import Question
+from kvfix.eval.answers import LETTERS, UNPARSED, Letter, extract
+from kvfix.eval.blink import McqProtocol, ask
+from kvfix.eval.options import answer_gap, option_tokens, option_tree
+from kvfix.eval.prefill import Prefill
+from kvfix.eval.samples import Row
+from kvfix.models import Encoded, Mlm, Prompt
+
+__all__ = ["Answer", "McqProtocol", "Scores", "answer", "question_row", "score_options"]
+
+
+class Answer(NamedTuple):
+    """One question as a model answered it.
+
+    Attributes:
+        text: What it wrote.
+        letter: The option that the profile's rules read from that, or UNPARSED.
+        logprobs: One an option, in nats: of the whole answer; its mean over tokens if `per_token`.
+        logprob_letter: The most probable option, the first of equals.
+        per_token: Whether options differ in their number of tokens, so that sums would favour the
+            shorter.
+    """
+
+    text: str
+    letter: Letter
+    logprobs: tuple[float, ...]
+    logprob_letter: str
+    per_token: bool = False
+
+
+class Scores(NamedTuple):
+    """The log-probability part of an `Answer`."""
+
+    logprobs: tuple[float, ...]
+    letter: str
+    per_token: bool
+
+
+def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> list[Answer]:
+    """Answer questions, `protocol.batch` at a time, in their order.
+
+    Args:
+        mlm: the model.
+        questions: any number; each on one to four images.
+        protocol: everything that moves a score.
+
+    Raises:
+        ValueError: a question that cannot be encoded, a chat template that does not keep the order
+            of text and images, attention that takes no mask, or logits that are not finite.
+    """
+    out: list[Answer] = []
+    for start in range(0, len(questions), protocol.batch):
+        batch = questions[start : start + protocol.batch]
+        prefill, scores = _scored(mlm, batch, protocol)
+        texts = prefill.write(protocol.max_new_tokens)
+        for question, text, score in zip(batch, texts, scores, strict=True):
+            letter = extract(text, protocol.profile, options=question.choices)
+            out.append(Answer(text, letter, score.logprobs, score.letter, score.per_token))
+    return out
+
+
+def score_options(
+    mlm: Mlm,
+    questions: Sequence[Question],
+    protocol: McqProtocol,
+    *,
+    around: Around = unchanged,
+) -> list[Scores]:
+    """The log-probability part of `answer` alone; nothing is written.
+
+    Args:
+        mlm: the model.
+        questions: any number.
+        protocol: everything that moves a score.
+        around: what to hold open while a batch is run, such as an intervention.
+    """
+    out: list[Scores] = []
+    for start in range(0, len(questions), protocol.batch):
+        batch = questions[start : start + protocol.batch]
+        out += _scored(mlm, batch, protocol, around)[1]
+    return out
+
+
+def _scored(
+    mlm: Mlm,
+    questions: Sequence[Question],
+    protocol: McqProtocol,
+    around: Around = unchanged,
+) -> tuple[Prefill, list[Scores]]:
+    """Run one batch's prompts, and score every option from that."""
+    prompts = [ask(question, protocol) for question in questions]
+    encoded = mlm.encode(prompts, padding_side="left")
+    _check_order(prompts, encoded, mlm.processor)
+    tokens = option_tokens(
+        encoded.order_texts,
+        [len(question.choices) for question in questions],
+        form=protocol.form,
+        gap=answer_gap(mlm.processor),
+        tokenizer=mlm.processor.tokenizer,
+    )
+    with around(encoded):
+        prefill = Prefill(mlm, encoded)
+        found = prefill.option_logprobs(option_tree(tokens))
+    return prefill, [_scores([path.tolist() for path in options]) for options in found]
+
+
+def _scores(options: list[list[float]]) -> Scores:
+    """Sums where all options have as many tokens, else means."""
+    per_token = len({len(path) for path in options}) > 1
+    logprobs = tuple(sum(path) / (len(path) if per_token else 1) for path in options)
+    return Scores(logprobs, LETTERS[logprobs.index(max(logprobs))], per_token)
+
+
+def _check_order(prompts: Sequence[Prompt], encoded: Encoded, processor: Any) -> None:
+    """Many chat templates print all images before the text, whatever the order of the parts."""
+    for prompt, rendered in zip(prompts, encoded.order_texts, strict=True):
+        text, first = (prompt.prefix or prompt.text).strip(), prompt.prefix is not None
+        at, mark = rendered.rfind(text), processor.image_token
+        kept = at < rendered.find(mark) if first else at > rendered.rfind(mark)
+        if at < 0 or not kept:
+            raise ValueError(
+                f"order: expected a chat template that prints the "
+                f"{'text before the images' if first else 'images before the text'}, found one "
+                "that does not; choose the other order"
+            )
+
+
+def question_row(question: Question, dataset: str, answered: Answer) -> Row:
+    """A question's line of `samples/mcq.jsonl`, as `kvfix compare` reads it.
+
+    Args:
+        question: what was asked.
+        dataset: of the unit set.
+        answered: what came of it.
+    """
+    right = LETTERS[question.answer]
+    return {
+        "id": question.id,
+        "cluster": question.cluster,
+        "task": question.sub_task,
+        "dataset": dataset,
+        "control": None,
+        "correct": int(answered.letter == right),
+        "letter": answered.letter,
+        "answer": right,
+        "unparsed": answered.letter is UNPARSED,
+        "logprob_correct": int(answered.logprob_letter == right),
+        "logprob_letter": answered.logprob_letter,
+        "logprobs": list(answered.logprobs),
+        "per_token": answered.per_token,
+        "text": answered.text,
+    }

@@ -1,0 +1,266 @@
+"""Metrics of binary masks: foreground IoU, Pascal-5i, referring segmentation, co-segmentation.
+
+All start from the pixel counts of one prediction against one truth (`overlap`), so that a run need
+not keep masks. Shapes: N units; masks are (height, width). Scores are in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+VOID = 255
+PER_FOLD = 5  # classes of a fold of Pascal-5i
+PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)  # of RefCOCO; the bound itself counts
+# What an expression scores whose truth and prediction are both empty.
+EMPTY_IS = {"lisa": 1.0, "lavt": 0.0}
+
+
+class Overlap(NamedTuple):
+    """Pixel counts of one prediction against one truth; sum them over units for pooled scores."""
+
+    inter: int
+    union: int
+    inter_background: int
+    union_background: int
+
+    @property
+    def iou(self) -> float:
+        """Foreground IoU; 1 where neither prediction nor truth has foreground."""
+        return self.iou_or(1.0)
+
+    def iou_or(self, empty: float) -> float:
+        """Foreground IoU; `empty` where neither prediction nor truth has foreground."""
+        return self.inter / self.union if self.union else empty
+
+
+class FoldScore(NamedTuple):
+    """One fold of Pascal-5i, or the mean of several.
+
+    Attributes:
+        miou: foreground IoU pooled per class over episodes, mean over the fold's classes.
+        fb_iou: mean of foreground and background IoU, both pooled over all episodes.
+        absent: classes of the fold without an episode; each counts 0 in `miou`.
+    """
+
+    miou: float
+    fb_iou: float
+    absent: tuple[int, ...]
+
+
+class Pascal5i(NamedTuple):
+    """Means over the folds that have episodes, and those folds by number."""
+
+    miou: float
+    fb_iou: float
+    folds: dict[int, FoldScore]
+
+
+class ReferringScore(NamedTuple):
+    """Referring segmentation over N expressions.
+
+    Attributes:
+        ciou: sum of intersections over sum of unions (also oIoU, "overall IoU").
+        miou: mean of each expression's IoU (also gIoU).
+        precision: bound -> share of expressions whose IoU reaches it.
+    """
+
+    ciou: float
+    miou: float
+    precision: dict[float, float]
+
+
+class GroupScore(NamedTuple):
+    """Jaccard index J and precision P of one co-segmentation group, or the mean of several."""
+
+    jaccard: float
+    precision: float
+
+
+class Cosegmentation(NamedTuple):
+    """Mean over groups of each group's mean over images, and the groups."""
+
+    jaccard: float
+    precision: float
+    groups: dict[str, GroupScore]
+
+
+def overlap(predicted: np.ndarray, truth: np.ndarray, *, void: int | None = VOID) -> Overlap:
+    """Pixel counts; anything but 0 is foreground.
+
+    Args:
+        predicted: (height, width) bool or integers.
+        truth: same size.
+        void: pixels of this value in the truth count in neither mask, the rule of Pascal-5i
+            (juhongm999/hsnet, ``common/evaluation.py``). None where there is no such value, as in
+            RefCOCO: a truth of 0 and 255 would be all void otherwise.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"prediction {predicted.shape} and truth {truth.shape} must have one shape"
+        )
+    valid = np.ones(truth.shape, bool) if void is None else truth != void
+    mine, true = (predicted != 0) & valid, (truth != 0) & valid
+    inter, union = int((mine & true).sum()), int((mine | true).sum())
+    n_valid = int(valid.sum())
+    return Overlap(inter, union, n_valid - union, n_valid - inter)
+
+
+def binary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Foreground IoU of one mask, void (255 in the truth) left out; empty and empty is 1."""
+    return overlap(predicted, truth).iou
+
+
+def mean_iou(overlaps: Iterable[Overlap], *, empty: float = 1.0) -> float:
+    """Mean of each unit's foreground IoU; `empty` is that of nothing against nothing.
+
+    Raises:
+        ValueError: no unit.
+    """
+    return float(np.mean([o.iou_or(empty) for o in _some(overlaps)]))
+
+
+def pooled_iou(overlaps: Iterable[Overlap]) -> float:
+    """Foreground intersections over unions, both summed over units; NaN if no union has a pixel.
+
+    Raises:
+        ValueError: no unit.
+    """
+    counts = np.asarray(_some(overlaps), dtype=np.int64)
+    return float(pooled_ratio(counts[:, 0], counts[:, 1]))
+
+
+def pooled_ratio(part: np.ndarray, whole: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Sum of parts over sum of wholes along ``axis`` (cIoU, class IoU); NaN where wholes are 0."""
+    top, bottom = np.sum(part, axis, dtype=np.float64), np.sum(whole, axis, dtype=np.float64)
+    return np.divide(top, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
+
+
+def class_miou(overlaps: Sequence[Overlap], classes: Sequence[int], of: Sequence[int]) -> float:
+    """Pascal-5i mIoU of one fold: foreground IoU pooled per class, mean over the classes ``of`` the
+    fold.
+
+    A class without an episode counts 0, as in HSNet's ``AverageMeter``.
+    """
+    by_class = dict.fromkeys(of, (0, 0))
+    for o, c in zip(overlaps, classes, strict=True):
+        if c in by_class:
+            inter, union = by_class[c]
+            by_class[c] = inter + o.inter, union + o.union
+    return float(np.mean([i / max(u, 1) for i, u in by_class.values()]))
+
+
+def fb_iou(overlaps: Sequence[Overlap]) -> float:
+    """FB-IoU: mean of the foreground's and the background's IoU, both pooled over all episodes."""
+    sums = np.sum(np.asarray(overlaps, dtype=np.float64), axis=0)
+    return float((sums[0] / max(sums[1], 1) + sums[2] / max(sums[3], 1)) / 2)
+
+
+def fold_of(category: int) -> int:
+    """The fold 0..3 of a VOC class id 1..20.
+
+    Raises:
+        ValueError: another id.
+    """
+    if not 1 <= category <= 4 * PER_FOLD:
+        raise ValueError(f"expected a VOC class id 1 to 20, found {category}")
+    return (category - 1) // PER_FOLD
+
+
+def pascal5i(overlaps: Sequence[Overlap], classes: Sequence[int]) -> Pascal5i:
+    """Pascal-5i (juhongm999/hsnet): each fold's mIoU and FB-IoU, and their means over folds.
+
+    Args:
+        overlaps: one an episode, void left out.
+        classes: VOC class id 1..20 of each.
+
+    Raises:
+        ValueError: no episode, another class id, or lengths that differ.
+    """
+    members: dict[int, list[int]] = {}
+    for i, category in enumerate(classes):
+        members.setdefault(fold_of(category), []).append(i)
+    if len(classes) != len(overlaps) or not members:
+        raise ValueError(
+            f"expected one class an episode and at least one episode, found {len(overlaps)} "
+            f"episodes and {len(classes)} classes"
+        )
+    folds = {}
+    for fold, at in sorted(members.items()):
+        of = range(PER_FOLD * fold + 1, PER_FOLD * (fold + 1) + 1)
+        mine, labels = [overlaps[i] for i in at], [classes[i] for i in at]
+        absent = tuple(c for c in of if c not in labels)
+        folds[fold] = FoldScore(class_miou(mine, labels, of), fb_iou(mine), absent)
+    miou, fb = (float(np.mean([f[k] for f in folds.values()])) for k in (0, 1))
+    return Pascal5i(miou, fb, folds)
+
+
+def referring(overlaps: Sequence[Overlap], *, empty: float = EMPTY_IS["lisa"]) -> ReferringScore:
+    """CIoU, mIoU and P@0.5..0.9 of referring segmentation.
+
+    The rules of yz93/LAVT-RIS (``test.py``) and dvlab-research/LISA (``validate``), which differ
+    for an expression without object and prediction: LISA counts 1, LAVT 0 (`EMPTY_IS`). LISA adds
+    1e-5 pixels to each union; that is left out here.
+
+    Args:
+        overlaps: one an expression.
+        empty: IoU of nothing against nothing.
+
+    Raises:
+        ValueError: no expression.
+    """
+    iou_N = np.array([o.iou_or(empty) for o in _some(overlaps)])
+    return ReferringScore(
+        pooled_iou(overlaps),
+        float(iou_N.mean()),
+        {bound: float((iou_N >= bound).mean()) for bound in PRECISION_AT},
+    )
+
+
+def jaccard(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """MSRC Jaccard index J: foreground IoU of one image."""
+    return binary_iou(predicted, truth)
+
+
+def pixel_precision(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """MSRC precision P: share of right pixels, over foreground AND background; void left out."""
+    return _precision(overlap(predicted, truth))
+
+
+def cosegmentation(groups: Mapping[str, Sequence[Overlap]]) -> Cosegmentation:
+    """MSRC co-segmentation: J and P, mean over a group's images, then over groups.
+
+    Args:
+        groups: name -> one overlap an image.
+
+    Raises:
+        ValueError: no group, or one without images.
+    """
+    if not groups:
+        raise ValueError("expected at least one group, found none")
+    scores = {
+        name: GroupScore(
+            float(np.mean([o.iou for o in _some(overlaps)])),
+            float(np.mean([_precision(o) for o in overlaps])),
+        )
+        for name, overlaps in groups.items()
+    }
+    j, p = (float(np.mean([s[k] for s in scores.values()])) for k in (0, 1))
+    return Cosegmentation(j, p, scores)
+
+
+def _precision(o: Overlap) -> float:
+    n_valid = o.union_background + o.inter
+    return (o.inter + o.inter_background) / n_valid if n_valid else 1.0
+
+
+def _some(overlaps: Iterable[Overlap]) -> list[Overlap]:
+    found = list(overlaps)
+    if not found:
+        raise ValueError("expected at least one mask, found none")
+    return found

@@ -1,0 +1,223 @@
+"""Run multiple-choice questions: the model's answers, and what readouts make of its features.
+
+Answers go to `samples/mcq[.<dataset>].jsonl`, one line a question; readouts to
+`samples/readout[.<dataset>].jsonl`, one line a question and site, each under the task
+`readout_<subtask>`. A question that no readout can decide leaves a line that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kvfix.data.units import BadUnit, Question, UnitSet
+from kvfix.eval import mcq
+from kvfix.eval.answering import Answer, McqProtocol, answer, question_row
+from kvfix.eval.readouts import question_views, read_out
+from kvfix.eval.samples import Row, Rows, SampleFile
+from kvfix.eval.source import Source
+from kvfix.eval.suite import TaskRun, Tick, sample_path
+from kvfix.models import Mlm
+
+READOUT = "readout"
+SCORINGS = ("generation", "logprob")
+
+
+def run_answers(
+    units: UnitSet,
+    mlm: Mlm,
+    protocol: McqProtocol,
+    folder: Path,
+    *,
+    tick: Tick = lambda task: None,
+) -> TaskRun:
+    """Answer every question that is not on disk yet.
+
+    A batch is always the same questions, whatever an interruption left undone: in low precision
+    a batch moves the last bits of its members.
+
+    Args:
+        units: the questions.
+        mlm: who answers.
+        protocol: everything that moves a score.
+        folder: the run folder.
+        tick: called after each question, done before or now.
+
+    Returns:
+        All answers of the dataset, those of earlier starts included.
+    """
+    file = SampleFile(sample_path(folder, units))
+    for first in range(0, len(units), protocol.batch):
+        batch = range(first, min(first + protocol.batch, len(units)))
+        names = [units.ids[i] for i in batch]
+        if any(name not in file.done for name in names):
+            rows = _answered(units, batch, mlm, protocol)
+            for name in names:
+                if name not in file.done:
+                    file.append([rows[name]])
+        for _ in batch:
+            tick(units.task)
+    return _task_run(units, file.path)
+
+
+def _answered(units: UnitSet, batch: range, mlm: Mlm, protocol: McqProtocol) -> dict[str, Row]:
+    """One row a question of a batch, by id."""
+    rows: dict[str, Row] = {}
+    questions: list[Question] = []
+    for i in batch:
+        try:
+            questions.append(_question(units, i))
+        except BadUnit as error:
+            rows[units.ids[i]] = _without("left_out", units, i, str(error))
+    answers: list[Answer] = answer(mlm, questions, protocol) if questions else []
+    for question, got in zip(questions, answers, strict=True):
+        rows[question.id] = question_row(question, units.dataset, got)
+    return rows
+
+
+def run_readouts(
+    units: UnitSet, source: Source, folder: Path, *, tick: Tick = lambda task: None
+) -> list[TaskRun]:
+    """Read out every question that is not on disk yet.
+
+    Args:
+        units: the questions.
+        source: where features come from; each image alone in its prompt.
+        folder: the run folder.
+        tick: called after each question, done before or now.
+
+    Returns:
+        One run a subtask that has a readout, in order of appearance.
+    """
+    asked = replace(units, task=READOUT)
+    file = SampleFile(sample_path(folder, asked))
+    for i, name in enumerate(units.ids):
+        if name not in file.done:
+            file.append(_read(units, i, source))
+        tick(READOUT)
+    wanted = set(units.ids)
+    tasks = dict.fromkeys(
+        r["task"] for r in Rows(file.path, lambda r: r["id"] in wanted and "score" in r)
+    )
+    return [_task_run(replace(units, task=task), file.path) for task in tasks]
+
+
+def _read(units: UnitSet, index: int, source: Source) -> list[Row]:
+    """The rows of one question; one row that says why for a question without a readout."""
+    try:
+        question = _question(units, index)
+    except BadUnit as error:
+        return [_without("left_out", units, index, str(error))]
+    marked = question_views(question, source)
+    if isinstance(marked, str):
+        return [_without("without_readout", units, index, marked)]
+    rows: list[Row] = []
+    for kind in marked.views[0].features:
+        got = read_out(question, marked, kind)
+        for s, site in enumerate(source.sites(kind)):
+            rows.append(
+                {
+                    "id": question.id,
+                    "cluster": question.cluster,
+                    "task": f"{READOUT}_{question.sub_task}",
+                    "dataset": units.dataset,
+                    "control": None,
+                    **site._asdict(),
+                    "metric": "accuracy",
+                    "score": float(got.choice_S[s] == question.answer),
+                    "chance": 1 / len(question.choices),
+                    "ceiling": 1.0,
+                    "choice": int(got.choice_S[s]),
+                }
+            )
+    return rows
+
+
+def without_readout(units: UnitSet, folder: Path) -> dict[str, int]:
+    """Why questions have no readout, and how many each."""
+    file, wanted = sample_path(folder, replace(units, task=READOUT)), set(units.ids)
+    counts: dict[str, int] = {}
+    for row in Rows(file, lambda r: r["id"] in wanted and "without_readout" in r):
+        counts[row["without_readout"]] = counts.get(row["without_readout"], 0) + 1
+    return counts
+
+
+def _question(units: UnitSet, index: int) -> Question:
+    question = units.load(index)
+    assert isinstance(question, Question), type(question)
+    return question
+
+
+def _without(kind: str, units: UnitSet, index: int, why: str) -> Row:
+    return {"id": units.ids[index], "task": units.task, kind: why}
+
+
+def _task_run(units: UnitSet, file: Path) -> TaskRun:
+    wanted = set(units.ids)
+    left_out = [
+        {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}
+        for r in Rows(file, lambda r: r["id"] in wanted and "left_out" in r)
+    ]
+    scored = Rows(
+        file,
+        lambda r: (
+            r["id"] in wanted
+            and ("correct" in r or r["task"] == units.task)
+            and not {"left_out", "without_readout"} & r.keys()
+        ),
+    )
+    return TaskRun(units, scored, left_out)
+
+
+def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Accuracy of the answers, macro, micro and by subtask, under both scorings.
+
+    Args:
+        run: answered questions.
+        seed: of the bootstrap.
+    """
+    rows = list(run.rows)
+    return (
+        [line for how in SCORINGS for line in _scored(run.units, rows, how, seed)] if rows else []
+    )
+
+
+def _scored(units: UnitSet, rows: list[Row], how: str, seed: int) -> Iterator[dict[str, Any]]:
+    got = mcq.score(_questions(rows, how), seed=seed)
+    chance = {task: _mean_chance(rows, task) for task in got.tasks}
+    spans = [
+        ("accuracy_macro", None, got.macro, got.all, sum(chance.values()) / len(chance)),
+        ("accuracy_micro", None, got.all.accuracy, got.all, _mean_chance(rows)),
+        *(("accuracy", name, t.accuracy, t, chance[name]) for name, t in got.tasks.items()),
+    ]
+    for metric, subtask, span, counts, by_chance in spans:
+        yield {
+            "task": units.task,
+            "dataset": units.dataset,
+            "split": units.split,
+            "subtask": subtask,
+            "scoring": how,
+            **{"site": None, "layer": None, "head": None, "control": None},
+            "metric": metric,
+            "value": span.value,
+            "ci": None if span.low != span.low else [span.low, span.high],
+            "n": counts.n,
+            "cluster": units.cluster,
+            "chance": by_chance,
+            "unparsed": counts.unparsed / counts.n,
+            "letters": counts.letters,
+            "answers": counts.answers,
+        }
+
+
+def _questions(rows: list[Row], how: str) -> list[mcq.Question]:
+    field = "letter" if how == "generation" else "logprob_letter"
+    return [mcq.Question(r["id"], r["task"], r["answer"], r[field]) for r in rows]
+
+
+def _mean_chance(rows: list[Row], task: str | None = None) -> float:
+    """Of a guess that takes every option equally often."""
+    shares = [1 / len(r["logprobs"]) for r in rows if task in (None, r["task"])]
+    return sum(shares) / len(shares)

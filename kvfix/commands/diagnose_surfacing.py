@@ -1,0 +1,127 @@
+"""`kvfix diagnose --only surfacing`: the model's answers beside what its values would answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kvfix.commands.session import Part, Watch
+from kvfix.data.units import Question, UnitSet
+from kvfix.diagnose.surfacing import (
+    SCORINGS,
+    Surfacing,
+    align,
+    surfacing,
+    surfacing_finding,
+    surfacing_result,
+)
+from kvfix.eval.blink import McqProtocol, concatenate
+from kvfix.eval.dumps import task_of
+from kvfix.eval.questions import answer_results, run_answers, run_readouts, without_readout
+from kvfix.eval.readouts import READOUTS
+from kvfix.eval.results import Table, summarise
+from kvfix.eval.samples import Row
+from kvfix.eval.source import MlmSource
+from kvfix.eval.suite import TaskRun
+from kvfix.models import Mlm
+
+SHOWN = 2  # example questions a subtask
+MOST_QUESTIONS = 160  # of a dataset, where the user sets no limit
+
+
+def readable(units: UnitSet, limit: int | None = None) -> UnitSet:
+    """The questions of the subtasks that have a readout, told by their ids."""
+    chosen = [i for i, name in enumerate(units.ids) if task_of(name) in READOUTS]
+    return units.subset(chosen[:limit])
+
+
+def diagnose_surfacing(
+    question_sets: Sequence[UnitSet],
+    mlm: Mlm,
+    folder: Path,
+    protocol: McqProtocol,
+    *,
+    seed: int,
+    watch: Watch,
+) -> Part:
+    """Answer and read out every question, and count what the answers leave unsaid.
+
+    Args:
+        question_sets: of task `mcq`, as `readable` leaves them.
+        mlm: the model.
+        folder: the run folder.
+        protocol: how questions are asked.
+        seed: of halves and bootstrap.
+        watch: told how far it is.
+    """
+    part, records = Part(), []
+    source = MlmSource(mlm, kinds=("value",), position=False)
+    for units in question_sets:
+        with watch.phase("answering", len(units)) as tick:
+            answers = run_answers(units, mlm, protocol, folder, tick=tick)
+        with watch.phase("reading out", len(units)) as tick:
+            readouts = run_readouts(units, source, folder, tick=tick)
+        part.results += answer_results(answers, seed=seed)
+        part.results += [r for run in readouts for r in summarise(run, seed=seed)]
+        part.left_out += answers.left_out
+        part.failed |= answers.too_many_left_out
+        part.entries.setdefault("without_readout", {})[units.dataset] = without_readout(
+            units, folder
+        )
+        for run in readouts:
+            records += _subtask(run, answers, part, folder, seed)
+    part.entries["surfacing"] = records
+    return part
+
+
+def _subtask(
+    run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int
+) -> list[dict[str, Any]]:
+    """Both scorings of one subtask; its findings and examples go to `part`."""
+    subtask = run.units.task.removeprefix("readout_")
+    mine = [row for row in answers.rows if row["task"] == subtask]
+    records = []
+    for scoring in SCORINGS:
+        readings, table = align(run.rows, mine, scoring)
+        columns = table.columns("value")
+        if not readings.ids or not columns:
+            continue
+        found = surfacing(readings, columns=columns, seed=seed)
+        named = {"dataset": run.units.dataset, "subtask": subtask, "scoring": scoring}
+        records.append(surfacing_result(found, table, **named))
+        part.findings.append(surfacing_finding(found, table, **named))
+        if scoring == "generation":
+            part.overlays += _examples(found, table, run, mine, folder)
+    return records
+
+
+def _examples(
+    found: Surfacing, table: Table, run: TaskRun, answers: Sequence[Row], folder: Path
+) -> list[dict[str, Any]]:
+    """Pictures of the first unsurfaced questions, with what was read and what was answered."""
+    site = table.sites[found.column]
+    said = {row["id"]: row for row in answers}
+    overlays = []
+    for k, name in enumerate(found.examples[:SHOWN]):
+        question = run.units.load(run.units.ids.index(name))
+        assert isinstance(question, Question), type(question)
+        file = f"figures/overlays/{run.units.task}.{run.units.dataset}.{k}.png"
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        concatenate(question.images).save(path)
+        right = question.choices[question.answer]
+        overlays.append(
+            {
+                "task": run.units.task,
+                "dataset": run.units.dataset,
+                "site": site.site,
+                "layer": site.layer,
+                "id": name,
+                "score": None,
+                "file": file,
+                "caption": f"{question.question} Right, and read from the values: {right}. "
+                f"The model answers: {said[name]['text'] or 'nothing'}",
+            }
+        )
+    return overlays

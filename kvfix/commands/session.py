@@ -1,0 +1,121 @@
+"""What every command that runs a model shares: how it is asked for, who watches, what it took."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from kvfix.data.units import UnitSet
+from kvfix.models import Mlm, load_mlm
+from kvfix.report.run import model_card
+from kvfix.shipped import nano_dir
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a command line asks for a model."""
+
+    model: str | None = None  # hub id or folder; None: the shipped nano
+    adapter: str | None = None  # PEFT folder
+    dtype: str = "auto"
+    device: str | None = None
+    quant: str | None = None
+    attn: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What a person calls the model."""
+        return self.model or "the shipped nano"
+
+    @property
+    def one_device(self) -> str | None:
+        """Controls and reference encoders are not spread over devices."""
+        return None if self.device == "auto" else self.device
+
+    def load(self) -> Mlm:
+        """The model with its adapter.
+
+        Raises:
+            ValueError: options or files that do not fit; see `load_mlm`.
+            FileNotFoundError: no such folder, or it lacks a file.
+        """
+        return load_mlm(
+            self.model or str(nano_dir()),
+            adapter=self.adapter,
+            dtype=self._dtype(),
+            device=self.device,
+            quant=self.quant,
+            attn=self.attn,
+        )
+
+    def load_random(self, seed: int) -> Mlm:
+        """The control: the architecture alone, without adapter or quantised weights."""
+        return load_mlm(
+            self.model or str(nano_dir()),
+            dtype=self._dtype(),
+            device=self.one_device,
+            attn=self.attn,
+            random_weights=seed,
+        )
+
+    def _dtype(self) -> str | torch.dtype:
+        return self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    def fingerprint(self, mlm: Mlm) -> dict[str, Any]:
+        """What of a model moves a score."""
+        card = model_card(mlm)
+        return {
+            "weights": card["sha256"],
+            "adapter": card["adapter_sha256"],
+            "dtype": card["dtype"],
+            "quant": self.quant,
+        }
+
+
+class Watch(Protocol):
+    """Who is told how far a run is."""
+
+    def say(self, text: str) -> None:
+        """Tell what begins."""
+
+    def phase(self, name: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Show a phase of `total` units; yields what to call after each unit."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The record that was written, and whether more than 5 % of a task's units were left out."""
+
+    record: dict[str, Any]
+    report: Path
+    failed: bool
+
+
+@dataclass
+class Part:
+    """What one of several diagnoses adds to the record of a run."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    overlays: list[dict[str, Any]] = field(default_factory=list)
+    entries: dict[str, Any] = field(default_factory=dict)  # further keys of run.json
+    failed: bool = False  # more than 5 % of a task's units were left out
+
+
+def data_fingerprint(unit_sets: Sequence[UnitSet]) -> dict[str, str]:
+    """Digests by dataset, task and split."""
+    return {f"{u.dataset}/{u.task}/{u.split}": u.sha256 for u in unit_sets}
+
+
+def peak_memory_mib() -> float:
+    """Most memory this process ever held, resident and on the accelerator together."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return round(resident + device, 1)

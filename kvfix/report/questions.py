@@ -1,0 +1,150 @@
+"""The multiple-choice part of a run: accuracy a subtask by both scorings, beside what distorts it.
+
+Terminal table and page read the run through `boards`, so that they show the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvfix.report.stages import interval, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MEANS = {"accuracy_macro": "macro", "accuracy_micro": "micro"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An accuracy in [0, 1] and its interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def text(self) -> str:
+        """`41.2 [33.0–49.9]`, in percent."""
+        if self.value is None:
+            return "–"
+        if self.low is None or self.high is None:
+            return f"{100 * self.value:.1f}"
+        return f"{100 * self.value:.1f} [{100 * self.low:.0f}–{100 * self.high:.0f}]"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One subtask, or a mean over them."""
+
+    name: str
+    n: int
+    chance: float | None
+    generation: Cell
+    logprob: Cell
+    unparsed: float
+    letters: str  # written: `A 60 · B 40`
+    logprob_letters: str
+    answers: str  # the right ones
+    mean: bool
+
+    @property
+    def chance_text(self) -> str:
+        """Chance in percent."""
+        return "–" if self.chance is None else f"{100 * self.chance:.0f}"
+
+
+@dataclass(frozen=True)
+class Board:
+    """The questions of one dataset, and why some had no readout."""
+
+    dataset: str
+    lines: list[Line]
+    without_readout: list[tuple[str, int]]
+
+
+def boards(run: dict[str, Any]) -> list[Board]:
+    """One a dataset with answered questions, subtasks first, then micro and macro."""
+    rows = [r for r in run.get("results") or [] if is_answer(r)]
+    found = []
+    for dataset in dict.fromkeys(str(r["dataset"]) for r in rows):
+        mine = [r for r in rows if r["dataset"] == dataset]
+        names = list(dict.fromkeys(_name(r) for r in mine))
+        names.sort(key=lambda name: (name in MEANS.values(), name))
+        without = (run.get("without_readout") or {}).get(dataset) or {}
+        lines = [_line(name, [r for r in mine if _name(r) == name]) for name in names]
+        found.append(Board(dataset, lines, sorted(without.items(), key=lambda w: -w[1])))
+    return found
+
+
+def is_answer(row: dict[str, Any]) -> bool:
+    """Whether a result is about answers, which have no site."""
+    return "scoring" in row
+
+
+def _name(row: dict[str, Any]) -> str:
+    return MEANS.get(str(row["metric"])) or str(row.get("subtask"))
+
+
+def _line(name: str, rows: list[dict[str, Any]]) -> Line:
+    by = {r["scoring"]: r for r in rows}
+    written, likely = by.get("generation", {}), by.get("logprob", {})
+    return Line(
+        name,
+        int(rows[0].get("n") or 0),
+        number(rows[0].get("chance")),
+        _cell(written),
+        _cell(likely),
+        number(written.get("unparsed")) or 0.0,
+        _histogram(written.get("letters")),
+        _histogram(likely.get("letters")),
+        _histogram(rows[0].get("answers")),
+        name in MEANS.values(),
+    )
+
+
+def _cell(row: dict[str, Any]) -> Cell:
+    return Cell(number(row.get("value")), *interval(row.get("ci")))
+
+
+def _histogram(letters: Any) -> str:
+    pairs: Iterable[tuple[str, int]] = letters.items() if isinstance(letters, dict) else ()
+    return " · ".join(f"{'?' if x == 'unparsed' else x} {n}" for x, n in pairs if n)
+
+
+def table(board: Board) -> Table:
+    """One row a line, at most 100 columns wide; accuracies in percent."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(
+        title=f"multiple choice, {board.dataset}: accuracy in percent",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+    shown.add_column("task", overflow="fold")
+    for name in ("n", "chance", "written", "log-prob."):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("unparsed", justify="right", no_wrap=True)
+    shown.add_column("letters written (? unparsed)", overflow="fold")
+    for line in board.lines:
+        shown.add_row(
+            Text(line.name.replace("_", " ")),
+            str(line.n),
+            line.chance_text,
+            line.generation.text,
+            line.logprob.text,
+            f"{100 * line.unparsed:.1f}",
+            Text(line.letters),
+            style="bold" if line.mean else None,
+        )
+    if board.lines:
+        shown.caption = f"letters of the right answers: {board.lines[-1].answers}"
+        shown.caption_justify = "left"
+    return shown

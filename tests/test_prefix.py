@@ -1,0 +1,100 @@
+"""Prefixes: equal length, in front of the image, and a difference that is paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from curves import rows
+
+from kvfix.data.scene_units import scene_units
+from kvfix.diagnose.prefix import (
+    CONDITIONS,
+    CONTRASTS,
+    PrefixRuns,
+    named,
+    prefix_findings,
+    prefix_results,
+    prefixes,
+    run_prefixes,
+)
+from kvfix.eval.source import MlmSource
+from kvfix.eval.suite import TaskRun, run_task
+from kvfix.models import load_mlm
+
+
+def words(text: str) -> int:
+    """A tokenizer that knows words and full stops."""
+    return len(text.replace(".", " . ").split())
+
+
+def test_the_three_texts_have_one_length_and_say_different_things() -> None:
+    found = prefixes(words, "cat", ["big red dog", "cat", "old cow", "cat"])
+    assert "cat" in found.correct and "old cow" in found.wrong  # the closest other in length
+    assert "cat" not in found.neutral and "cow" not in found.neutral
+    assert {words(t) for t in (found.correct, found.wrong, found.neutral)} == {found.tokens}
+    assert found.text("none") is None and found.text("wrong") == found.wrong
+
+
+def test_what_cannot_be_said_is_refused() -> None:
+    with pytest.raises(ValueError, match="a name other than 'cat'"):
+        prefixes(words, "cat", ["cat"])
+    with pytest.raises(ValueError, match="filler"):
+        prefixes(lambda text: sum(w in text for w in ("big", "dog", "cat")), "cat", ["big dog"])
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "llava_next"])
+def test_a_real_model_reads_the_prefix_before_the_image(
+    family: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mlm = load_mlm(str(checkpoint(family)))
+    units = scene_units("referring_segmentation", n=3)
+    ticks: list[str] = []
+    found = run_prefixes(units, mlm, tmp_path, tick=ticks.append)
+    assert len(ticks) == len(CONDITIONS) * len(units)
+    assert {len(list(run.rows)) for run in found.runs.values()} == {3 * mlm.n_layers}
+    name = named(units.load(0))
+    said = {c: found.orders[c].partition("image")[0] for c in CONDITIONS}  # before a placeholder
+    assert name in found.orders["none"] and f"Look for: {name}" in found.orders["correct"]
+    assert "Look for" not in said["none"] and all("Look for" in said[c] for c in CONDITIONS[1:])
+    plain = run_task(
+        units, MlmSource(mlm, kinds=["value"], position=False), tmp_path, control="plain"
+    )
+    scores = {c: [r["score"] for r in run.rows] for c, run in found.runs.items()}
+    assert scores["none"] == [r["score"] for r in plain.rows]
+    assert scores["correct"] != scores["none"]
+
+
+def runs_of(scores: dict[str, np.ndarray]) -> PrefixRuns:
+    units = replace(scene_units("semantic_segmentation", n=1))
+    runs = {c: TaskRun(units, rows({("value", 0): s}), []) for c, s in scores.items()}
+    return PrefixRuns(runs, {}, (4, 4))
+
+
+def test_differences_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=64)  # units differ far more than conditions do
+    found = runs_of(
+        {
+            "none": hard,
+            "correct": hard + 0.1 + 0.01 * rng.normal(size=64),
+            "wrong": hard,
+            "neutral": hard,
+        }
+    )
+    by = {r["control"]: r for r in prefix_results(found)}
+    assert len(by) == len(CONTRASTS)
+    assert by["prefix correct - neutral"]["value"] == pytest.approx(0.1, abs=0.01)
+    low, high = by["prefix correct - neutral"]["ci"]
+    assert 0.09 < low < high < 0.11
+    assert by["prefix neutral - none"]["ci"] == [0, 0]
+    clear = {f["id"]: f["clear"] for f in prefix_findings(found)}
+    assert clear["prefix.correct_wrong"] and not clear["prefix.neutral_none"]
+
+
+def test_units_without_a_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name what they show"):
+        run_prefixes(scene_units("temporal_correspondence", n=1), None, tmp_path)  # type: ignore[arg-type]

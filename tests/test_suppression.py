@@ -1,0 +1,230 @@
+"""Losses against input-agnostic keys: the statistic in small batches, and attention mass."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from kvfix.models import Prompt, load_mlm
+from kvfix.repair.key_means import KeyMeans
+from kvfix.repair.queries import QueryKeys, key_biases, text_queries
+from kvfix.repair.suppression import (
+    attention_mass,
+    dependence_hinge,
+    input_dependence,
+    mass_hinge,
+)
+
+
+@pytest.fixture
+def load(checkpoint):
+    """Load a tiny checkpoint by name."""
+    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
+
+
+def _prompts() -> list[Prompt]:
+    return [
+        Prompt((tiny.photo(60, 100),), "a cat"),
+        Prompt((tiny.photo(60, 100, seed=1),), "dogs?"),
+    ]
+
+
+# --- r --------------------------------------------------------------------------------------------
+
+
+def _keys(*vectors: list[float]) -> Tensor:
+    """k_ISHND of one layer, head and position, a key an image."""
+    return torch.tensor(vectors)[:, None, None, None]
+
+
+def test_dependence_by_hand() -> None:
+    # (3, 1) and (3, -1): mean (3, 0), variance over n - 1 is 2, mean square 10.
+    keys = _keys([3.0, 1], [3, -1]).requires_grad_()
+    r = input_dependence(keys)
+    assert r.shape == (1, 1, 1) and r.item() == pytest.approx(2 / 10)
+    # By the other form: 1 - mean inner product of two images over the mean square.
+    assert r.item() == pytest.approx(1 - (9 - 1) / 10)
+    mean = dependence_hinge(r, torch.ones(1, 1, 1, dtype=torch.bool), floor=0.5)
+    assert mean.value.item() == pytest.approx(0.3)
+    mean.value.backward()
+    assert keys.grad is not None
+    step = keys.detach() - 0.1 * keys.grad
+    assert step[0, 0, 0, 0, 1] > 1 and step[0, 0, 0, 0, 0] < 3  # further apart, shorter mean
+    # With a running mean of (3, 0) of variance share 1/4.
+    known = input_dependence(keys, mean_SHND=_keys([3.0, 0])[0], excess=0.25)
+    assert known.item() == pytest.approx(1 / 1.25 / 10)
+    assert input_dependence(_keys([2.0, 2], [2, 2])).item() == 0
+    still = _keys([0.0, 0], [0, 0]).requires_grad_()
+    input_dependence(still).sum().backward()
+    assert still.grad is not None and still.grad.isfinite().all()
+    with pytest.raises(ValueError, match="at least two images, found 1"):
+        input_dependence(keys[:1])
+
+
+@pytest.mark.parametrize(("n", "truth"), [(2, 0.2), (2, 0.8), (4, 0.5), (8, 0.2)])
+def test_the_estimator_is_right_for_small_batches(n: int, truth: float) -> None:
+    """Keys mean + noise with r known; the plain estimate is low by (n - 1) / n."""
+    generator = torch.Generator().manual_seed(0)
+    positions, width = 4000, 64
+    noise = torch.randn(n, 1, 1, positions, width, generator=generator)
+    mean = torch.randn(1, 1, positions, width, generator=generator)
+    keys = math.sqrt(truth) * noise + math.sqrt(1 - truth) * mean
+    r = input_dependence(keys).mean().item()
+    assert r == pytest.approx(truth, abs=0.015)
+    plain = (keys.var(0, unbiased=False).sum(-1) / keys.square().mean(0).sum(-1)).mean().item()
+    assert plain == pytest.approx(truth * (n - 1) / n, abs=0.015)
+    # The running mean: 40 steps of n images, then one more step that it has not seen.
+    means = KeyMeans((1, 1, positions, width), decay=0.8)
+    for _ in range(40):
+        more = torch.randn(n, 1, 1, positions, width, generator=generator)
+        means.observe(math.sqrt(truth) * more + math.sqrt(1 - truth) * mean)
+        means.advance()
+    running = input_dependence(keys, mean_SHND=means.mean_SHND, excess=means.excess)
+    assert running.mean().item() == pytest.approx(truth, abs=0.015)
+    if n == 2:
+        assert running.std() < 0.9 * input_dependence(keys).std()
+    one = input_dependence(keys[:1], mean_SHND=means.mean_SHND, excess=means.excess)
+    assert one.mean().item() == pytest.approx(truth, abs=0.02)
+
+
+def test_the_hinge_counts_chosen_keys_only() -> None:
+    r = torch.tensor([0.1, 0.3, 0.9]).view(1, 1, 3).requires_grad_()
+    chosen = torch.tensor([True, False, True]).view(1, 1, 3)
+    mean = dependence_hinge(r, chosen, floor=0.5)
+    assert mean.value.item() == pytest.approx(0.4 / 2) and mean.weight == 2
+    mean.value.backward()
+    assert r.grad is not None and r.grad.flatten().tolist() == [-0.5, 0, 0]
+    none = dependence_hinge(r, ~chosen & chosen, floor=0.5)
+    assert none.value == 0 and none.value.requires_grad
+
+
+def test_running_means_by_hand_and_over_ranks() -> None:
+    means = KeyMeans((1, 1, 1, 2), decay=0.5)
+    assert means.mean_SHND is None and means.excess == 0
+    means.advance()  # a step without images
+    assert means.mean_SHND is None
+    means.observe(_keys([2.0, 0], [4, 0]))
+    means.advance()
+    assert means.mean_SHND is not None
+    assert means.mean_SHND.flatten().tolist() == [3, 0] and means.excess == pytest.approx(1 / 2)
+    # Another step, shared out: two micro-batches here, one image on another rank, which is (6, 3).
+    means.observe(_keys([6.0, 0]))
+    means.observe(_keys([6.0, 0]))
+    assert means.mean_SHND.flatten().tolist() == [3, 0]  # not within a step
+
+    def all_reduce(tensor: Tensor) -> None:
+        tensor += 1 if tensor.ndim == 0 else _keys([6.0, 3])[0]
+
+    means.advance(all_reduce)
+    # Weights 1/3 on the first mean and 2/3 on the second, (6, 1): debiased.
+    torch.testing.assert_close(means.mean_SHND.flatten(), torch.tensor([5.0, 2 / 3]))
+    assert means.excess == pytest.approx((1 / 3) ** 2 / 2 + (2 / 3) ** 2 / 3)
+    again = KeyMeans((1, 1, 1, 2), decay=0.5)
+    again.load_state_dict(means.state_dict())
+    assert torch.equal(again.mean_SHND, means.mean_SHND) and again.excess == means.excess
+    with pytest.raises(ValueError, match="of one resolution"):
+        means.observe(torch.zeros(1, 1, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"decay in \[0, 1\)"):
+        KeyMeans((1, 1, 1, 2), decay=1.0)
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def test_attention_mass_by_hand() -> None:
+    # One KV head, one channel, keys log 1, log 2, log 3, log 9; queries 1 at positions 2 and 3.
+    keys = torch.tensor([1.0, 2, 3, 9]).log().view(4, 1, 1).requires_grad_()
+    queries = torch.ones(2, 1, 1)
+    at, real = torch.tensor([2, 3]), torch.tensor([True, True, True, True])
+    chosen = torch.tensor([[False, True, False, False]])
+    given = {"at_T": at, "real_L": real, "chosen_HL": chosen, "scale": 1.0}
+    mass = attention_mass(queries, keys, **given)
+    torch.testing.assert_close(mass, torch.tensor([[2 / 6, 2 / 15]]))
+    halved = attention_mass(queries, keys, **given, bias_H=torch.tensor([0.5]).log())
+    torch.testing.assert_close(halved, torch.tensor([[1 / 5, 1 / 14]]))
+    padded = attention_mass(
+        queries, keys, **{**given, "real_L": torch.tensor([False, True, True, True])}
+    )
+    torch.testing.assert_close(padded, torch.tensor([[2 / 5, 2 / 14]]))
+    mean = mass_hinge(mass, torch.tensor([True]), ceiling=0.2)
+    assert mean.value.item() == pytest.approx((2 / 6 - 0.2) / 2)
+    mean.value.backward()
+    assert keys.grad is not None and keys.grad[1] > 0 > keys.grad[0] and keys.grad[3] == 0
+
+
+def test_heads_without_a_chosen_key_count_for_nothing() -> None:
+    mass = torch.tensor([[0.5], [0.5], [0.0], [0.0]], requires_grad=True)  # 4 query, 2 KV heads
+    mean = mass_hinge(mass, torch.tensor([True, False]), ceiling=0.1)
+    assert mean.value.item() == pytest.approx(0.4) and mean.weight == 2
+    none = mass_hinge(mass, torch.tensor([False, False]), ceiling=0.1)
+    assert none.value == 0 and none.weight == 0
+    none.value.backward()
+    assert mass.grad is not None and not mass.grad.any()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_attention_mass_is_the_models_own(name, side, load) -> None:
+    """Against the weights that the eager implementation returns."""
+    mlm = load(name, attn="eager")
+    prompts = [*_prompts(), Prompt((tiny.photo(50, 50),) * 2, "a longer text", prefix="Look: ")]
+    encoded = mlm.encode(prompts, padding_side=side)
+    with torch.no_grad(), QueryKeys(mlm, encoded, layers=[2, 0]) as reader:
+        weights = mlm.base(**encoded.inputs, output_attentions=True).attentions
+        read = reader.collect()
+    torch.manual_seed(0)
+    length = encoded.inputs["input_ids"].shape[1]
+    chosen = torch.rand(mlm.n_kv_heads, length) < 0.3
+    for layer, samples in read.items():
+        for sample, of in enumerate(samples):
+            assert torch.equal(of.at_T, text_queries(encoded)[sample]) and len(of.at_T) > 5
+            assert int(of.at_T[0]) == int(encoded.images[sample][-1].positions_V.max()) + 1
+            for chunk in (4, 1000):
+                mass_QT = attention_mass(
+                    of.q_TQD,
+                    of.k_LHD,
+                    at_T=of.at_T,
+                    real_L=of.real_L,
+                    chosen_HL=chosen,
+                    scale=of.scale,
+                    chunk=chunk,
+                )
+                shared = mlm.n_heads // mlm.n_kv_heads
+                inside = (
+                    weights[layer][sample][:, of.at_T]
+                    * chosen.repeat_interleave(shared, 0)[:, None]
+                )
+                torch.testing.assert_close(mass_QT, inside.sum(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_query_hooks_are_gone_and_wrong_use_is_refused(load) -> None:
+    mlm = load("llava")
+    encoded = mlm.encode(_prompts())
+    with torch.no_grad():
+        mlm.base.model(**encoded.inputs)
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) for m in mlm.base.modules())
+
+    before = hooks()
+    with QueryKeys(mlm, encoded, layers=[1]) as reader:
+        assert hooks() == before + 3
+        with pytest.raises(ValueError, match="after a forward pass"):
+            reader.collect()
+    assert hooks() == before
+    with pytest.raises(ValueError, match=r"expected layers 0..2, found \[3\]"):
+        QueryKeys(mlm, encoded, layers=[3])
+    mlm.config.text_config.sliding_window = 8
+    with pytest.raises(ValueError, match="sliding window of 8"):
+        QueryKeys(mlm, encoded, layers=[1])
+
+
+def test_key_biases(load) -> None:
+    biases = key_biases(load("qwen2_5_vl"), [1])
+    bias = biases[1]
+    assert list(biases) == [1] and bias is not None and bias.any() and not bias.requires_grad
+    assert key_biases(load("llava"), [1]) == {1: None}

@@ -1,0 +1,79 @@
+"""Configs of loss terms: schedules, what a step must bring, YAML and its refusals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvfix.config import dump_config, load_config
+from kvfix.repair.readout_terms import TextValueTerm
+from kvfix.repair.suppression_terms import MassTerm
+from kvfix.repair.terms import Losses, Schedule
+
+
+def test_schedules() -> None:
+    assert Schedule().factor(0) == Schedule().factor(10**6) == 1
+    up = Schedule("linear", start=2, end=6)
+    assert [up.factor(n) for n in (0, 2, 3, 4, 6, 9)] == [0, 0, 0.25, 0.5, 1, 1]
+    down = Schedule("cosine", start=0, end=4, first=1.0, last=0.2)
+    quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
+    assert [down.factor(n) for n in (0, 1, 2, 4, 5)] == pytest.approx([1, quarter, 0.6, 0.2, 0.2])
+    term = replace(Losses().mask, weight=0.5, layers=(1,), schedule=up)
+    assert term.weight_at(3) == 0.125
+    for wrong, says in (
+        ({"kind": "step"}, "expected kind constant, linear, cosine, found 'step'"),
+        ({"kind": "linear", "start": 3, "end": 3}, "expected 0 <= start < end, found 3 and 3"),
+        ({"kind": "linear", "end": 3, "last": -1.0}, "factors of 0 or more"),
+        ({"end": 5}, "constant schedule without start"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Schedule(**wrong)
+
+
+def test_needs_are_those_of_the_active_terms_only() -> None:
+    assert not any(vars(Losses().needs()).values())
+    losses = load_config(
+        Losses, None, ["mask.weight=1", "mask.layers=[1]", "kl.weight=1", "gram.layers=[7]"]
+    )
+    needs = losses.needs()
+    assert (needs.sites, needs.layers, needs.base_sites) == ({"value"}, {1}, set())
+    assert needs.rows and needs.base_rows and not needs.text and not needs.attention
+    assert list(losses.active()) == ["mask", "kl"]
+    both = MassTerm(layers=(2,)).needs() | TextValueTerm(layers=(1,)).needs()
+    assert both.text and both.agnostic and (both.attention, both.layers) == ({2}, {1})
+
+
+def test_losses_map_to_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "losses.yaml"
+    file.write_text(
+        "mask: {weight: 0.5, layers: [1, 2], schedule: {kind: linear, end: 50}}\n"
+        "kl: {weight: 1, at: both}\n"
+    )
+    losses = load_config(Losses, file, ["gram.weight=2", "gram.layers=[3]", "mask.dice=0"])
+    assert losses.mask.layers == (1, 2) and losses.mask.schedule.factor(25) == 0.5
+    assert (losses.kl.weight, losses.kl.at, losses.gram.layers) == (1.0, "both", (3,))
+    assert losses.mask.dice == 0.0
+    file.write_text(dump_config(losses))
+    assert load_config(Losses, file) == losses
+    for override, says in (
+        ("mask.wait=1", r"'mask.wait' is unknown; known keys: weight, schedule, layers"),
+        ("kl.layers=[1]", "'kl.layers' is unknown"),
+        ("mask.schedule.kind=fast", "config mask.schedule: expected kind"),
+        ("text_value.weight=1", "config text_value: expected layers for a term of weight 1.0"),
+        ("mask.layers=[1, x]", "config mask: expected layers as different numbers"),
+        ("mask.layers=[1, 1]", "different numbers"),
+        ("mask.weight=-1", "weight of 0 or more"),
+        ("kl.at=here", "expected at to be text, answer, both"),
+        ("kl.chunk=0", "at least 1 position"),
+        ("dependence.floor=0", r"floor in \(0, 1\]"),
+        ("dependence.decay=1", r"decay in \[0, 1\)"),
+        ("mass.ceiling=1", r"ceiling in \[0, 1\)"),
+        ("distil.temperature=0", "temperature above 0"),
+        ("gram.chunk=0", "at least 1 row"),
+        ("mask=3", "'mask': expected MaskTerm, found int"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_config(Losses, None, [override])
