@@ -1,14 +1,13 @@
 """One forward pass -> features of every asked site, on every image's grid.
 
 Shapes: B samples, L sequence positions, N kept positions (all grids' cells, then text ends), S
-    sites of
-one kind (layers), H, W rows and columns of a grid, C channels, D channels of one head.
+    sites of one kind (layers), H, W rows and columns of a grid, C channels, D channels of one head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,14 @@ from kvfix.models import Encoded, Mlm, Prompt
 
 SITES = ("vision", "projector", "hidden", "key", "value")
 LM_SITES = ("hidden", "key", "value")
+
+Around = Callable[[Encoded], AbstractContextManager[None]]
+"""What is held open during a forward pass, made for the batch that is run."""
+
+
+def unchanged(encoded: Encoded) -> AbstractContextManager[None]:
+    """The `Around` that changes nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +70,7 @@ def extract(
     grad: bool = False,
     text: bool = False,
     padding_side: str = "left",
+    around: Around = unchanged,
 ) -> list[SampleFeatures]:
     """Run the prompts through the model as one batch and read features; no head, no cache.
 
@@ -75,6 +83,7 @@ def extract(
         grad: Keep the graph; else none is built.
         text: Also read hidden, key and value at the last token of each text.
         padding_side: "left" or "right".
+        around: What to hold open during the pass, such as `kvfix.intervene`, made for the batch.
 
     Returns:
         One entry a prompt, in the model's dtype on its device.
@@ -88,6 +97,7 @@ def extract(
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
         mode,
+        around(encoded),
         Capture(mlm, encoded, sites=sites, layers=layers, rope=rope, grad=grad, text=text) as cap,
     ):
         # The base model stops before the language model's head.
@@ -200,7 +210,7 @@ class Capture(AbstractContextManager):
         f_SNC = torch.stack([self._kept[site, number][at].to(device) for number in self.layers])
         if site == "key" and self.rope:
             cos_ND, sin_ND = (self._kept[part, 0][at].to(device) for part in ("cos", "sin"))
-            f_SNC = _rotate(f_SNC, cos_ND, sin_ND)
+            f_SNC = rotate(f_SNC, cos_ND, sin_ND)
         return f_SNC
 
     def _register(self) -> Iterable[Any]:
@@ -276,8 +286,14 @@ def _shrink(f_HWC: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(f_1CHW, list(grid_hw), mode="bilinear")[0].movedim(0, -1)
 
 
-def _rotate(k_SNC: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """RoPE in the half-split form of Llama, Mistral, Qwen2 and Qwen2.5-VL."""
+def rotate(k_SNC: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """RoPE in the half-split form of Llama, Mistral, Qwen2 and Qwen2.5-VL.
+
+    Args:
+        k_SNC: Queries or keys, heads side by side.
+        cos_ND: Of the model's `rotary_emb`, one row a position; D channels of a head.
+        sin_ND: The same.
+    """
     k_SNHD = k_SNC.unflatten(-1, (-1, cos_ND.shape[-1]))
     first, second = k_SNHD.chunk(2, dim=-1)
     turned_SNHD = torch.cat((-second, first), dim=-1)

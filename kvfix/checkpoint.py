@@ -277,6 +277,7 @@ def _quantization(
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=compute,  # same numbers; ZeRO-3 partitions floating tensors only
         llm_int8_skip_modules=skip,
     )
 

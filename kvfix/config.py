@@ -1,9 +1,12 @@
-"""A frozen dataclass, a YAML file that maps 1:1 onto it, and `key=value` overrides."""
+"""A frozen dataclass, a YAML file that maps 1:1 onto it, and `key=value` overrides.
+
+A field may be a dataclass itself: a mapping in YAML, `outer.inner=value` as an override.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,14 +19,16 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     """Read `path` into the dataclass `cls`, then apply overrides such as `lr=1e-3`.
 
     Args:
-        cls: a dataclass whose fields all have defaults.
+        cls: a dataclass whose fields all have defaults; what a nested mapping leaves out keeps the
+            default of the field it is for.
         path: YAML file of `key: value` lines, or None for the defaults.
-        overrides: `key=value` strings; values are read as YAML.
+        overrides: `key=value` strings, `outer.inner=value` for nested fields; values are read as
+            YAML.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: an unknown key, a malformed override, or a value of another type than the
-            default.
+        ValueError: an unknown key, a malformed override, a value of another type than the
+            default, or one that the dataclass refuses.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -32,14 +37,34 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
         key, sign, value = text.partition("=")
         if not sign:
             raise ValueError(f"override: expected key=value, found {text!r}")
-        values[key.strip()] = yaml.safe_load(value)
-    default = cls()
+        _put(values, key.strip(), yaml.safe_load(value))
+    return _filled(cls(), values, "")
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; what the file says beside it stays."""
+    outer, dot, inner = key.partition(".")
+    if not dot:
+        values[outer] = value
+        return
+    within = values.get(outer)
+    values[outer] = dict(within) if isinstance(within, dict) else {}
+    _put(values[outer], inner, value)
+
+
+def _filled(default: C, values: dict[str, Any], prefix: str) -> C:
+    """The default with these values in place."""
     known = {f.name: getattr(default, f.name) for f in fields(default)}  # type: ignore[arg-type]
-    for key, value in values.items():
-        if key not in known:
+    given = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in known:
             raise ValueError(f"config key {key!r} is unknown; known keys: {', '.join(known)}")
-        values[key] = _like(value, known[key], key)
-    return cls(**values)
+        given[name] = _like(value, known[name], key)
+    try:
+        return replace(default, **given)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ValueError(f"config {prefix.rstrip('.') or 'values'}: {error}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -54,6 +79,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _like(value: Any, default: Any, key: str) -> Any:
     """Convert harmless spellings (1 for 1.0, 1e-3 as text, list for tuple); refuse the rest."""
+    if is_dataclass(default) and isinstance(value, dict):
+        return _filled(default, value, f"{key}.")
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):

@@ -3,7 +3,7 @@
     python recipes/train_nano.py family=llava_onevision     # or qwen2_5_vl, llava_next
 
 First the image tokens learn to name what they show, then the model learns to talk about it. Every
-setting stands in recipes/train_nano.yaml. About 45 minutes on one CPU core; writes
+setting stands in recipes/train_nano.yaml. About an hour and a half on one CPU core; writes
 checkpoints/nano/<family>/ (bf16, a few MB) and its README.md with held-out scores. Interrupted, the
 same command continues. A demo of one minute: `steps=30 exam=8 out=/tmp/nano`.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class Config:
 
     family: str = "llava_onevision"
     out: str = ""  # empty: checkpoints/nano/<family>
-    steps: int = 12000
+    steps: int = 10000
     batch: int = 12
     turns: int = 7
     pair_every: int = 6
@@ -153,6 +153,14 @@ def main() -> None:
     console.print((out / "README.md").read_text())
 
 
+def _settings(c: Config) -> str:
+    """What of the command line moves the result, as it has to be typed."""
+    usual = load_config(Config, HERE / "train_nano.yaml", [f"family={c.family}"])
+    elsewhere = ("out", "states", "threads", "save_every", "stop_at", "exam")  # move no weight
+    changed = (k for k, v in asdict(usual).items() if k not in elsewhere and getattr(c, k) != v)
+    return "".join(f" {k}={getattr(c, k)}" for k in changed)
+
+
 def card(c: Config, millions: float, done: Trained, grades, choice) -> str:
     """The checkpoint's README: what it is, how it was made, how well it answers."""
     rows = "\n".join(
@@ -165,7 +173,7 @@ procedural scenes: {c.naming_steps} steps in which the image tokens learn to nam
 then {c.steps - c.naming_steps} steps of {c.batch} conversations (captions, attributes, places,
 counts, two-image captions, multiple choice on attributes). No perception question was trained.
 
-    python recipes/train_nano.py family={c.family}
+    python recipes/train_nano.py family={c.family}{_settings(c)}
 
 took {done.minutes:.0f} minutes on {c.threads} core(s); last loss {done.loss:.3f} nats a token.
 Held-out scenes (split test, {c.exam} single-image and {c.exam // 4} two-image conversations),

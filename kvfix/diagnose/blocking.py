@@ -1,0 +1,253 @@
+"""What do chosen image keys do? Block them, and see whether answers and values change.
+
+Text queries first: without edges from the text to the chosen keys the image's states stay the same
+to the last bit, so only answers can move. Then image queries: without edges from later image
+tokens to them the values themselves move, and probes can tell.
+
+Every effect stands beside the same with equally many random keys of the same layers and heads, and
+beside a control that blocks nothing and must reproduce the model bit for bit.
+
+Shapes: L layers, H KV heads, N units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from kvfix.capture import Around
+from kvfix.data.units import BadUnit, Episode, Question
+from kvfix.diagnose.flow import FEWEST_CLUSTERS, Finding
+from kvfix.eval.answering import score_options
+from kvfix.eval.answers import LETTERS
+from kvfix.eval.blink import McqProtocol
+from kvfix.eval.probes import TASKS
+from kvfix.eval.source import MlmSource
+from kvfix.eval.stats import paired_bootstrap
+from kvfix.intervene import Edit, Keys, intervene, on_tokens, random_keys
+from kvfix.models import Encoded, Mlm
+
+CONDITIONS = ("base", "nothing", "chosen", "random")
+TASK = "key_blocking"
+
+
+@dataclass
+class Effects:
+    """Scores of the same units under each condition.
+
+    Attributes:
+        metric: of the scores.
+        unit: what a unit is.
+        scores: condition -> one number a unit.
+        clusters: one label a unit.
+        skipped: units of another grid than the keys', which no condition scores.
+    """
+
+    metric: str
+    unit: str
+    scores: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in CONDITIONS})
+    clusters: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+
+def _blocked(mlm: Mlm, queries: str, keys_of: Callable[[Encoded], Keys] | None) -> Around:
+    """Blocks edges from the queries to keys; None blocks an empty set."""
+
+    def around(encoded: Encoded) -> AbstractContextManager[None]:
+        edits = [] if keys_of is None else [Edit(queries, keys_of(encoded), scale=0.0)]  # type: ignore[arg-type]
+        return intervene(mlm, encoded, edits)
+
+    return around
+
+
+def conditions(mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, seed: int) -> dict[str, Around]:
+    """What each condition holds open; `base` is no condition of these.
+
+    Args:
+        mlm: the model.
+        queries: "text" or "image".
+        cells_LHHW: bool, chosen keys on the image's grid, by layer and KV head.
+        seed: of the random keys, drawn again for every batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def chosen(encoded: Encoded) -> Keys:
+        return [[on_tokens(cells_LHHW, s.layout) for s in spans] for spans in encoded.images]
+
+    def random(encoded: Encoded) -> Keys:
+        # From the grid's cells only: base tile and newlines cannot be chosen either.
+        everything = torch.ones(cells_LHHW.shape[-2:], dtype=torch.bool)
+        return [
+            [
+                random_keys(
+                    on_tokens(cells_LHHW, s.layout),
+                    generator,
+                    among=on_tokens(everything, s.layout),
+                )
+                for s in spans
+            ]
+            for spans in encoded.images
+        ]  # type: ignore[return-value]
+
+    return {
+        "nothing": _blocked(mlm, queries, None),
+        "chosen": _blocked(mlm, queries, chosen),
+        "random": _blocked(mlm, queries, random),
+    }
+
+
+def answer_effects(
+    mlm: Mlm,
+    questions: Sequence[Question],
+    cells_LHHW: torch.Tensor,
+    protocol: McqProtocol,
+    *,
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Effects]:
+    """Accuracy by log-probability, and the log-probability of the right option, in nats.
+
+    Args:
+        mlm: the model, attention "sdpa" or "eager".
+        questions: asked as `protocol` says; all images on the grid of the keys.
+        cells_LHHW: bool, the chosen keys.
+        protocol: how questions are asked.
+        seed: of the random keys.
+        tick: called after each question and condition.
+
+    Raises:
+        ValueError: attention that cannot be changed.
+    """
+    accuracy = Effects("accuracy by log-probability", "question")
+    nats = Effects("log-probability of the right option", "question")
+    around = conditions(mlm, "text", cells_LHHW, seed)
+    for start in range(0, len(questions), protocol.batch):
+        batch = questions[start : start + protocol.batch]
+        for name in CONDITIONS:
+            held = {} if name == "base" else {"around": around[name]}
+            for question, got in zip(
+                batch, score_options(mlm, batch, protocol, **held), strict=True
+            ):
+                right = LETTERS[question.answer]
+                accuracy.scores[name].append(float(got.letter == right))
+                # Of the options only: what other words are likely does not count.
+                among = torch.tensor(got.logprobs, dtype=torch.float64).log_softmax(0)
+                nats.scores[name].append(float(among[question.answer]))
+                tick()
+        accuracy.clusters += [q.cluster for q in batch]
+    nats.clusters = accuracy.clusters
+    return [accuracy, nats]
+
+
+def on_grid(mlm: Mlm, question: Question, grid_hw: tuple[int, int], protocol: McqProtocol) -> bool:
+    """Whether every image of a question lies on the keys' grid when it is asked."""
+    from kvfix.eval.blink import ask
+
+    [spans] = mlm.encode([ask(question, protocol)]).images
+    return all(s.layout.grid_hw == grid_hw for s in spans)
+
+
+def probe_effects(
+    mlm: Mlm,
+    episodes: Sequence[Episode],
+    cells_LHHW: torch.Tensor,
+    *,
+    layer: int,
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> Effects:
+    """Few-shot foreground IoU of one value layer with image -> image edges blocked.
+
+    Args:
+        mlm: the model.
+        episodes: all images on the grid of the keys.
+        cells_LHHW: bool, the chosen keys.
+        layer: the value layer that is probed.
+        seed: of the random keys.
+        tick: called after each episode and condition.
+    """
+    effects = Effects("IoU", "episode")
+    around = conditions(mlm, "image", cells_LHHW, seed)
+    for episode in episodes:
+        for name in CONDITIONS:
+            held = {} if name == "base" else {"around": around[name]}
+            source = MlmSource(mlm, kinds=("value",), position=False, **held)  # type: ignore[arg-type]
+            try:
+                scores = TASKS["foreground_segmentation"].run(episode, source, None)
+            except BadUnit:
+                effects.skipped += 1
+                break
+            effects.scores[name].append(float(scores["value"].score_S[layer]))
+            tick()
+        else:
+            effects.clusters.append(episode.cluster)
+    return effects
+
+
+def effect_record(effects: Effects, *, queries: str, chosen: str, seed: int) -> dict[str, Any]:
+    """Means and paired differences, for run.json."""
+    differences = {}
+    for name, (after, before) in {
+        "chosen_base": ("chosen", "base"),
+        "random_base": ("random", "base"),
+        "chosen_random": ("chosen", "random"),
+    }.items():
+        got = paired_bootstrap(
+            np.array(effects.scores[before]),
+            np.array(effects.scores[after]),
+            effects.clusters,
+            seed=seed,
+        )
+        low, high = float(got.low_S[0]), float(got.high_S[0])
+        enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
+        differences[name] = {
+            "value": float(got.value_S[0]),
+            "ci": None if np.isnan(low) else [low, high],
+            "clear": enough and (low > 0 or high < 0),
+        }
+    same = effects.scores["nothing"] == effects.scores["base"]
+    return {
+        "queries": queries,
+        "keys": chosen,
+        "metric": effects.metric,
+        "n": len(effects.clusters),
+        "skipped": effects.skipped,
+        "means": {c: float(np.mean(s)) for c, s in effects.scores.items()},
+        "differences": differences,
+        "nothing_is_base": same,
+    }
+
+
+def effect_finding(record: dict[str, Any], *, dataset: str) -> Finding:
+    """One sentence on one record."""
+    against, base = record["differences"]["chosen_random"], record["differences"]["chosen_base"]
+    verb = {"text": "for the text", "image": "for later image tokens"}[record["queries"]]
+    certain = "" if against["clear"] else " (no clear difference to random keys)"
+    means = record["means"]
+    text = (
+        f"Blocking {record['keys']} {verb}: {record['metric']} {means['base']:.3f} -> "
+        f"{means['chosen']:.3f}, {means['random']:.3f} with equally many random keys; against the "
+        f"base {_figures(base)}, against random {_figures(against)} "
+        f"(n = {record['n']}){certain}."
+    )
+    return {
+        "id": f"keys.block_{record['queries']}",
+        "text": text,
+        "task": TASK,
+        "dataset": dataset,
+        "value": against["value"],
+        "ci": against["ci"],
+        "n": record["n"],
+        "clear": against["clear"],
+    }
+
+
+def _figures(difference: dict[str, Any]) -> str:
+    ci = difference["ci"]
+    span = "no interval" if ci is None else f"{ci[0]:+.3f}, {ci[1]:+.3f}"
+    return f"{difference['value']:+.3f} [{span}]"

@@ -1,0 +1,1 @@
+"""The repair: losses, heads and LoRA that surface visual information and suppress key artifacts."""

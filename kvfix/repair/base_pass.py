@@ -1,0 +1,114 @@
+"""What the base model says of the same batch: one pass with the adapter off, no second copy.
+
+Shapes: B samples, L positions, N chosen rows, W words of the vocabulary, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kvfix.capture import Capture, SampleFeatures
+from kvfix.models import Encoded, Mlm
+
+
+class BaseOutputs(NamedTuple):
+    """Of the base model, without a graph.
+
+    Attributes:
+        logits_NW: At the asked rows; None if none were asked for.
+        features: As `Capture` collects them; None if no site was asked for.
+    """
+
+    logits_NW: Tensor | None
+    features: list[SampleFeatures] | None
+
+
+def run_base(
+    mlm: Mlm,
+    encoded: Encoded,
+    *,
+    rows_N: Tensor | None = None,
+    sites: Iterable[str] = (),
+    layers: Sequence[int] | None = None,
+) -> BaseOutputs:
+    """One forward pass of the base model inside the tuned one.
+
+    Run it BEFORE the tuned pass and outside its `Capture` and `intervene` blocks: switching an
+    adapter off and on sets `requires_grad` of its weights, and hooks would count the pass.
+
+    Args:
+        mlm: With an adapter.
+        encoded: The batch.
+        rows_N: Flat positions b * L + l whose next-word logits are wanted; the model's dtype.
+        sites: To capture, out of `kvfix.capture.SITES`.
+        layers: 0-based layers of the LM sites; None is all.
+
+    Raises:
+        ValueError: A model without an adapter: it would be compared with itself.
+    """
+    if not hasattr(mlm.model, "disable_adapter"):
+        raise ValueError(
+            "expected a model with an adapter, found none; attach one (kvfix.repair.lora.attach) "
+            "before comparing with the base"
+        )
+    sites = tuple(sites)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_adapter_off(mlm))
+        stack.enter_context(_evaluating(mlm.model))
+        capture = None
+        if sites:
+            capture = stack.enter_context(Capture(mlm, encoded, sites=sites, layers=layers))
+        out = mlm.base.model(**encoded.inputs, use_cache=False)
+        return BaseOutputs(
+            None if rows_N is None else logits_at(mlm, out.last_hidden_state, rows_N),
+            None if capture is None else capture.collect(),
+        )
+
+
+def logits_at(mlm: Mlm, hidden_BLC: Tensor, rows_N: Tensor) -> Tensor:
+    """Next-word logits at some positions, in the model's dtype; the head runs once.
+
+    Args:
+        mlm: The model.
+        hidden_BLC: Its last hidden states.
+        rows_N: Flat positions b * L + l; at least one, or ranks would part at the head.
+
+    Returns:
+        logits_NW. All B * L rows of a vocabulary of 150,000 would be gigabytes.
+    """
+    if not len(rows_N):
+        raise ValueError("expected at least one position, found none")
+    return mlm.base.get_output_embeddings()(
+        hidden_BLC.flatten(0, 1).index_select(0, rows_N.to(hidden_BLC.device))
+    )
+
+
+@contextmanager
+def _adapter_off(mlm: Mlm) -> Iterator[None]:
+    """PEFT's switch, which on the way back makes the adapter trainable: undo that if it was not."""
+    asked = [(p, p.requires_grad) for p in mlm.model.parameters()]
+    try:
+        with mlm.model.disable_adapter():
+            yield
+    finally:
+        for parameter, wanted in asked:
+            if parameter.requires_grad != wanted:
+                parameter.requires_grad_(wanted)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off: the anchor is the base model, not a noisy one."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,297 @@
+"""LoRA on the language model, the projector and the vision tower, each by its own anchored regex.
+
+The order of a training: `attach`, then heads and gate (`get_peft_model` freezes what hangs on the
+model before it), then `parameter_groups`, then the optimizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from kvfix.models import Mlm
+from kvfix.repair.quant import Setup, check_setup, keep_differentiable
+
+PARTS = ("lm", "projector", "vision")
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """What the adapter changes, and how.
+
+    Attributes:
+        parts: Any of "lm", "projector", "vision".
+        only: A further regex on full module names, for instance `.*[kv]_proj`; empty is none.
+        rank: Of each update.
+        alpha: The update is scaled by alpha / rank (alpha / sqrt(rank) with rslora).
+        dropout: Of the update's input, in [0, 1).
+        rslora: Rank-stabilised scaling (arXiv 2312.03732).
+        dora: Magnitude and direction apart (arXiv 2402.09353).
+    """
+
+    parts: tuple[str, ...] = ("lm",)
+    only: str = ""
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what PEFT would take and not mean."""
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown or not self.parts or len(set(self.parts)) != len(self.parts):
+            raise ValueError(
+                f"expected parts out of {', '.join(PARTS)}, each once, found {list(self.parts)}"
+            )
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"expected rank >= 1, alpha > 0 and dropout in [0, 1), found {self.rank}, "
+                f"{self.alpha} and {self.dropout}"
+            )
+        try:
+            re.compile(self.only)
+        except re.error as error:
+            raise ValueError(f"expected a regex in only, found {self.only!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates by part; the adapter's of a part that it does not change has no effect.
+
+    Attributes:
+        lm: Of the language model's adapter.
+        projector: Of the projector's.
+        vision: Of the vision tower's.
+        heads: Of the heads that losses read values through.
+        gate: Of the gate on input-agnostic keys.
+        weight_decay: Of the heads alone: decaying an adapter pulls it to the base model, which the
+            anchors do better; decaying a gate is its penalty term.
+    """
+
+    lm: float = 2e-4
+    projector: float = 1e-4
+    vision: float = 5e-5
+    heads: float = 1e-3
+    gate: float = 1e-2
+    weight_decay: float = 0.0
+
+
+class LoraReport(NamedTuple):
+    """What `attach` did.
+
+    Attributes:
+        modules: Names of the changed modules, by part.
+        trainable: Parameters by part.
+        total: Parameters of the model, the adapter's included.
+    """
+
+    modules: dict[str, tuple[str, ...]]
+    trainable: dict[str, int]
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable share of all parameters, in [0, 1]."""
+        return sum(self.trainable.values()) / self.total
+
+    def lines(self) -> list[str]:
+        """For the terminal: one line a part and one for all."""
+        lines = [
+            f"{part}: {len(names)} modules, {self.trainable[part]:,} trainable "
+            f"({names[0]} ... {names[-1]})"
+            for part, names in self.modules.items()
+        ]
+        count = sum(self.trainable.values())
+        return [*lines, f"trainable {count:,} of {self.total:,} parameters ({self.share:.3%})"]
+
+
+class Attached(NamedTuple):
+    """A model with a fresh adapter.
+
+    Attributes:
+        mlm: What to train.
+        report: What was matched.
+    """
+
+    mlm: Mlm
+    report: LoraReport
+
+
+def match_modules(mlm: Mlm, options: LoraOptions) -> dict[str, tuple[str, ...]]:
+    """Names of the modules that the adapter would change, by part; nothing is changed.
+
+    Raises:
+        ValueError: A part in which no module matches.
+    """
+    linear = [name for name, module in mlm.base.named_modules() if isinstance(module, nn.Linear)]
+    modules = {}
+    for part in options.parts:
+        pattern = _pattern(mlm, options, part)
+        modules[part] = tuple(name for name in linear if re.fullmatch(pattern, name))
+        if not modules[part]:
+            only = f" and only={options.only!r}" if options.only else ""
+            raise ValueError(
+                f"expected modules of the {part} to adapt, found none that match "
+                f"{mlm.lora_targets(part)!r}{only}"
+            )
+    return modules
+
+
+def _pattern(mlm: Mlm, options: LoraOptions, *parts: str) -> str:
+    """The family's targets, narrowed; PEFT, too, matches full names."""
+    targets = mlm.lora_targets(*parts)
+    return f"(?=(?:{options.only})$)(?:{targets})" if options.only else targets
+
+
+def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> Attached:
+    """Put a fresh adapter on a model; everything else is frozen.
+
+    The model then gives what it gave before, as `lora_B` starts at zero. The loaded model is
+    wrapped in place: use the returned one from now on.
+
+    Args:
+        mlm: Loaded without an adapter.
+        options: What to change.
+        zero: ZeRO stage that it will be trained under.
+        seed: Of `lora_A`; the global random state is left as it was.
+
+    Raises:
+        ValueError: An adapter already there, a part without modules, a combination that cannot be
+            trained, or nf4 weights that no longer can (see `kvfix.repair.quant`).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if hasattr(mlm.model, "peft_config"):
+        raise ValueError(
+            "expected a model without an adapter, found one; merge it first "
+            "(kvfix.repair.lora.merge)"
+        )
+    setup = setup_of(mlm, options, zero=zero)
+    check_setup(setup)
+    modules = match_modules(mlm, options)
+    if setup.quant == "nf4":
+        keep_differentiable(mlm.base)
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # a float works and is written as one
+        lora_dropout=options.dropout,
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        target_modules=_pattern(mlm, options, *options.parts),
+        bias="none",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(mlm.base, config)
+    tuned = replace(mlm, model=model)
+    trainable = dict.fromkeys(modules, 0)
+    for part, _, parameter in adapter_parameters(tuned, modules):
+        trainable[part] += _numel(parameter)
+    total = model.get_nb_trainable_parameters()[1]
+    return Attached(tuned, LoraReport(modules, trainable, total))
+
+
+def setup_of(mlm: Mlm, options: LoraOptions, *, zero: int, offload_params: bool = False) -> Setup:
+    """How this model would be trained, for `check_setup`."""
+    quantization = getattr(mlm.config, "quantization_config", None)
+    quant, storage = None, None
+    if quantization is not None:
+        quant = "nf4" if quantization.load_in_4bit else "int8"
+        storage = quantization.bnb_4bit_quant_storage if quant == "nf4" else None
+    return Setup(
+        quant=quant,
+        zero=zero,
+        offload_params=offload_params,
+        dora=options.dora,
+        storage=storage,
+        compute=mlm.dtype,
+    )
+
+
+def adapter_parameters(
+    mlm: Mlm, modules: dict[str, tuple[str, ...]]
+) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """(part, name, parameter) of everything that the adapter trains.
+
+    Raises:
+        ValueError: A trainable parameter that belongs to no matched module.
+    """
+    part_of = {name: part for part, names in modules.items() for name in names}
+    for name, parameter in mlm.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        module = name.removeprefix(_PEFT_PREFIX).split(".lora_")[0]
+        if module not in part_of:
+            raise ValueError(
+                f"expected only the adapter to be trainable, found {name}; attach the adapter "
+                "before heads, and freeze the rest"
+            )
+        yield part_of[module], name, parameter
+
+
+def parameter_groups(
+    mlm: Mlm,
+    report: LoraReport,
+    rates: Rates,
+    *,
+    heads: nn.Module | None = None,
+    gate: nn.Module | None = None,
+) -> list[dict[str, Any]]:
+    """The optimizer's groups: each trainable parameter in exactly one, under its part's rate.
+
+    Args:
+        mlm: With the adapter, without heads and gate hanging on it.
+        report: Of `attach`.
+        rates: By part.
+        heads: Of the losses.
+        gate: A `KeyGate`.
+
+    Returns:
+        Groups with a `name`, for the log; empty parts have none.
+    """
+    of: dict[str, list[nn.Parameter]] = {part: [] for part in report.modules}
+    for part, _, parameter in adapter_parameters(mlm, report.modules):
+        of[part].append(parameter)
+    for name, module in (("heads", heads), ("gate", gate)):
+        of[name] = [] if module is None else list(module.parameters())
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": getattr(rates, name),
+            "weight_decay": rates.weight_decay if name == "heads" else 0.0,
+        }
+        for name, parameters in of.items()
+        if parameters
+    ]
+
+
+def merge(mlm: Mlm) -> Mlm:
+    """The adapter added into the weights, for serving; the model is changed in place.
+
+    In a process without DeepSpeed: its partitioned weights have nothing to add to. Below float32
+    the sum is rounded once more than in training.
+
+    Raises:
+        ValueError: No adapter, or a quantised base, which would round the adapter away.
+    """
+    if not hasattr(mlm.model, "merge_and_unload"):
+        raise ValueError("expected a model with an adapter to merge, found none")
+    if getattr(mlm.config, "quantization_config", None) is not None:
+        raise ValueError(
+            "expected an unquantised base to merge into, found a quantised one; load the model "
+            "again without quant, with the adapter"
+        )
+    return replace(mlm, model=mlm.model.merge_and_unload(safe_merge=True), adapter=None)
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Also of a parameter that ZeRO-3 has partitioned."""
+    return getattr(parameter, "ds_numel", parameter.numel())

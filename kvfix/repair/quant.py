@@ -1,0 +1,118 @@
+"""What combines with what: quantisation of the base, adapter and ZeRO stage.
+
+Each refusal is one line that says what to change. What is allowed was trained on two CPU ranks with
+equal losses at every stage (peft 0.21.2, deepspeed 0.19.8, bitsandbytes 0.50.2); parameter offload,
+which means nothing without a GPU, is DeepSpeed's word. What is refused fails, or is known to train
+on in silence on wrong numbers, or was not tried.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+STAGES = (0, 1, 2, 3)
+
+
+class Setup(NamedTuple):
+    """One way to train.
+
+    Attributes:
+        quant: Of the base's language model: None, "nf4" or "int8".
+        zero: ZeRO stage; 0 is plain data parallel or one process.
+        offload_params: ZeRO-3 parameters on the CPU.
+        dora: DoRA instead of LoRA.
+        storage: What nf4 weights are kept in; ZeRO-3 partitions only floating tensors.
+        compute: Data type of activations.
+    """
+
+    quant: str | None = None
+    zero: int = 0
+    offload_params: bool = False
+    dora: bool = False
+    storage: torch.dtype | None = None
+    compute: torch.dtype | None = None
+
+
+def refusal(setup: Setup) -> str | None:
+    """Why this cannot be trained, in one line; None if it can."""
+    s = setup
+    if s.zero not in STAGES:
+        return f"expected ZeRO stage 0, 1, 2 or 3, found {s.zero}"
+    if s.quant not in (None, "nf4", "int8"):
+        return f"expected quant nf4 or none, found {s.quant!r}"
+    if s.offload_params and s.zero != 3:
+        return (
+            f"parameter offload needs ZeRO stage 3, found stage {s.zero}; offload the optimizer, "
+            "or set zero=3"
+        )
+    if s.quant == "int8":
+        # At ZeRO-3 it trains on in silence with a loss ten times too high
+        # (bitsandbytes#1451, open at 0.50).
+        return "int8 is for diagnosis only; train with quant=nf4, or without"
+    if s.quant == "nf4" and s.dora and s.zero == 3:
+        # DoRA's norm copies the nf4 layer, and the copy is no longer a partitioned parameter:
+        # AttributeError, no 'ds_status' (peft 0.21.2, deepspeed 0.19.8).
+        return "DoRA on nf4 weights does not combine with ZeRO stage 3; set zero=2, or dora=false"
+    if s.quant == "nf4" and s.offload_params:
+        # Not tried on a GPU, and reported broken for int8 (accelerate#3730).
+        return "parameter offload of nf4 weights is not supported; offload the optimizer alone"
+    if s.quant == "nf4" and s.zero == 3 and s.storage != s.compute:
+        return (
+            f"nf4 under ZeRO stage 3 needs bnb_4bit_quant_storage equal to the compute type "
+            f"{s.compute}, found {s.storage}; load the model anew with quant=nf4"
+        )
+    return None
+
+
+def check_setup(setup: Setup) -> None:
+    """Refuse a setup that would fail or, worse, not train what it says.
+
+    Raises:
+        ValueError: With the one line of `refusal`.
+    """
+    why = refusal(setup)
+    if why is not None:
+        raise ValueError(why)
+
+
+def table() -> list[tuple[Setup, str | None]]:
+    """Every combination of quantisation, stage, offload and DoRA, with its refusal."""
+    bf16 = torch.bfloat16
+    rows = [
+        Setup(quant, zero, offload, dora, bf16 if quant == "nf4" else None, bf16)
+        for quant in (None, "nf4", "int8")
+        for zero in STAGES
+        for offload in (False, True)
+        for dora in (False, True)
+    ]
+    return [(row, refusal(row)) for row in rows]
+
+
+def keep_differentiable(model: Any) -> None:
+    """Switch off what would make gradients through nf4 weights wrong on a CPU.
+
+    On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a weight in its first pass in eval mode
+    without gradients, which also rounds its scales; from then on every pass, in training too, uses
+    a kernel without a backward: gradients of earlier layers were off by 50 to 80 % here, with one
+    warning. An evaluation in the middle of a training is enough. Delete when bitsandbytes registers
+    a backward for `gemv_4bit`, or unpacks in training.
+
+    Args:
+        model: A model with nf4 weights; changed in place. Evaluation on such a CPU is slower.
+
+    Raises:
+        ValueError: A weight that is repacked already: its scales are rounded for good.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            weight: Any = module.weight
+            if getattr(weight.quant_state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    f"{name}: expected nf4 weights as loaded, found them repacked by a pass "
+                    "without gradients; load the model anew and attach the adapter first"
+                )
+            module.support_avx512bf16_for_cpu = False

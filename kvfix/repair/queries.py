@@ -1,0 +1,179 @@
+"""Read queries of text and keys of the whole sequence in chosen layers, as the model attends.
+
+`kvfix.capture` reads image tokens; attention needs every key. Memory: one [L, H * D] and one
+[T, Q * D] a chosen layer and sample, no matrix of weights.
+
+Shapes: B samples, L positions, T text queries of a sample, Q query heads, H KV heads, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from kvfix.capture import rotate
+from kvfix.models import Encoded, Mlm
+
+
+class Attention(NamedTuple):
+    """What one layer attends with in one sample.
+
+    Attributes:
+        q_TQD: Queries of the text after the last image, post-RoPE; none without an image.
+        k_LHD: Keys of the whole padded sequence, post-RoPE.
+        at_T: Positions of the queries.
+        real_L: Bool, positions that are not padding.
+        scale: Factor of the logits.
+    """
+
+    q_TQD: Tensor
+    k_LHD: Tensor
+    at_T: Tensor
+    real_L: Tensor
+    scale: float
+
+
+class QueryKeys(AbstractContextManager):
+    """Hooks for ONE forward pass of one encoded batch; they exist inside the `with` block only.
+
+    Gradients flow through what is collected; with gradient checkpointing (non-reentrant) layers
+    run again in backward, and what the first run gave is kept.
+    """
+
+    def __init__(self, mlm: Mlm, encoded: Encoded, *, layers: Sequence[int]):
+        """Say which layers to read.
+
+        Args:
+            mlm: The model.
+            encoded: The batch that will be run.
+            layers: 0-based decoder layers; none reads nothing.
+
+        Raises:
+            ValueError: A layer that does not exist, or a sliding window shorter than the batch.
+        """
+        wrong = [layer for layer in layers if not 0 <= layer < mlm.n_layers]
+        if wrong:
+            raise ValueError(f"expected layers 0..{mlm.n_layers - 1}, found {wrong}")
+        self.mlm, self.encoded, self.layers = mlm, encoded, tuple(layers)
+        self._real_BL = encoded.inputs["attention_mask"].bool()
+        _check_window(mlm.config.text_config, self._real_BL.shape[1])
+        self._at = text_queries(encoded)
+        length = self._real_BL.shape[1]
+        self._rows_N = torch.cat([at_T + b * length for b, at_T in enumerate(self._at)])
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> QueryKeys:
+        """Set the hooks; if one cannot be set, none stays."""
+        with ExitStack() as setting:
+            for handle in self._register():
+                setting.callback(handle.remove)
+            self._hooks = setting.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Remove the hooks, whatever happened, and let go of what they kept."""
+        self._hooks.close()
+        self._kept.clear()
+
+    def collect(self) -> dict[int, list[Attention]]:
+        """Of each layer, one entry a sample; call it inside the block, after the pass.
+
+        Raises:
+            ValueError: No pass has run inside the block.
+        """
+        if self.layers and ("cos", 0) not in self._kept:
+            raise ValueError("expected collect() after a forward pass inside the block, found none")
+        return {layer: self._of(layer) for layer in self.layers}
+
+    def _of(self, layer: int) -> list[Attention]:
+        device, batch = self.mlm.device, len(self._at)
+        q_NC, k_MC = (self._kept[part, layer].to(device) for part in ("q", "k"))
+        cos_MD, sin_MD = (self._kept[part, 0].to(device) for part in ("cos", "sin"))
+        rows_N, width = self._rows_N.to(device), cos_MD.shape[-1]
+        q_NQD = rotate(q_NC[None], cos_MD[rows_N], sin_MD[rows_N])[0].unflatten(-1, (-1, width))
+        k_BLHD = rotate(k_MC[None], cos_MD, sin_MD)[0].view(
+            batch, -1, k_MC.shape[1] // width, width
+        )
+        scale = self.mlm.layer(layer).self_attn.scaling
+        queries = q_NQD.split([len(at_T) for at_T in self._at])
+        return [
+            Attention(q_TQD, k_LHD, at_T.to(device), real_L.to(device), scale)
+            for q_TQD, k_LHD, at_T, real_L in zip(
+                queries, k_BLHD, self._at, self._real_BL, strict=True
+            )
+        ]
+
+    def _register(self) -> Iterable[Any]:
+        if self.layers:
+            yield self.mlm.lm.rotary_emb.register_forward_hook(self._keep_rope)
+        for number in self.layers:
+            attention = self.mlm.layer(number).self_attn
+            yield attention.q_proj.register_forward_hook(self._keeper("q", number, self._rows_N))
+            yield attention.k_proj.register_forward_hook(self._keeper("k", number, None))
+
+    def _keeper(
+        self, part: str, layer: int, rows_N: Tensor | None
+    ) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output_BLC: Tensor) -> None:
+            if (part, layer) not in self._kept:  # checkpointing runs layers again in backward
+                x_MC = output_BLC.flatten(0, 1)
+                self._kept[part, layer] = x_MC if rows_N is None else _rows(x_MC, rows_N)
+
+        return hook
+
+    def _keep_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
+        for part, x_BLD in zip(("cos", "sin"), output, strict=True):
+            self._kept[part, 0] = x_BLD.expand(len(self._at), -1, -1).flatten(0, 1)
+
+
+def _rows(x_MC: Tensor, rows_N: Tensor) -> Tensor:
+    """A copy that checkpointing does not count among what its layer saves: it runs only once."""
+    with saved_tensors_hooks(lambda x: x, lambda x: x):
+        return x_MC.index_select(0, rows_N.to(x_MC.device))
+
+
+def text_queries(encoded: Encoded) -> list[Tensor]:
+    """Positions of each sample's text after its last image, answers included; on the CPU."""
+    real_BL = encoded.inputs["attention_mask"].cpu().bool()
+    out = []
+    for spans, real_L in zip(encoded.images, real_BL, strict=True):
+        last = max((int(span.positions_V.max()) for span in spans), default=len(real_L))
+        after = real_L & (torch.arange(len(real_L)) > last)
+        out.append(after.nonzero().flatten())
+    return out
+
+
+def key_biases(mlm: Mlm, layers: Iterable[int]) -> dict[int, Tensor | None]:
+    """Bias of `k_proj` by layer, None where the model has none; copies, float32.
+
+    A constant added to every key makes all of them look input-agnostic, so statistics subtract it.
+
+    Raises:
+        ValueError: A bias that ZeRO-3 has partitioned.
+    """
+    biases = {layer: mlm.key_bias(layer) for layer in layers}
+    for layer, bias in biases.items():
+        if bias is not None and not bias.numel():
+            raise ValueError(
+                f"layer {layer}: expected the bias of k_proj, found a partitioned parameter; call "
+                "key_biases inside deepspeed.zero.GatheredParameters"
+            )
+    return {
+        layer: None if bias is None else bias.detach().float().clone()
+        for layer, bias in biases.items()
+    }
+
+
+def _check_window(config: Any, length: int) -> None:
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < length:
+        raise ValueError(
+            f"expected a language model that attends to all earlier tokens, found a sliding window "
+            f"of {window} in a batch of {length}; leave out the attention-mass term"
+        )

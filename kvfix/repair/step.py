@@ -1,0 +1,219 @@
+"""What one training step hands to the loss terms, and how they take from it.
+
+Shapes: B samples, S layers, H, W rows and columns of a grid, N cells of several images side by
+side, C channels, K points, O options, R rows (positions) with logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvfix.capture import LM_SITES, SampleFeatures
+from kvfix.models import Encoded
+from kvfix.repair.gate import KeyGate
+from kvfix.repair.key_means import KeyMeans
+from kvfix.repair.losses import Mean
+from kvfix.repair.queries import Attention
+
+
+class MaskTarget(NamedTuple):
+    """A mask on one image of a sample, through its grid (`kvfix.eval.grid.to_grid`).
+
+    Attributes:
+        image: Which image of the sample.
+        share_HW: In [0, 1], foreground share of each cell.
+        valid_HW: In [0, 1], how much of each cell counts.
+        category: Output of the mask head that learns it.
+        named: Whether the sample's text names it (its last token is then a query for it).
+    """
+
+    image: int
+    share_HW: Tensor
+    valid_HW: Tensor
+    category: int = 0
+    named: bool = False
+
+
+class Matches(NamedTuple):
+    """Points of two images of a sample that show the same.
+
+    Attributes:
+        images: Which two.
+        rc_K2: For each of the two, fractional (row, column) on its grid
+            (`kvfix.eval.grid.to_cells`).
+        valid_K: Bool, points seen in both.
+    """
+
+    images: tuple[int, int]
+    rc_K2: tuple[Tensor, Tensor]
+    valid_K: Tensor
+
+
+class Choice(NamedTuple):
+    """A multiple-choice question and what a readout answers.
+
+    Attributes:
+        row: Row of the logits that predicts the option letter.
+        letters_O: Token ids of the option letters.
+        scores_O: The readout's score of each option, higher is better; None without a readout.
+    """
+
+    row: int
+    letters_O: Tensor
+    scores_O: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What the data knows about one sample beside its prompt; all of it may be missing.
+
+    Attributes:
+        masks: Masks on its images.
+        matches: Matched points of pairs of its images.
+        choice: For a multiple-choice question.
+        stand_in: Its images stand in for none (a text-only sample): terms leave them out.
+    """
+
+    masks: tuple[MaskTarget, ...] = ()
+    matches: tuple[Matches, ...] = ()
+    choice: Choice | None = None
+    stand_in: bool = False
+
+
+class Rows(NamedTuple):
+    """Next-word logits at the positions that losses read.
+
+    Attributes:
+        logits_RW: Of the tuned model.
+        base_RW: Of the base model; None if no term needs it.
+        answer_R: Bool, rows that predict a token of the answer.
+        text_R: Bool, rows that predict another token of text.
+    """
+
+    logits_RW: Tensor
+    base_RW: Tensor | None
+    answer_R: Tensor
+    text_R: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One micro-batch after its forward pass.
+
+    Attributes:
+        encoded: The batch.
+        features: Captured with a graph, one entry a sample.
+        layers: The layers that `features` (and `base`) hold, in order.
+        extras: One entry a sample.
+        base: The same features of the base model; None if no term needs them.
+        rows: Logits; None if no term needs them.
+        attention: Of `QueryKeys`, by layer.
+        agnostic_SHV: Bool over all layers, KV heads and the tokens of an image at the calibrated
+            resolution: the keys to suppress (or a random control of equal count).
+        key_bias: `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
+        means: Running means of keys; None takes the batch's.
+        gate: The gate; None without one.
+        gate_SH: What the gate gave for this step.
+    """
+
+    encoded: Encoded
+    features: Sequence[SampleFeatures]
+    layers: tuple[int, ...]
+    extras: Sequence[Extras]
+    base: Sequence[SampleFeatures] | None = None
+    rows: Rows | None = None
+    attention: dict[int, list[Attention]] = field(default_factory=dict)
+    agnostic_SHV: Tensor | None = None
+    key_bias: dict[int, Tensor | None] = field(default_factory=dict)
+    means: KeyMeans | None = None
+    gate: KeyGate | None = None
+    gate_SH: Tensor | None = None
+
+    def image(self, site: str, layers: Sequence[int], sample: int, image: int) -> Tensor:
+        """f_SHWC of an image of the tuned model at some of the captured layers.
+
+        Raises:
+            ValueError: A layer or site that was not captured, or features cut off from the graph.
+        """
+        f_SHWC = _taken(self.features[sample].images[image], site, self._at(layers))
+        return _with_graph(f_SHWC, site)
+
+    def base_image(self, site: str, layers: Sequence[int], sample: int, image: int) -> Tensor:
+        """The same of the base model."""
+        if self.base is None:
+            raise ValueError(f"expected {site} features of the base model, found none captured")
+        return _taken(self.base[sample].images[image], site, self._at(layers))
+
+    def text(self, site: str, layers: Sequence[int], sample: int) -> Tensor:
+        """t_SC at the last token of a sample's text."""
+        of = self.features[sample].text
+        if of is None:
+            raise ValueError(f"expected {site} features of the text, found Capture(text=False)")
+        return _with_graph(_taken(of, site, self._at(layers)), site)
+
+    def attended(self, layer: int) -> list[Attention]:
+        """Queries and keys of a layer, one entry a sample.
+
+        Raises:
+            ValueError: A layer that was not read, or nothing in it that can be learned.
+        """
+        if layer not in self.attention:
+            raise ValueError(
+                f"expected attention of layers {sorted(self.attention)}, found {layer} asked for"
+            )
+        of = self.attention[layer]
+        if self.gate_SH is None and not any(a.q_TQD.requires_grad for a in of):
+            for a in of:
+                _with_graph(a.k_LHD, "key")
+        return of
+
+    def real_images(self) -> list[tuple[int, int]]:
+        """(sample, image) of every image that is not a stand-in."""
+        return [
+            (b, i)
+            for b, (of, extras) in enumerate(zip(self.features, self.extras, strict=True))
+            for i in range(len(of.images))
+            if not extras.stand_in
+        ]
+
+    def zero(self, site: str, layers: Sequence[int]) -> Mean:
+        """Of a term that finds nothing in this batch: 0 of 0, with the graph of a stand-in image.
+
+        Raises:
+            ValueError: A batch without any image.
+        """
+        for sample, of in enumerate(self.features):
+            for image in range(len(of.images)):
+                x = self.image(site, layers, sample, image).float().sum() * 0
+                return Mean(x, torch.zeros_like(x).detach())
+        raise ValueError(
+            "expected at least one image in the batch, found none: give text-only samples a "
+            "stand-in image, so that every rank runs the vision tower"
+        )
+
+    def _at(self, layers: Sequence[int]) -> list[int]:
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            raise ValueError(f"expected layers out of {list(self.layers)}, found {missing}")
+        return [self.layers.index(layer) for layer in layers]
+
+
+def _taken(features: dict[str, Tensor], site: str, rows: list[int]) -> Tensor:
+    if site not in features or site not in LM_SITES:
+        raise ValueError(f"expected {site} to be captured, found {', '.join(features) or 'none'}")
+    return features[site][rows]
+
+
+def _with_graph(x: Tensor, site: str) -> Tensor:
+    """Refuse features that nothing can be learned from: the loss would fall by its head alone."""
+    if torch.is_grad_enabled() and not x.requires_grad:
+        raise ValueError(
+            f"expected {site} features with a gradient, found none: use Capture(grad=True), "
+            "non-reentrant gradient checkpointing, and an adapter at or before the chosen layers"
+        )
+    return x

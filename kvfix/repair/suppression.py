@@ -1,0 +1,166 @@
+"""Losses against input-agnostic keys: image keys whose direction hardly depends on the image.
+
+No published work trains on them. Two handles: make the keys depend on the image again (`r` up), or
+make late text look at them less (attention mass down).
+
+The statistic, for one layer, KV head and position at a fixed resolution, over images:
+
+    r = tr Var(k) / (tr Var(k) + |mean k|^2) = tr Var(k) / E|k|^2
+
+Estimators for few images. With n images, the plain estimate (variance over n, squared length of the
+sample mean) is too low by the factor (n - 1) / n: the mean of two keys already holds half of their
+variance, so at n = 2 a key of r = 1 would look like 0.5, and a hinge would push what is fine.
+
+- batch: s^2 / mean |k_i|^2 with the unbiased variance s^2 (over n - 1). Numerator and denominator
+  are both unbiased, which leaves the ratio's own bias of order 1/n; it equals 1 - (mean inner
+  product of two different images' keys) / mean |k_i|^2. It needs n >= 2, and may exceed 1.
+- running mean: mean |k_i - m|^2 / (1 + e) / mean |k_i|^2, m a mean of EARLIER steps' keys without a
+  gradient and e its variance as a share of Var(k) (see `KeyMeans`). It works from n = 1 and is the
+  same however a step is shared out over ranks. Its cost: while the mean key moves, m lags behind,
+  and the lag counts as variance.
+
+Seen on Gaussian keys of 64 channels at n = 2 (standard deviation over keys, decay 0.9): r = 0.3 is
+estimated as 0.15 plainly, 0.31 +- 0.07 by the batch, 0.31 +- 0.05 by the running mean; at n = 8 as
+0.27, 0.30 +- 0.04 and 0.30 +- 0.04.
+
+Both are noisy and the hinge is convex, so keys near the bound are pushed a little by noise alone:
+give the mask of keys that the diagnosis found, not all keys.
+
+Shapes: I images, S layers, H KV heads, N cells, D channels of a head; T text queries, L keys (all
+positions), Q query heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kvfix.repair.losses import Mean, masked_mean
+
+
+def input_dependence(
+    k_ISHND: Tensor, *, mean_SHND: Tensor | None = None, excess: float = 0.0
+) -> Tensor:
+    """Differentiable r of each layer, KV head and position; see the module for the estimators.
+
+    Args:
+        k_ISHND: Pre-RoPE keys of images at one resolution, the bias of `k_proj` subtracted.
+        mean_SHND: Running mean of earlier keys; None takes the batch's own and needs I >= 2.
+        excess: Variance of the running mean as a share of the keys' variance, at least 0.
+
+    Returns:
+        r_SHN, float32, at least 0, 1 and more where keys share nothing.
+
+    Raises:
+        ValueError: One image without a running mean.
+    """
+    k_ISHND = k_ISHND.float()
+    if mean_SHND is None:
+        if len(k_ISHND) < 2:
+            raise ValueError(
+                f"expected keys of at least two images, found {len(k_ISHND)}; give a running mean "
+                "for batches of one"
+            )
+        variance_SHN = k_ISHND.var(0, unbiased=True).sum(-1)
+    else:
+        variance_SHN = (k_ISHND - mean_SHND.detach()).square().sum(-1).mean(0) / (1 + excess)
+    # A key of length 0 has no direction: r = 0 there, without a NaN in the gradient.
+    return variance_SHN / k_ISHND.square().sum(-1).mean(0).clamp(min=1e-12)
+
+
+def dependence_hinge(r_SHN: Tensor, chosen_SHN: Tensor, *, floor: float) -> Mean:
+    """max(0, floor - r): how far each chosen key is below the floor.
+
+    Args:
+        r_SHN: Of `input_dependence`.
+        chosen_SHN: Bool, the keys that should depend more on the image.
+        floor: In (0, 1].
+
+    Returns:
+        Mean over chosen keys, in [0, floor].
+    """
+    return masked_mean((floor - r_SHN).clamp(min=0), chosen_SHN.to(r_SHN.device))
+
+
+def attention_mass(
+    q_TQD: Tensor,
+    k_LHD: Tensor,
+    *,
+    at_T: Tensor,
+    real_L: Tensor,
+    chosen_HL: Tensor,
+    scale: float,
+    bias_H: Tensor | None = None,
+    chunk: int = 32,
+) -> Tensor:
+    """Attention that each text query of one sample gives to the chosen keys, in one layer.
+
+    Only [queries of a chunk, all keys] is alive at a time, and no full [L, L] matrix ever; chunks
+    are computed again in backward. Query head h reads KV head h // (Q / H).
+
+    Args:
+        q_TQD: Queries, post-RoPE.
+        k_LHD: Keys of the whole sequence, post-RoPE.
+        at_T: Positions of the queries; keys after a query do not exist for it.
+        real_L: Bool, positions that are not padding.
+        chosen_HL: Bool, keys whose share is asked for.
+        scale: What the layer multiplies its logits with (`self_attn.scaling`).
+        bias_H: Nats that a gate adds to the logits of the chosen keys; None is none.
+        chunk: Queries at a time.
+
+    Returns:
+        mass_QT in [0, 1], float32: sum of the softmax weights of chosen keys.
+    """
+    if bias_H is None:
+        bias_H = k_LHD.new_zeros(k_LHD.shape[1], dtype=torch.float32)
+
+    def mass_of(q_TQD: Tensor, at_T: Tensor) -> Tensor:
+        return _mass(q_TQD, at_T, k_LHD, real_L, chosen_HL, bias_H, scale)
+
+    chunks = zip(q_TQD.split(chunk), at_T.split(chunk), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([mass_of(*part) for part in chunks], dim=1)
+    return torch.cat(
+        [
+            checkpoint(mass_of, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in chunks
+        ],
+        dim=1,
+    )
+
+
+def _mass(
+    q_TQD: Tensor,
+    at_T: Tensor,
+    k_LHD: Tensor,
+    real_L: Tensor,
+    chosen_HL: Tensor,
+    bias_H: Tensor,
+    scale: float,
+) -> Tensor:
+    heads = k_LHD.shape[1]
+    q_THGD = q_TQD.float().unflatten(1, (heads, -1))
+    logits_HGTL = torch.einsum("thgd,lhd->hgtl", q_THGD, k_LHD.float()) * scale
+    chosen_H11L = chosen_HL[:, None, None]
+    logits_HGTL = logits_HGTL + torch.where(chosen_H11L, bias_H.float()[:, None, None, None], 0.0)
+    at_L = torch.arange(len(real_L), device=at_T.device)
+    hidden_TL = (at_L > at_T[:, None]) | ~real_L
+    logits_HGTL = logits_HGTL.masked_fill(hidden_TL, -torch.inf)
+    weight_HGTL = (logits_HGTL - logits_HGTL.logsumexp(-1, keepdim=True)).exp()
+    return torch.where(chosen_H11L, weight_HGTL, 0.0).sum(-1).flatten(0, 1)
+
+
+def mass_hinge(mass_QT: Tensor, counts_H: Tensor, *, ceiling: float) -> Mean:
+    """max(0, mass - ceiling): attention to the chosen keys beyond what is allowed.
+
+    Args:
+        mass_QT: Of `attention_mass`.
+        counts_H: Bool, KV heads that have a chosen key; the others' queries count for nothing.
+        ceiling: In [0, 1).
+
+    Returns:
+        Mean over text queries and the query heads of such KV heads, in [0, 1].
+    """
+    counts_Q = counts_H.repeat_interleave(len(mass_QT) // len(counts_H)).to(mass_QT.device)
+    return masked_mean((mass_QT - ceiling).clamp(min=0), counts_Q[:, None])

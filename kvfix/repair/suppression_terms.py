@@ -1,0 +1,175 @@
+"""Terms against input-agnostic keys.
+
+Shapes: I images, S layers, H KV heads, V tokens of an image, N cells, D channels of a head, L
+positions, Q query heads, T text queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvfix.repair.losses import Mean, pooled
+from kvfix.repair.step import Step
+from kvfix.repair.suppression import (
+    attention_mass,
+    dependence_hinge,
+    input_dependence,
+    mass_hinge,
+)
+from kvfix.repair.term import Head, LayerTerm, Needs
+
+
+@dataclass(frozen=True)
+class DependenceTerm(LayerTerm):
+    """Hinge that raises r of the chosen keys: they shall depend on the image again.
+
+    The FIRST image of a prompt counts if it is of the calibrated size (as many tokens as the mask
+    of keys): its keys depend on nothing before it. A second one is read after the first, which
+    moves its keys. Without running means a micro-batch with fewer than two such images counts for
+    nothing; with them, only the very first step does.
+
+    Attributes:
+        floor: r that a key should reach, in (0, 1].
+        decay: Of the running mean of keys, in [0, 1); 0 takes the batch's own mean.
+    """
+
+    floor: float = 0.3
+    decay: float = 0.0
+
+    site: ClassVar[str] = "key"
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that mean nothing."""
+        super().__post_init__()
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"expected a floor in (0, 1], found {self.floor}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"expected a decay in [0, 1), found {self.decay}")
+
+    def needs(self) -> Needs:
+        """Pre-RoPE keys, and which of them are meant."""
+        return super().needs() | Needs(agnostic=True)
+
+    def loss(self, step: Step, head: Head | None) -> Mean:
+        """Mean over chosen keys of how far r is below the floor."""
+        where = self._where(step)
+        if not where:
+            return step.zero(self.site, self.layers)
+        keys_SHV = _agnostic(step)[list(self.layers)]
+        k_ISHND = torch.stack([self._of(step, b, keys_SHV.shape[1]) for b in where])
+        known, excess = None, 0.0
+        if step.means is not None:
+            known, excess = step.means.mean_SHND, step.means.excess
+            step.means.observe(k_ISHND)
+        if known is None and (step.means is not None or len(where) < 2):
+            return step.zero(self.site, self.layers)
+        known = None if known is None else known.to(k_ISHND.device)
+        r_SHN = input_dependence(k_ISHND, mean_SHND=known, excess=excess)
+        cells_N = step.encoded.images[where[0]][0].layout.index_HW.flatten()
+        return dependence_hinge(r_SHN, keys_SHV[..., cells_N.to(keys_SHV.device)], floor=self.floor)
+
+    def _where(self, step: Step) -> list[int]:
+        """Samples whose first image is of the calibrated size."""
+        tokens = _agnostic(step).shape[-1]
+        firsts = [sample for sample, image in step.real_images() if image == 0]
+        return [b for b in firsts if step.encoded.images[b][0].layout.n_tokens == tokens]
+
+    def _of(self, step: Step, sample: int, heads: int) -> Tensor:
+        """k_SHND of a first image, without the constant that the bias adds to every key."""
+        k_SNC = step.image(self.site, self.layers, sample, 0).flatten(1, 2).float()
+        for layer in self.layers:
+            if layer not in step.key_bias:
+                raise ValueError(
+                    f"expected the bias of k_proj of layer {layer} (or None), found nothing; see "
+                    "key_biases"
+                )
+        biases = [step.key_bias[layer] for layer in self.layers]
+        k_SNC = torch.stack(
+            [k if b is None else k - b.to(k) for k, b in zip(k_SNC, biases, strict=True)]
+        )
+        return k_SNC.unflatten(-1, (heads, -1)).movedim(2, 1)
+
+
+@dataclass(frozen=True)
+class MassTerm(LayerTerm):
+    """Hinge on the attention that text after the images gives to the chosen keys.
+
+    Attributes:
+        ceiling: Share of a query's attention that is allowed, in [0, 1).
+        chunk: Queries at a time.
+    """
+
+    ceiling: float = 0.05
+    chunk: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that mean nothing."""
+        super().__post_init__()
+        if not 0 <= self.ceiling < 1 or self.chunk < 1:
+            raise ValueError(
+                f"expected a ceiling in [0, 1) and a chunk of at least 1 query, found "
+                f"{self.ceiling} and {self.chunk}"
+            )
+
+    def needs(self) -> Needs:
+        """Queries and keys of its layers, and which keys are meant; nothing of `Capture`."""
+        return Needs(attention=frozenset(self.layers), agnostic=True)
+
+    def loss(self, step: Step, head: Head | None) -> Mean:
+        """Mean of what is beyond the ceiling over layers, text queries, heads with such keys."""
+        keys_SHV, means = _agnostic(step), []
+        for layer in self.layers:
+            bias_H = None if step.gate_SH is None else step.gate_SH[layer]
+            for sample, of in enumerate(step.attended(layer)):
+                chosen_HL = _positions(step, sample, keys_SHV[layer], len(of.real_L))
+                if step.extras[sample].stand_in:
+                    chosen_HL[:] = False
+                mass_QT = attention_mass(
+                    of.q_TQD,
+                    of.k_LHD,
+                    at_T=of.at_T,
+                    real_L=of.real_L,
+                    chosen_HL=chosen_HL.to(of.k_LHD.device),
+                    scale=of.scale,
+                    bias_H=bias_H,
+                    chunk=self.chunk,
+                )
+                means.append(mass_hinge(mass_QT, chosen_HL.any(-1), ceiling=self.ceiling))
+        return pooled(means)
+
+
+def _agnostic(step: Step) -> Tensor:
+    if step.agnostic_SHV is None:
+        raise ValueError("expected the mask of keys to suppress, found none; diagnose first")
+    return step.agnostic_SHV
+
+
+def _positions(step: Step, sample: int, chosen_HV: Tensor, length: int) -> Tensor:
+    """chosen_HL: the chosen tokens of every image of the calibrated size in one sample."""
+    chosen_HL = torch.zeros(chosen_HV.shape[0], length, dtype=torch.bool)
+    for span in step.encoded.images[sample]:
+        if len(span.positions_V) == chosen_HV.shape[-1]:
+            chosen_HL[:, span.positions_V] = chosen_HV.cpu()
+    return chosen_HL
+
+
+@dataclass(frozen=True)
+class GateTerm(LayerTerm):
+    """A learned bias per KV head on text queries' logits at the chosen keys, and its penalty.
+
+    The gate itself is trained by whatever other losses the answer has; this term keeps it small.
+    """
+
+    def needs(self) -> Needs:
+        """Which keys are meant."""
+        return Needs(agnostic=True)
+
+    def loss(self, step: Step, head: Head | None) -> Mean:
+        """Mean square of the biases, nats^2."""
+        if step.gate is None or step.gate_SH is None:
+            raise ValueError("expected a gate and what it gave for this step, found none")
+        return step.gate.penalty(step.gate_SH)

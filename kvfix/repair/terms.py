@@ -1,0 +1,86 @@
+"""All loss terms of a repair as one config, and what a trainer asks of them.
+
+    for name, term in losses.active().items():
+        mean = term.loss(step, heads[name])          # every rank, every micro-batch
+        total = total + term.weight_at(n) * mean.value
+
+YAML maps 1:1, for instance `losses: {mask: {weight: 0.5, layers: [8, 12]}}`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from torch import nn
+
+from kvfix.repair.anchor_terms import GramTerm, KlTerm
+from kvfix.repair.readout_terms import CorrespondenceTerm, DistilTerm, MaskTerm, TextValueTerm
+from kvfix.repair.suppression_terms import DependenceTerm, GateTerm, MassTerm
+from kvfix.repair.term import Head, Needs, Schedule, Term
+
+__all__ = ["Heads", "Losses", "Needs", "Schedule", "Term"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Every term; a weight of 0 leaves one out.
+
+    Attributes:
+        mask: Linear mask head on image values, BCE + dice.
+        text_value: An expression's value finds the patches it names, InfoNCE.
+        correspondence: Values at matched points of two images, InfoNCE.
+        distil: The readout's answer, taught to the language model.
+        kl: Next-word distribution, held to the base model's.
+        gram: Similarities between an image's values, held to the base model's.
+        dependence: Chosen keys shall depend on the image.
+        mass: Late text shall not look at chosen keys.
+        gate: Learned biases at chosen keys, kept small.
+    """
+
+    mask: MaskTerm = field(default_factory=MaskTerm)
+    text_value: TextValueTerm = field(default_factory=TextValueTerm)
+    correspondence: CorrespondenceTerm = field(default_factory=CorrespondenceTerm)
+    distil: DistilTerm = field(default_factory=DistilTerm)
+    kl: KlTerm = field(default_factory=KlTerm)
+    gram: GramTerm = field(default_factory=GramTerm)
+    dependence: DependenceTerm = field(default_factory=DependenceTerm)
+    mass: MassTerm = field(default_factory=MassTerm)
+    gate: GateTerm = field(default_factory=GateTerm)
+
+    def active(self) -> dict[str, Term]:
+        """Terms with a weight, in the same order on every rank."""
+        terms: dict[str, Term] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: term for name, term in terms.items() if term.weight > 0}
+
+    def needs(self) -> Needs:
+        """What a step must bring for all of them."""
+        needs = Needs()
+        for term in self.active().values():
+            needs = needs | term.needs()
+        return needs
+
+
+class Heads(nn.Module):
+    """The heads of the active terms, by the term's name; make them AFTER the adapter."""
+
+    def __init__(self, losses: Losses, *, channels: int, seed: int):
+        """Build them.
+
+        Args:
+            losses: The config.
+            channels: Of a value: `mlm.n_kv_heads * mlm.head_dim`.
+            seed: Of their random start.
+        """
+        super().__init__()
+        made = {name: term.make_head(channels, seed) for name, term in losses.active().items()}
+        self.by_term = nn.ModuleDict(
+            {name: head for name, head in made.items() if head is not None}
+        )
+
+    def __getitem__(self, name: str) -> Head | None:
+        """The head of a term, None if it has none."""
+        if name not in self.by_term:
+            return None
+        head = self.by_term[name]
+        assert isinstance(head, Head)
+        return head
