@@ -253,7 +253,25 @@ def load_model(
             f"{folder}: expected weights for the whole model, found {len(holes)} missing or "
             f"misshapen: {holes[0]}"
         )
+    if quant == "nf4":
+        _forbid_repacking(model)
     return model
+
+
+def _forbid_repacking(model: Any) -> None:
+    """Keep nf4 weights as they were loaded.
+
+    On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a weight in its first pass in eval mode
+    without gradients. That rounds its scales and computes in bfloat16 whatever was asked for, DoRA
+    reads the new order as the old one, and every later pass, in training too, uses a kernel without
+    a backward: gradients were off by 50 to 80 % here, with one warning. Decoding is slower without.
+    Delete when bitsandbytes registers a backward for `gemv_4bit` and keeps the weights' bits.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def pick_device(device: str | None) -> str:

@@ -20,7 +20,8 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from kvfix.data.scene_units import MAKERS
 from kvfix.eval.probes import TASKS
 
-ONE_TASK = ("--task", "semantic_segmentation", "--limit", 2)
+FLOW = ("--only", "flow")
+ONE_TASK = (*FLOW, "--task", "semantic_segmentation", "--limit", 2)
 BARE = ("--no-control", *ONE_TASK)
 
 
@@ -41,7 +42,7 @@ def model(checkpoint: Callable[[str], Path]) -> Path:
 def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One run of the real command, shared by all that look at what a run leaves."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    ended = launch("diagnose", "--model", model, "--limit", 2, "--out", folder, "--json")
+    ended = launch("diagnose", "--model", model, *FLOW, "--limit", 2, "--out", folder, "--json")
     assert ended.code == 0, ended.err
     return Finished(ended, folder, read(folder))
 
@@ -127,7 +128,7 @@ def test_a_person_gets_a_report_and_a_table(finished: Finished) -> None:
 def test_killed_in_the_middle_a_run_resumes_to_the_same_numbers(
     finished: Finished, model: Path, tmp_path: Path
 ) -> None:
-    words = ["diagnose", "--model", model, "--limit", 2, "--out", tmp_path / "run"]
+    words = ["diagnose", "--model", model, *FLOW, "--limit", 2, "--out", tmp_path / "run"]
     process = subprocess.Popen(
         [KVFIX, *map(str, words)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -163,7 +164,7 @@ def copy(finished: Finished, tmp_path: Path) -> Path:
 def test_other_weights_in_the_same_folder_are_refused(copy: Path, tmp_path: Path) -> None:
     other = tiny.build("llava_onevision", tmp_path / "other", seed=1)
     before = (copy / "run.json").read_bytes()
-    ended = call("diagnose", "--model", other, "--limit", 2, "--out", copy)
+    ended = call("diagnose", "--model", other, *FLOW, "--limit", 2, "--out", copy)
     assert ended.code == 1 and "holds another run; choose another --out" in ended.error
     assert "weights: then" in ended.error and "data" not in ended.error
     assert (copy / "run.json").read_bytes() == before
@@ -277,7 +278,7 @@ def test_heads_and_a_reference_encoder_add_their_sites(model: Path, tmp_path: Pa
     Dinov2Model(Dinov2Config(image_size=48, patch_size=8, **small)).save_pretrained(tmp_path / "d")
     BitImageProcessor(size=size, do_center_crop=False).save_pretrained(tmp_path / "d")
     tasks = ("--task", "semantic_correspondence", "--task", "semantic_segmentation")
-    words = ("diagnose", "--model", model, *tasks, "--limit", 2, "--out", tmp_path / "run")
+    words = ("diagnose", "--model", model, *FLOW, *tasks, "--limit", 2, "--out", tmp_path / "run")
     ended = call(*words, "--no-control", "--heads", "--reference-encoder", tmp_path / "d")
     assert ended.code == 0, ended.err
     run = read(tmp_path / "run")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kvfix.models import Mlm
-from kvfix.repair.quant import Setup, check_setup, keep_differentiable
+from kvfix.repair.quant import Setup, check_setup
 
 PARTS = ("lm", "projector", "vision")
 _PEFT_PREFIX = "base_model.model."
@@ -163,8 +163,8 @@ def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> A
         seed: Of `lora_A`; the global random state is left as it was.
 
     Raises:
-        ValueError: An adapter already there, a part without modules, a combination that cannot be
-            trained, or nf4 weights that no longer can (see `kvfix.repair.quant`).
+        ValueError: An adapter already there, a part without modules, or a combination that cannot
+            be trained (see `kvfix.repair.quant`).
     """
     from peft import LoraConfig, get_peft_model
 
@@ -173,11 +173,8 @@ def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> A
             "expected a model without an adapter, found one; merge it first "
             "(kvfix.repair.lora.merge)"
         )
-    setup = setup_of(mlm, options, zero=zero)
-    check_setup(setup)
+    check_setup(setup_of(mlm, options, zero=zero))
     modules = match_modules(mlm, options)
-    if setup.quant == "nf4":
-        keep_differentiable(mlm.base)
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # a float works and is written as one

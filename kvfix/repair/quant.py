@@ -8,7 +8,7 @@ on in silence on wrong numbers, or was not tried.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -88,31 +88,3 @@ def table() -> list[tuple[Setup, str | None]]:
         for dora in (False, True)
     ]
     return [(row, refusal(row)) for row in rows]
-
-
-def keep_differentiable(model: Any) -> None:
-    """Switch off what would make gradients through nf4 weights wrong on a CPU.
-
-    On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a weight in its first pass in eval mode
-    without gradients, which also rounds its scales; from then on every pass, in training too, uses
-    a kernel without a backward: gradients of earlier layers were off by 50 to 80 % here, with one
-    warning. An evaluation in the middle of a training is enough. Delete when bitsandbytes registers
-    a backward for `gemv_4bit`, or unpacks in training.
-
-    Args:
-        model: A model with nf4 weights; changed in place. Evaluation on such a CPU is slower.
-
-    Raises:
-        ValueError: A weight that is repacked already: its scales are rounded for good.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for name, module in model.named_modules():
-        if isinstance(module, Linear4bit):
-            weight: Any = module.weight
-            if getattr(weight.quant_state, "packing_format_for_cpu", False):
-                raise ValueError(
-                    f"{name}: expected nf4 weights as loaded, found them repacked by a pass "
-                    "without gradients; load the model anew and attach the adapter first"
-                )
-            module.support_avx512bf16_for_cpu = False

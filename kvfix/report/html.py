@@ -80,7 +80,7 @@ def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "facts": _facts(run, model),
         "findings": _findings(run),
         "panels": shown,
-        "headlines": [p for p in shown if p.headline],
+        "headlines": [p for p in shown if p.headline and p.staged],
         "tables": [_stage_table(p) for p in shown],
         "overlays": _overlays(run, folder),
         "boards": questions.boards(run),

@@ -15,6 +15,7 @@ LAYERED = ("value", "key", "hidden")
 RANDOM = "random_weights"
 HALF = "report_half"
 PEAK = "flow.peak"
+KEYS = "image_keys"  # the task whose scores are shares of keys
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ class Panel:
             if where == site and which == control and layer is not None
         ]
         return sorted(found, key=lambda s: s.layer or 0)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it holds scores of the model itself, not only differences and controls."""
+        return any(control is None for _, _, control in self.scores)
+
+    @property
+    def staged(self) -> bool:
+        """Whether it tells how good the features of stages are, as tables of stages do."""
+        return self.measured and self.task != KEYS
 
     @property
     def n_layers(self) -> int:
@@ -156,7 +167,7 @@ def panels(run: dict[str, Any]) -> list[Panel]:
 
 def headline_panels(run: dict[str, Any]) -> list[Panel]:
     """The panels of the headline metrics: one a (task, dataset)."""
-    return [p for p in panels(run) if p.headline]
+    return [p for p in panels(run) if p.headline and p.measured]
 
 
 def _place(row: dict[str, Any], panel: Panel) -> None:

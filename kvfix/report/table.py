@@ -21,7 +21,7 @@ def summary(run: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
 
-    shown = headline_panels(clean(run))
+    shown = [p for p in headline_panels(clean(run)) if p.staged]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     # Only names may wrap: a number that breaks over two lines is misread.
     for name in ("task", "dataset\nmetric"):

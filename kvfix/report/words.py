@@ -16,6 +16,9 @@ TASKS = {
     "temporal_correspondence": "The objects marked in the first frame of a clip must be followed "
     "through it by the similarity of features.",
     "mcq": "Multiple-choice questions on what is seen.",
+    "image_keys": "A key that points the same way whatever the image shows is input-agnostic. The "
+    "score is the share of such keys among all image keys of a layer; chance is the share that the "
+    "detector flags by mistake.",
 }
 BY_TEXT = ("semantic_segmentation", "referring_segmentation")
 NO_TEXT_OUTSIDE = (

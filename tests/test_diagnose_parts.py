@@ -1,0 +1,105 @@
+"""`kvfix diagnose --only ...`: keys, prefix and surfacing from the shell, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from commands import Ended, call, launch
+
+from kvfix.diagnose.prefix import CONDITIONS, CONTRASTS
+from kvfix.eval.readouts import READOUTS
+
+LIMIT = 16  # of each task: six tasks show the 64 images that keys need
+
+
+class Finished(NamedTuple):
+    """A run that nothing interrupted."""
+
+    ended: Ended
+    folder: Path
+    run: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Callable[[str], Path]) -> Path:
+    return checkpoint("llava_onevision")
+
+
+@pytest.fixture(scope="session")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("parts") / "run"
+    parts = [w for part in ("keys", "prefix", "surfacing") for w in ("--only", part)]
+    ended = launch(
+        "diagnose", "--model", model, *parts, "--limit", LIMIT, "--out", folder, "--json"
+    )
+    assert ended.code == 0, ended.err
+    return Finished(ended, folder, json.loads((folder / "run.json").read_text()))
+
+
+def test_keys_are_counted_by_layer_and_blocked_beside_controls(finished: Finished) -> None:
+    keys = finished.run["keys"]
+    assert keys["n"] >= 64 and len(keys["share_by_layer"]) == 3
+    shares = [r for r in finished.run["results"] if r["task"] == "image_keys" and r["head"] is None]
+    assert [r["value"] for r in shares] == pytest.approx(keys["share_by_layer"])
+    assert all(r["ci"] and r["chance"] == keys["alpha"] for r in shares)
+    by = {(e["queries"], e["metric"]): e for e in keys["blocking"]}
+    assert len(by) == 3 and all(e["nothing_is_base"] for e in by.values())
+    for effect in by.values():
+        assert effect["n"] > 0 and set(effect["means"]) == {"base", "nothing", "chosen", "random"}
+        change, means = effect["differences"]["chosen_random"], effect["means"]
+        assert change["value"] == pytest.approx(means["chosen"] - means["random"])
+    ids = {f["id"] for f in finished.run["findings"]}
+    assert {"keys.share", "keys.layers", "keys.block_text", "keys.block_image"} <= ids
+
+
+def test_prefixes_are_compared_and_their_order_is_printed(finished: Finished) -> None:
+    for entry in finished.run["prefix"]:
+        assert entry["n"] == LIMIT and set(entry["orders"]) == set(CONDITIONS)
+        mine = [
+            r
+            for r in finished.run["results"]
+            if r["task"] == entry["task"] and str(r["control"]).startswith("prefix ")
+        ]
+        assert len({r["control"] for r in mine}) == len(CONTRASTS)
+        assert {r["layer"] for r in mine} == {0, 1, 2} and all(r["ci"] for r in mine)
+    page = (finished.folder / "report.html").read_text()
+    assert "Look for: " in page and "Text before the image" in page
+
+
+def test_surfacing_has_a_table_an_example_and_a_sentence(finished: Finished) -> None:
+    records = finished.run["surfacing"]
+    assert {r["subtask"] for r in records} <= set(READOUTS) and len(records) == 2 * 4
+    for record in records:
+        assert sum(record["counts"].values()) == record["n"] > 0
+        share = record["counts"]["unsurfaced"] / record["n"]
+        assert record["of_all"]["value"] == pytest.approx(share)
+    shown = [o for o in finished.run["overlays"] if o["task"].startswith("readout_")]
+    unsurfaced = any(r["examples"] for r in records if r["scoring"] == "generation")
+    assert bool(shown) == unsurfaced
+    assert all((finished.folder / o["file"]).is_file() for o in shown)
+    assert "What does not surface" in (finished.folder / "report.md").read_text()
+    sentences = [f for f in finished.run["findings"] if f["id"].startswith("surfacing.")]
+    assert len(sentences) == len(records)
+
+
+def test_a_person_gets_one_table_of_questions_and_no_table_of_stages(finished: Finished) -> None:
+    err = finished.ended.err
+    assert "multiple choice, scenes" in err and "Traceback" not in err
+    assert "IoU difference" not in err and "input-agnostic\n" not in err
+
+
+def test_too_few_images_are_said_and_cost_nothing_else(model: Path, tmp_path: Path) -> None:
+    words = ("--only", "keys", "--limit", 2, "--task", "semantic_segmentation")
+    ended = call("diagnose", "--model", model, *words, "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert "expected at least 64 images to compare, found 2" in run["keys"]["skipped"]
+
+
+def test_an_unknown_diagnosis_is_wrong_usage(model: Path, tmp_path: Path) -> None:
+    ended = call("diagnose", "--model", model, "--only", "soul", "--out", tmp_path / "run")
+    assert ended.code == 2 and "only: expected one of flow, keys, prefix" in ended.error
