@@ -34,7 +34,7 @@ class Config:
 
     family: str = "llava_onevision"
     out: str = ""  # empty: checkpoints/nano/<family>
-    steps: int = 10000
+    steps: int = 8000
     batch: int = 12
     turns: int = 7
     pair_every: int = 6
@@ -49,6 +49,7 @@ class Config:
     threads: int = 1
     save_every: int = 250
     states: str = ""  # empty: checkpoints/nano-training
+    last_step: int = 0  # write the model after this step of the schedule; 0: after the last
     stop_at: int = 0  # stop after this step, to go on later; 0: at the end
     exam: int = 160
 
@@ -103,7 +104,7 @@ def train(c: Config, nano: Nano, state_file: Path) -> Trained:
     def minutes() -> float:
         return before + (time.time() - start) / 60
 
-    for step in range(first, c.stop_at or c.steps):
+    for step in range(first, c.stop_at or c.last_step or c.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, c)
         with torch.autocast("cpu", torch.bfloat16):
@@ -170,7 +171,7 @@ def card(c: Config, millions: float, done: Trained, grades, choice) -> str:
 
 {millions:.2f} M parameters in the real Hugging Face architecture, bf16, trained from scratch on
 procedural scenes: {c.naming_steps} steps in which the image tokens learn to name what they show,
-then {c.steps - c.naming_steps} steps of {c.batch} conversations (captions, attributes, places,
+then {(c.last_step or c.steps) - c.naming_steps} steps of {c.batch} conversations (captions, attributes, places,
 counts, two-image captions, multiple choice on attributes). No perception question was trained.
 
     python recipes/train_nano.py family={c.family}{_settings(c)}
