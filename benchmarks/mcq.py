@@ -3,7 +3,7 @@
     python benchmarks/mcq.py                                   # the shipped nano, scenes
     python benchmarks/mcq.py nano DIR --data blink=DIR         # nano and another model, BLINK
 
-A few minutes on two cores. Goal: at least 2x the questions a second of generating and scoring each
+A few minutes on two idle cores (`--limit 8` for a larger model). Goal: at least 2x the questions a second of generating and scoring each
 answer separately, at equal letters. The plain way runs batch 1: `generate` for the written answer,
 and one forward pass of prompt and answer for each option; images are processed once a question in
 either way. What batching alone gives is the difference between the rows.
@@ -98,26 +98,25 @@ def measure(
     ]
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     letters: dict[str, list[str]] = {way.name: [] for way in ways}
-    starts = range(0, len(questions), protocol.batch)
-    for start in (0, *starts):  # the first round only warms up
+    for way in ways:
+        way.run(questions[:1])  # warms up
+    for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
         for way in ways:
             begun = time.perf_counter()
-            found = way.run(batch)
+            letters[way.name] += way.run(batch)
             seconds[way.name].append((time.perf_counter() - begun) / len(batch))
-            letters[way.name] += found
-    warm = min(protocol.batch, len(questions))
-    return [_row(way, seconds, {k: v[warm:] for k, v in letters.items()}) for way in ways]
+    return [_row(way, seconds, letters) for way in ways]
 
 
 def _row(
     way: Way, seconds: dict[str, list[float]], letters: dict[str, list[str]]
 ) -> tuple[str, str, str, str, str, str]:
-    speed = f"{1 / statistics.mean(seconds[way.name][1:]):.2f}"
+    speed = f"{1 / statistics.mean(seconds[way.name]):.2f}"
     if way.base is None:
         return way.name, "", speed, "", "", ""
     # A ratio is taken within its round: the machine's load moves both sides alike.
-    ratios = [a / b for a, b in zip(seconds[way.base][1:], seconds[way.name][1:], strict=True)]
+    ratios = [a / b for a, b in zip(seconds[way.base], seconds[way.name], strict=True)]
     same = sum(a == b for a, b in zip(letters[way.base], letters[way.name], strict=True))
     n = len(letters[way.name])
     if same < n:

@@ -2,7 +2,7 @@
 
     python benchmarks/nano_curves.py
 
-Runs `kvfix diagnose` on each nano (two minutes each on two cores; resumes in runs/nano/), writes
+Runs `kvfix diagnose --only flow` on each nano (two minutes each on two cores; resumes in runs/nano/), writes
 benchmarks/nano_curves.svg and prints the README's table.
 """
 
@@ -30,8 +30,8 @@ def main() -> None:
     records = {}
     for family in FAMILIES:
         out = HERE.parent / "runs" / "nano" / family
-        options = Options(model=str(nano_dir(family)), out=out)
-        command = f"kvfix diagnose --model checkpoints/nano/{family}"
+        options = Options(model=str(nano_dir(family)), only=("flow",), out=out)
+        command = f"kvfix diagnose --only flow --model checkpoints/nano/{family}"
         records[family] = diagnose(options, command=command, watch=RichWatch()).record
     draw(records).savefig(HERE / "nano_curves.svg", metadata={"Date": None})
     print(table(records))

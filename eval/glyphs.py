@@ -22,39 +22,31 @@ from kvfix.data.shapes import GLYPHS
 MARGIN = 2  # pixels around the ink that belong to a template: letters stand free
 _BIG = 96  # pixels of a capital, before it is made small
 
-# Pen strokes in units of the letter's height, y down: plotter letters, as OpenCV draws them.
-_STROKES: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
-    "A": (((0, 1), (0.38, 0), (0.76, 1)), ((0.14, 0.66), (0.62, 0.66))),
-    "B": (
-        ((0, 0.48), (0.42, 0.48), (0.58, 0.56), (0.66, 0.68), (0.66, 0.82), (0.58, 0.94), (0.4, 1))
-        + ((0, 1), (0, 0), (0.4, 0), (0.56, 0.06), (0.62, 0.16), (0.62, 0.32), (0.56, 0.42))
-        + ((0.42, 0.48),),
-    ),
-    "C": (
-        ((0.72, 0.24), (0.64, 0.1), (0.5, 0), (0.28, 0), (0.12, 0.1), (0.03, 0.25), (0, 0.4))
-        + ((0, 0.6), (0.03, 0.75), (0.12, 0.9), (0.28, 1), (0.5, 1), (0.64, 0.9), (0.72, 0.76)),
-    ),
-    "D": (
-        ((0, 0), (0, 1), (0.34, 1), (0.52, 0.93), (0.63, 0.8), (0.68, 0.62), (0.68, 0.38))
-        + ((0.63, 0.2), (0.52, 0.07), (0.34, 0), (0, 0)),
-    ),
-    "E": (((0.62, 0), (0, 0), (0, 1), (0.62, 1)), ((0, 0.48), (0.4, 0.48))),
-    "F": (((0.62, 0), (0, 0), (0, 1)), ((0, 0.48), (0.4, 0.48))),
-    "R": (
-        ((0, 1), (0, 0), (0.42, 0), (0.58, 0.06), (0.64, 0.16), (0.64, 0.32), (0.58, 0.42))
-        + ((0.42, 0.48), (0, 0.48)),
-        ((0.34, 0.48), (0.66, 1)),
-    ),
+# Pen strokes x,y in percent of the letter's height, y down: plotter letters, as OpenCV draws them.
+_STROKES = {
+    "A": "0,100 38,0 76,100 / 14,66 62,66",
+    "B": "0,48 42,48 58,56 66,68 66,82 58,94 40,100 0,100 0,0 40,0 56,6 62,16 62,32 56,42 42,48",
+    "C": "72,24 64,10 50,0 28,0 12,10 3,25 0,40 0,60 3,75 12,90 28,100 50,100 64,90 72,76",
+    "D": "0,0 0,100 34,100 52,93 63,80 68,62 68,38 63,20 52,7 34,0 0,0",
+    "E": "62,0 0,0 0,100 62,100 / 0,48 40,48",
+    "F": "62,0 0,0 0,100 / 0,48 40,48",
+    "R": "0,100 0,0 42,0 58,6 64,16 64,32 58,42 42,48 0,48 / 34,48 66,100",
 }
-_BETWEEN = 0.26  # letters of a word
+_BETWEEN = 0.26  # letters of a word, in heights
 
 
-def _printed(name: str | None, text: str) -> Image.Image:
-    """In a font of matplotlib's, or Pillow's own."""
-    size = 1.4 * _BIG
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    font = ImageFont.load_default(size) if name is None else None
-    font = font or ImageFont.truetype(str(folder / name), round(size))
+def _printed(file: str, text: str) -> Image.Image:
+    """In one of the fonts that come with matplotlib."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", file)
+    return _typeset(ImageFont.truetype(str(path), round(1.4 * _BIG)), text)
+
+
+def _default(text: str) -> Image.Image:
+    """In the font that Pillow draws with unless told otherwise."""
+    return _typeset(ImageFont.load_default(1.4 * _BIG), text)
+
+
+def _typeset(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> Image.Image:
     canvas = Image.new("L", (2 * _BIG * (len(text) + 1), 3 * _BIG))
     ImageDraw.Draw(canvas).text((_BIG, _BIG), text, fill=255, font=font)
     return canvas
@@ -62,17 +54,20 @@ def _printed(name: str | None, text: str) -> Image.Image:
 
 def _plotted(pen: float, text: str) -> Image.Image | None:
     """By a round pen, its width a share of the letters' height."""
+    if any(letter not in _STROKES for letter in text):
+        return None
     canvas = Image.new("L", (2 * _BIG * (len(text) + 1), 3 * _BIG))
     draw, left, half = ImageDraw.Draw(canvas), float(_BIG), pen * _BIG / 2
     for letter in text:
-        if letter not in _STROKES:
-            return None
-        for stroke in _STROKES[letter]:
-            points = [(left + x * _BIG, _BIG + y * _BIG) for x, y in stroke]
+        right = left
+        for stroke in _STROKES[letter].split(" / "):
+            xy = [[int(n) * _BIG / 100 for n in point.split(",")] for point in stroke.split()]
+            points = [(left + x, _BIG + y) for x, y in xy]
             draw.line(points, fill=255, width=round(2 * half))
             for x, y in points:
                 draw.ellipse((x - half, y - half, x + half, y + half), fill=255)
-        left += (_BETWEEN + max(x for stroke in _STROKES[letter] for x, _ in stroke)) * _BIG
+            right = max(right, *(x for x, _ in points))
+        left = right + _BETWEEN * _BIG
     return canvas
 
 
@@ -90,7 +85,7 @@ def _dotted(text: str) -> Image.Image | None:
 
 
 KINDS: dict[str, Callable[[str], Image.Image | None]] = {
-    "default": partial(_printed, None),
+    "default": _default,
     "sans": partial(_printed, "DejaVuSans.ttf"),
     "bold": partial(_printed, "DejaVuSans-Bold.ttf"),
     "pen": partial(_plotted, 0.1),
@@ -136,4 +131,3 @@ def _small(kind: str, label: str, height: int) -> np.ndarray:
     size = (max(1, round(ink.width * height / ink.height)), height)
     small = np.asarray(ink.resize(size, Image.Resampling.BOX), np.float32) / 255
     return np.pad(small, MARGIN)
-

@@ -25,13 +25,14 @@ from kvfix.eval.rings import Ring, find_rings, redness
 
 MIN_SCORE = 0.55  # mean correlation of the labels as read
 MIN_LABEL = 0.35  # correlation of each label
-MIN_MARGIN = 0.03  # of the mean correlation over that of any other reading
+MIN_MARGIN = 0.08  # of summed correlation over any other reading's: the closest swaps two labels
 MAX_RINGS = 7  # of one pen, the best; a photo may hold some of its own
 SAME_RADIUS = 1.25  # ratio, or a pixel more: one program draws circles of one size
 SAME_LINE = 0.15  # of purity: and with one pen
 HEIGHTS = (1.0, 4.2)  # of a capital, in radii of the ring
 REACH = 1.3  # largest gap between ring and label, in radii
-BESIDE, ON_BORDER = 0.9, 0.6  # least share of a label's ink off its ring; where the border pushes it
+BESIDE, PUSHED = 0.9, 0.6  # least share of a label's ink off its ring; if the border pushes it
+PUSHED_COST = 0.1  # of correlation: a label by the border may belong to a ring farther inside
 _RADIUS = 6.0  # pixels that rings are scaled to before their labels are read
 _STEP = 1.15  # between heights
 
@@ -72,7 +73,8 @@ def find_markers(
                 readings[order] = float(chosen_KL.mean(1).max())
     best, *others = sorted(readings, key=lambda order: -readings[order])
     rival = max((readings[order] for order in others), default=0.0)
-    if readings[best] < MIN_SCORE or readings[best] - rival < MIN_MARGIN:
+    margin = len(wanted) * (readings[best] - rival)
+    if readings[best] < MIN_SCORE or margin < MIN_MARGIN:
         return None
     return {label: (rings[n].x, rings[n].y) for label, n in zip(wanted, best, strict=True)}
 
@@ -173,6 +175,7 @@ def _match(
     # Enough of the ink must lie off the ring, and be redder by more than noise.
     all_ink = (ink * ink).sum((1, 2, 3))[:, None, None].clamp(min=1e-6)
     seen = ink_square >= least_NFLhw.flatten(1, 2) * all_ink
+    score = score - PUSHED_COST * (ink_square < BESIDE * all_ink)
     score = torch.where(seen & (covariance >= 0.15 * var_ink), score, -1.0)
     return score.amax((2, 3)).unflatten(1, ink_FLhw.shape[:2])
 
@@ -192,10 +195,12 @@ def _least_ink(
         shape = [1, 1, 1, 1]
         shape[2 + axis] = -1
         n_places = 2 * reach + 1 - (support_FLhw.shape[2 + axis] - 1)
-        first = (torch.arange(float(n_places)) + MARGIN - reach).view(shape)  # from the ring's centre
+        first = (torch.arange(float(n_places)) + MARGIN - reach).view(
+            shape
+        )  # from the ring's centre
         last = first + lengths[axis][:, :, None, None] - 1
         gaps.append(torch.maximum(first, -last).clamp(min=0))
         border = (-centre * scale, (image_hw[axis] - 1 - centre) * scale)
         pushed.append((first <= border[0] + _RADIUS) | (last >= border[1] - _RADIUS))
-    least = torch.where(pushed[0] | pushed[1], ON_BORDER, BESIDE)
+    least = torch.where(pushed[0] | pushed[1], PUSHED, BESIDE)
     return torch.where(torch.hypot(gaps[0], gaps[1]) <= _RADIUS * (1 + REACH), least, 2.0)

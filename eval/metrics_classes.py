@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 IGNORE = 1000
-SUBSETS = (50, 300, 919)  # number of classes of each official subset
 
 
 class ClassCounts(NamedTuple):

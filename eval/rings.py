@@ -19,6 +19,12 @@ from scipy import ndimage
 
 LEVELS = np.linspace(0.4, 0.9, 11)  # of purity: below is hole, above is band
 WIDEST = 0.08  # largest radius of a hole as a share of the longer side
+MIN_LINE = 0.5  # purity of the line's weakest tenth
+MIN_CHROMA = 0.4  # of the line
+MIN_CONTRAST = 0.1  # see `Ring`
+MIN_MET = 0.75  # share of rays that meet the line
+MAX_SWING = 0.15  # standard deviation of the line's radius over the turn, as a share of it
+MAX_GOES_ON = 0.15  # share of rays on which red goes on past the line, as a letter's strokes do
 _ANGLES_A = np.linspace(0, 2 * np.pi, 48, endpoint=False)
 _STEP = 0.25  # pixels between samples of a ray
 
@@ -106,7 +112,7 @@ def _holes(purity_HW: np.ndarray) -> Iterator[tuple[float, float, float]]:
 
 
 def _enclosed(purity_HW: np.ndarray, x: float, y: float, hole: float) -> bool:
-    """Whether red is met soon on all but one of eight rays: cheap, and refuses nearly every hole."""
+    """Whether red is met soon on all but one of eight rays: cheap, refuses nearly all holes."""
     radii = np.arange(hole, 2 * hole + 4, 0.5)
     return bool((_rays(purity_HW, x, y, radii)[:, ::6].max(0) >= 0.5).sum() >= 7)
 
@@ -137,7 +143,7 @@ def _measure(red: Redness, x: float, y: float, hole: float) -> Ring | None:
     for _ in range(2):
         at_RA = _rays(red.purity, x, y, radii_R)
         band_A, met_A = _band(at_RA, radii_R, line(at_RA))
-        if met_A.mean() < 0.75:
+        if met_A.mean() < MIN_MET:
             return None
         # A centre that is off by d sees the radius swing by d over the turn.
         x += 2 * float((band_A * np.cos(_ANGLES_A))[met_A].mean())
@@ -155,8 +161,10 @@ def _measure(red: Redness, x: float, y: float, hole: float) -> Ring | None:
     weakest = float(np.quantile(at_RA[middle], 0.1))
     chroma = float(np.median(_rays(red.chroma, x, y, radii_R[middle : middle + 1])))
     swing = float(np.std(band_A[met_A]) / radii_R[middle])
-    drawn = weakest >= 0.5 and chroma >= 0.4 and swing <= 0.15
-    stands_out = profile_R[middle] - inside >= 0.1 and profile_R[middle] - outside >= 0.2
-    if not (drawn and stands_out and met_A.mean() >= 0.75):
-        return None
-    return Ring(x, y, float(radii_R[edge]), weakest, weakest - max(inside, outside))
+    radius = float(radii_R[edge])
+    contrast = weakest - max(inside, outside)
+    beyond_RA = _rays(red.purity, x, y, np.array([1.2, 1.35, 1.5]) * radius + 0.5)
+    goes_on = float((beyond_RA.min(0) > 0.75 * weakest).mean())
+    drawn = weakest >= MIN_LINE and chroma >= MIN_CHROMA and swing <= MAX_SWING
+    alone = contrast >= MIN_CONTRAST and goes_on <= MAX_GOES_ON and met_A.mean() >= MIN_MET
+    return Ring(x, y, radius, weakest, contrast) if drawn and alone else None

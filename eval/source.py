@@ -102,6 +102,18 @@ class MlmSource:
             for sample in extract(self.mlm, prompts, sites=self.kinds, around=self.around):
                 yield self._view(sample)
 
+    def together(self, images: Sequence[Image.Image], text: str) -> list[View]:
+        """Features of images that stand in ONE prompt, in order, with a text after them.
+
+        Attention is causal: features of a language model's sites depend on the images before, too.
+        """
+        prompt = Prompt(tuple(images), text, self.prefix)
+        [sample] = extract(self.mlm, [prompt], sites=self.kinds, around=self.around)
+        return [
+            self._view(SampleFeatures([features], [layout], None))
+            for features, layout in zip(sample.images, sample.layouts, strict=True)
+        ]
+
     def _batch(self, image: Image.Image) -> int:
         """Images a forward pass, by the image alone: a resumed run must batch as the first did."""
         if image.size not in self._tokens:

@@ -124,12 +124,13 @@ def score_spair(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """PCK of SPair-71k, per image and per point, by the target's box and by its image.
+    """Correct keypoints (PCK) of SPair-71k, per image and per point.
 
     A line a pair, named as in Layout/large/test.txt. "xy" holds a point for
     each of the pair's keypoints, in the annotation's order and in pixels of
     the original target photo.
-    A point at distance <= alpha * longer side counts; alpha is 0.05, 0.1, 0.15.
+    A point counts at distance <= alpha * longer side of the target's box, and
+    of the target image; alpha is 0.05, 0.1, 0.15.
     A pair without a line counts as all wrong; if more than 5 % have none, the
     figures are printed, but the exit code is 1.
     """
@@ -155,7 +156,7 @@ def score_refcoco(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """CIoU, mIoU (gIoU) and P@0.5 to 0.9 of RefCOCO, a sentence a sample.
+    """Referring segmentation of RefCOCO: cIoU, mIoU (gIoU) and P@0.5 to 0.9 over sentences.
 
     A line a sentence: "id" is <split>-<row, 5 digits>-<sentence>, both counted
     from 0 in the files' order, such as testA-00012-0. "rle" is COCO's
@@ -181,7 +182,7 @@ def score_pascal5i(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """MIoU and FB-IoU of Pascal-5i over HSNet's episodes, means over folds.
+    """Few-shot segmentation of Pascal-5i: mIoU and FB-IoU over HSNet's episodes.
 
     A PNG an episode, named by its id, such as
     fold0-0007-2007_000762-bottle.png: a binary mask of the query (0 and 1, or
@@ -208,10 +209,11 @@ def score_imagenet_s(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """MIoU of ImageNet-S over all classes and background, pooled over the validation images.
+    """Semantic segmentation of ImageNet-S: mIoU over all classes and background.
 
     A PNG an image, of its size and in the official encoding: the class id is
-    R + 256 * G, 0 for everything else. Pixels that are 1000 in the truth do
+    R + 256 * G, 0 for everything else. IoUs are pooled over the validation
+    images. Pixels that are 1000 in the truth do
     not count. A class that the truth lacks counts 0, and is named: then the
     figure is that of a subset.
     An image without a map counts as background; if more than 5 % have none,
@@ -232,7 +234,7 @@ def score_msrc(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Jaccard index J and pixel precision P of MSRC co-segmentation, means over groups.
+    """Co-segmentation of MSRC: Jaccard index J and pixel precision P, means over groups.
 
     A mask an image, named like it and of its size: 0 and 1, or 0 to 255 with
     foreground above 127, as in the truth. J is the foreground IoU of an image,

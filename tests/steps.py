@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import tiny
@@ -17,11 +18,15 @@ from kvfix.repair.base_pass import logits_at, run_base
 from kvfix.repair.gate import KeyGate
 from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.lora import LoraOptions, attach
+from kvfix.repair.losses import Mean
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
 from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Rows, Step
-from kvfix.repair.terms import Losses
+from kvfix.repair.terms import Heads, Losses
 
 IMAGE_HW = (60, 100)
+LAYER = 1
+VALUE_TERMS = ("mask", "text_value", "correspondence", "gram")
+LAYER_TERMS = (*VALUE_TERMS, "dependence", "mass")
 
 
 def tuned(folder: Any, *, spread: float = 0.02, **options: Any) -> Mlm:
@@ -130,3 +135,23 @@ def make_step(
             gate=gate,
             gate_SH=gate_SH,
         )
+
+
+def only(*names: str, **changed: Any) -> Losses:
+    """These terms alone, of weight 1, reading LAYER."""
+    losses = Losses()
+    for name in names:
+        term = getattr(losses, name)
+        at = {"layers": (LAYER,)} if name in (*LAYER_TERMS, "gate") else {}
+        losses = replace(losses, **{name: replace(term, weight=1.0, **at, **changed)})
+    return losses
+
+
+def mean_of(name: str, losses: Losses, step: Step, heads: Heads) -> Mean:
+    """One term of a step."""
+    return losses.active()[name].loss(step, heads[name])
+
+
+def heads_of(mlm: Mlm, losses: Losses) -> Heads:
+    """The heads of the active terms."""
+    return Heads(losses, channels=mlm.n_kv_heads * mlm.head_dim, seed=0)

@@ -9,6 +9,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from kvfix.diagnose.key_calibration import dependence
 from kvfix.models import Prompt, load_mlm
 from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
@@ -89,6 +90,14 @@ def test_the_estimator_is_right_for_small_batches(n: int, truth: float) -> None:
         assert running.std() < 0.9 * input_dependence(keys).std()
     one = input_dependence(keys[:1], mean_SHND=means.mean_SHND, excess=means.excess)
     assert one.mean().item() == pytest.approx(truth, abs=0.02)
+
+
+def test_it_is_the_statistic_of_the_diagnosis() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(6, 2, 3, 5, 8, generator=generator) + 2
+    mean_square = keys.mean(0).square().sum(-1).numpy()
+    known = dependence(keys.var(0).sum(-1).numpy(), mean_square, 6)
+    torch.testing.assert_close(input_dependence(keys), torch.from_numpy(known))
 
 
 def test_the_hinge_counts_chosen_keys_only() -> None:

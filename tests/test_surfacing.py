@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -138,6 +140,17 @@ def test_rows_are_aligned_by_id_and_scoring() -> None:
         align(rows("a"), ANSWERS, "loud")
     with pytest.raises(ValueError, match="every site"):
         align(rows("ab")[:-1], ANSWERS, "logprob")
+
+
+def test_what_does_not_exist_is_null_in_the_record() -> None:
+    right = [{**a, "correct": 1} for a in ANSWERS]  # no wrong answer to take a share of
+    readings, table = align(rows("abcdefgh"), right, "generation")
+    found = surfacing(readings, columns=table.columns("value"))
+    names = {"dataset": "scenes", "subtask": "Art_Style", "scoring": "generation"}
+    record = surfacing_result(found, table, **names)
+    assert record["of_wrong"] == {"value": None, "ci": None}
+    assert "in none of the wrong answers" in surfacing_finding(found, table, **names)["text"]
+    json.dumps(record, allow_nan=False)
 
 
 def test_record_and_sentence_carry_every_number() -> None:

@@ -8,38 +8,12 @@ import pytest
 import steps
 import tiny
 import torch
+from steps import LAYER, LAYER_TERMS, VALUE_TERMS
 
-from kvfix.models import Prompt
 from kvfix.repair.gate import KeyGate
-from kvfix.repair.key_means import KeyMeans
-from kvfix.repair.readout_terms import near_cells
 from kvfix.repair.step import Extras
-from kvfix.repair.terms import Heads, Losses
 
-LAYER = 1
-VALUE_TERMS = ("mask", "text_value", "correspondence", "gram")
-LAYER_TERMS = (*VALUE_TERMS, "dependence", "mass")
 TERMS = (*LAYER_TERMS, "distil", "kl")
-
-
-def _losses(*names: str, **changed) -> Losses:
-    """Only these terms, of weight 1, reading layer 1."""
-    losses = Losses()
-    for name in names:
-        term = getattr(losses, name)
-        at = {"layers": (LAYER,)} if name in (*LAYER_TERMS, "gate") else {}
-        losses = replace(losses, **{name: replace(term, weight=1.0, **at, **changed)})
-    return losses
-
-
-def _loss(name: str, losses: Losses, step, heads: Heads):
-    return losses.active()[name].loss(step, heads[name])
-
-
-def _heads(mlm, losses: Losses) -> Heads:
-    return Heads(losses, channels=mlm.n_kv_heads * mlm.head_dim, seed=0)
-
-
 # Hinges that bind: a floor above any r, a ceiling of nothing.
 BINDING = {"dependence": {"floor": 1.0}, "mass": {"ceiling": 0.0}}
 
@@ -48,12 +22,12 @@ BINDING = {"dependence": {"floor": 1.0}, "mass": {"ceiling": 0.0}}
 @pytest.mark.parametrize("name", LAYER_TERMS)
 def test_gradient_reaches_the_chosen_layer_and_earlier_ones(name, family, checkpoint) -> None:
     mlm = steps.tuned(checkpoint(family), parts=("lm", "projector"))
-    losses = _losses(name, **BINDING.get(name, {}))
+    losses = steps.only(name, **BINDING.get(name, {}))
     # OneVision tiles an image only when it is alone: another size than two in one prompt.
     given = steps.prompts(images=2 if name == "correspondence" else 1)
-    heads = _heads(mlm, losses)
+    heads = steps.heads_of(mlm, losses)
     step = steps.make_step(mlm, losses, given, steps.extras(mlm, given))
-    mean = _loss(name, losses, step, heads)
+    mean = steps.mean_of(name, losses, step, heads)
     assert mean.value > 0 and mean.weight > 0 and not mean.weight.requires_grad
     mean.value.backward()
     grads = {n: p.grad for n, p in mlm.model.named_parameters() if p.requires_grad}
@@ -77,9 +51,9 @@ def test_gradient_reaches_the_chosen_layer_and_earlier_ones(name, family, checkp
 @pytest.mark.parametrize("name", ["distil", "kl"])
 def test_gradient_of_answer_terms_reaches_every_layer(name, checkpoint) -> None:
     mlm = steps.tuned(checkpoint("qwen2_5_vl"))
-    losses, given = _losses(name), steps.prompts()
+    losses, given = steps.only(name), steps.prompts()
     step = steps.make_step(mlm, losses, given, steps.extras(mlm, given))
-    mean = _loss(name, losses, step, _heads(mlm, losses))
+    mean = steps.mean_of(name, losses, step, steps.heads_of(mlm, losses))
     assert mean.value > 0
     mean.value.backward()
     for n, parameter in mlm.model.named_parameters():
@@ -89,19 +63,19 @@ def test_gradient_of_answer_terms_reaches_every_layer(name, checkpoint) -> None:
 
 def test_anchors_are_zero_while_the_adapter_does_nothing(checkpoint) -> None:
     mlm = steps.tuned(checkpoint("llava_onevision"), spread=0.0)
-    losses, given = _losses("kl", "gram"), steps.prompts()
+    losses, given = steps.only("kl", "gram"), steps.prompts()
     step = steps.make_step(mlm, losses, given, steps.extras(mlm, given))
     for name in ("kl", "gram"):
-        assert _loss(name, losses, step, _heads(mlm, losses)).value.abs() < 1e-9
+        assert steps.mean_of(name, losses, step, steps.heads_of(mlm, losses)).value.abs() < 1e-9
 
 
 def test_kl_is_taken_where_it_is_asked_for(checkpoint) -> None:
     mlm, given = steps.tuned(checkpoint("llava")), steps.prompts()
     weights = {}
     for at in ("text", "answer", "both"):
-        losses = _losses("kl", at=at)
+        losses = steps.only("kl", at=at)
         step = steps.make_step(mlm, losses, given, steps.extras(mlm, given))
-        weights[at] = float(_loss("kl", losses, step, _heads(mlm, losses)).weight)
+        weights[at] = float(steps.mean_of("kl", losses, step, steps.heads_of(mlm, losses)).weight)
     assert weights["answer"] == 2 and weights["text"] > 2
     assert weights["both"] == weights["text"] + 2
 
@@ -110,9 +84,9 @@ def test_kl_is_taken_where_it_is_asked_for(checkpoint) -> None:
 def test_each_term_learns(name, checkpoint) -> None:
     """Adapter, heads and gate alone make the loss fall; it is not at its floor from the start."""
     mlm = steps.tuned(checkpoint("llava"))
-    losses = _losses(name, **BINDING.get(name, {}))
+    losses = steps.only(name, **BINDING.get(name, {}))
     given = steps.prompts()
-    knows, heads, gate = steps.extras(mlm, given), _heads(mlm, losses), None
+    knows, heads, gate = steps.extras(mlm, given), steps.heads_of(mlm, losses), None
     trained = [p for p in mlm.model.parameters() if p.requires_grad] + list(heads.parameters())
     if name == "gate":
         gate = KeyGate(steps.agnostic(mlm, given), [LAYER])
@@ -122,7 +96,7 @@ def test_each_term_learns(name, checkpoint) -> None:
     found = []
     for _ in range(8):
         step = steps.make_step(mlm, losses, given, knows, gate=gate)
-        value = _loss(name, losses, step, heads).value
+        value = steps.mean_of(name, losses, step, heads).value
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -137,8 +111,8 @@ def test_each_term_learns(name, checkpoint) -> None:
 def test_a_batch_without_targets_gives_zero_with_a_graph(name, checkpoint) -> None:
     """Text-only samples with a stand-in image: every head still runs once, gradients are zero."""
     mlm = steps.tuned(checkpoint("llava"))
-    losses, given = _losses(name), steps.prompts()
-    heads = _heads(mlm, losses)
+    losses, given = steps.only(name), steps.prompts()
+    heads = steps.heads_of(mlm, losses)
     calls = []
     for head in heads.by_term.values():
         head.register_forward_hook(lambda module, args, output: calls.append(1))
@@ -147,7 +121,7 @@ def test_a_batch_without_targets_gives_zero_with_a_graph(name, checkpoint) -> No
     if name == "kl":
         none = torch.zeros_like(step.rows.text_R)
         step = replace(step, rows=step.rows._replace(text_R=none))
-    mean = _loss(name, losses, step, heads)
+    mean = steps.mean_of(name, losses, step, heads)
     assert mean.value == 0 and mean.weight == 0 and mean.value.requires_grad
     mean.value.backward()
     assert len(calls) == len(list(heads.by_term))
@@ -160,8 +134,8 @@ def test_a_batch_without_targets_gives_zero_with_a_graph(name, checkpoint) -> No
 def test_an_empty_mask_counts_for_nothing(name, checkpoint) -> None:
     """Void everywhere, or (for an expression) no cell that it names."""
     mlm = steps.tuned(checkpoint("llava"))
-    losses, given = _losses(name), steps.prompts()
-    heads, knows = _heads(mlm, losses), steps.extras(mlm, given)
+    losses, given = steps.only(name), steps.prompts()
+    heads, knows = steps.heads_of(mlm, losses), steps.extras(mlm, given)
     target = knows[0].masks[0]
     empty = target._replace(valid_HW=0 * target.valid_HW)
     if name == "text_value":
@@ -169,12 +143,12 @@ def test_an_empty_mask_counts_for_nothing(name, checkpoint) -> None:
     one = [knows[0], replace(knows[1], masks=(empty,))]
     none = [replace(knows[0], masks=(empty,)), Extras()]
     step = steps.make_step(mlm, losses, given, one)
-    assert _loss(name, losses, step, heads).weight == 1
+    assert steps.mean_of(name, losses, step, heads).weight == 1
     torch.testing.assert_close(
-        _loss(name, losses, step, heads),
-        _loss(name, losses, replace(step, extras=[knows[0], Extras()]), heads),
+        steps.mean_of(name, losses, step, heads),
+        steps.mean_of(name, losses, replace(step, extras=[knows[0], Extras()]), heads),
     )
-    mean = _loss(name, losses, replace(step, extras=none), heads)
+    mean = steps.mean_of(name, losses, replace(step, extras=none), heads)
     assert mean.value == 0 and mean.weight == 0 and mean.value.requires_grad
 
 
@@ -182,16 +156,16 @@ def test_an_empty_mask_counts_for_nothing(name, checkpoint) -> None:
 def test_two_micro_batches_pool_to_the_whole(name, checkpoint) -> None:
     """Totals and weights of two halves add up to those of the batch."""
     mlm = steps.tuned(checkpoint("qwen2_5_vl"))
-    losses, given = _losses(name), steps.prompts()
-    heads, knows = _heads(mlm, losses), steps.extras(mlm, given)
+    losses, given = steps.only(name), steps.prompts()
+    heads, knows = steps.heads_of(mlm, losses), steps.extras(mlm, given)
     knows[1] = replace(knows[1], matches=(), masks=knows[1].masks * 2)  # uneven halves
-    whole = _loss(name, losses, steps.make_step(mlm, losses, given, knows), heads)
+    whole = steps.mean_of(name, losses, steps.make_step(mlm, losses, given, knows), heads)
     halves = []
     for n in (0, 1):
         own = knows[n]
         own = replace(own, choice=own.choice._replace(row=0))
         step = steps.make_step(mlm, losses, given[n : n + 1], [own])
-        halves.append(_loss(name, losses, step, heads))
+        halves.append(steps.mean_of(name, losses, step, heads))
     total = sum(half.total for half in halves)
     weight = sum(half.weight for half in halves)
     torch.testing.assert_close(weight, whole.weight)
@@ -204,29 +178,29 @@ def test_two_micro_batches_pool_to_the_whole(name, checkpoint) -> None:
 @pytest.mark.parametrize("name", LAYER_TERMS[:-1])
 def test_features_without_a_gradient_are_refused(name, checkpoint) -> None:
     mlm = steps.tuned(checkpoint("llava"))
-    losses, given = _losses(name), steps.prompts()
+    losses, given = steps.only(name), steps.prompts()
     step = steps.make_step(mlm, losses, given, steps.extras(mlm, given), grad=False)
     with pytest.raises(ValueError, match=r"features with a gradient, found none: use Capture\(gra"):
-        _loss(name, losses, step, _heads(mlm, losses))
+        steps.mean_of(name, losses, step, steps.heads_of(mlm, losses))
     with torch.no_grad():  # to look at a loss, none is needed
-        assert _loss(name, losses, step, _heads(mlm, losses)).weight > 0
+        assert steps.mean_of(name, losses, step, steps.heads_of(mlm, losses)).weight > 0
 
 
 @pytest.mark.parametrize("name", LAYER_TERMS)
 def test_reentrant_checkpointing_is_caught(name, checkpoint) -> None:
     """Its first pass runs without a graph: a loss would fall by its head alone."""
     mlm = steps.tuned(checkpoint("llava"))
-    losses, given = _losses(name, **BINDING.get(name, {})), steps.prompts()
-    knows, heads = steps.extras(mlm, given), _heads(mlm, losses)
-    plain = _loss(name, losses, steps.make_step(mlm, losses, given, knows), heads).value
+    losses, given = steps.only(name, **BINDING.get(name, {})), steps.prompts()
+    knows, heads = steps.extras(mlm, given), steps.heads_of(mlm, losses)
+    plain = steps.mean_of(name, losses, steps.make_step(mlm, losses, given, knows), heads).value
     mlm.base.enable_input_require_grads()
     mlm.model.train()
     mlm.base.gradient_checkpointing_enable({"use_reentrant": True})
     step = steps.make_step(mlm, losses, given, knows)
     with pytest.raises(ValueError, match="non-reentrant gradient checkpointing"):
-        _loss(name, losses, step, heads)
+        steps.mean_of(name, losses, step, heads)
     mlm.base.gradient_checkpointing_enable({"use_reentrant": False})
-    value = _loss(name, losses, steps.make_step(mlm, losses, given, knows), heads).value
+    value = steps.mean_of(name, losses, steps.make_step(mlm, losses, given, knows), heads).value
     torch.testing.assert_close(value, plain)
     value.backward()
     read = "v_proj" if name in VALUE_TERMS else "k_proj"
@@ -238,17 +212,17 @@ def test_an_adapter_after_the_chosen_layers_is_refused(checkpoint) -> None:
     mlm = steps.tuned(checkpoint("llava"), only=r".*layers\.2\..*")
     given = steps.prompts()
     for name in ("mask", "mass"):
-        losses = _losses(name)
+        losses = steps.only(name)
         step = steps.make_step(mlm, losses, given, steps.extras(mlm, given))
         with pytest.raises(ValueError, match="an adapter at or before the chosen layers"):
-            _loss(name, losses, step, _heads(mlm, losses))
+            steps.mean_of(name, losses, step, steps.heads_of(mlm, losses))
 
 
 def test_what_a_step_lacks_is_named(checkpoint) -> None:
     mlm = steps.tuned(checkpoint("llava"))
     given = steps.prompts()
     knows = steps.extras(mlm, given)
-    step = steps.make_step(mlm, _losses("mask"), given, knows)
+    step = steps.make_step(mlm, steps.only("mask"), given, knows)
     for name, says in (
         ("text_value", r"Capture\(text=False\)"),
         ("gram", "features of the base model, found none captured"),
@@ -257,111 +231,32 @@ def test_what_a_step_lacks_is_named(checkpoint) -> None:
         ("kl", "logits of the tuned and the base model"),
         ("gate", "expected a gate"),
     ):
-        losses = _losses(name)
+        losses = steps.only(name)
         with pytest.raises(ValueError, match=says):
-            _loss(name, losses, step, _heads(mlm, losses))
+            steps.mean_of(name, losses, step, steps.heads_of(mlm, losses))
     with pytest.raises(ValueError, match=r"layers out of \[1\], found \[2\]"):
-        replace(_losses("mask").mask, layers=(2,)).loss(step, _heads(mlm, _losses("mask"))["mask"])
+        replace(steps.only("mask").mask, layers=(2,)).loss(
+            step, steps.heads_of(mlm, steps.only("mask"))["mask"]
+        )
     target = knows[0].masks[0]._replace(share_HW=torch.ones(2, 2))
-    losses = _losses("mask")
+    losses = steps.only("mask")
     with pytest.raises(
         ValueError, match=r"image 0: expected a mask on its grid of .* found \(2, 2"
     ):
-        _loss(
+        steps.mean_of(
             "mask",
             losses,
             replace(step, extras=[Extras(masks=(target,))] * 2),
-            _heads(mlm, losses),
+            steps.heads_of(mlm, losses),
         )
     target = knows[0].masks[0]._replace(category=1)
     with pytest.raises(ValueError, match=r"categories 0..0, found \[1\]"):
-        _loss(
+        steps.mean_of(
             "mask",
             losses,
             replace(step, extras=[Extras(masks=(target,))] * 2),
-            _heads(mlm, losses),
+            steps.heads_of(mlm, losses),
         )
-    bare = replace(steps.make_step(mlm, _losses("dependence"), given, knows), key_bias={})
+    bare = replace(steps.make_step(mlm, steps.only("dependence"), given, knows), key_bias={})
     with pytest.raises(ValueError, match="bias of k_proj of layer 1"):
-        _loss("dependence", _losses("dependence"), bare, _heads(mlm, losses))
-
-
-# --- what exactly is read -------------------------------------------------------------------------
-
-
-def test_mask_categories_train_their_own_output(checkpoint) -> None:
-    mlm = steps.tuned(checkpoint("llava"))
-    losses, given = _losses("mask", outputs=3), steps.prompts()
-    knows = steps.extras(mlm, given)
-    knows = [replace(e, masks=(e.masks[0]._replace(category=2),)) for e in knows]
-    heads = _heads(mlm, losses)
-    step = steps.make_step(mlm, losses, given, knows)
-    _loss("mask", losses, step, heads).value.backward()
-    grad = heads["mask"].weight.grad
-    assert not grad[:, :2].any() and grad[:, 2].any()
-
-
-def test_dependence_reads_first_images_of_the_calibrated_size(checkpoint) -> None:
-    mlm = steps.tuned(checkpoint("llava_onevision"))
-    losses = _losses("dependence", floor=1.0)
-    alone = steps.prompts(images=1)  # tiled: many tokens
-    paired = steps.prompts(images=2)
-    odd = Prompt((tiny.photo(64, 64),), "square")
-    weights = {}
-    for name, given in {
-        "two": alone,
-        "one": alone[:1],
-        "one_and_odd": [alone[0], odd],
-        "pairs": paired,
-    }.items():
-        step = steps.make_step(mlm, losses, given, [Extras()] * len(given))
-        step = replace(step, agnostic_SHV=steps.agnostic(mlm, alone))
-        mean = _loss("dependence", losses, step, _heads(mlm, losses))
-        assert mean.value.requires_grad
-        weights[name] = float(mean.weight)
-    # Keys chosen among the cells of layer 1; newlines and the base tile are no cells.
-    layout = mlm.encode(alone).images[0][0].layout
-    cells = steps.agnostic(mlm, alone)[LAYER][:, layout.index_HW.flatten()].sum()
-    assert weights == {"two": float(cells), "one": 0, "one_and_odd": 0, "pairs": 0}
-
-
-def test_dependence_subtracts_the_bias_in_the_statistic(checkpoint) -> None:
-    """A large constant on every key must not make them look input-agnostic."""
-    mlm = steps.tuned(checkpoint("qwen2_5_vl"))
-    losses, given = _losses("dependence", floor=1.0), steps.prompts()
-    knows, heads = steps.extras(mlm, given), _heads(mlm, losses)
-    before = _loss("dependence", losses, steps.make_step(mlm, losses, given, knows), heads).value
-    with torch.no_grad():
-        mlm.key_bias(LAYER).add_(30.0)
-    step = steps.make_step(mlm, losses, given, knows)
-    after = _loss("dependence", losses, step, heads).value
-    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
-    left = _loss("dependence", losses, replace(step, key_bias={LAYER: None}), heads).value
-    assert left > after + 0.1
-
-
-def test_dependence_with_running_means_works_from_one_image(checkpoint) -> None:
-    mlm = steps.tuned(checkpoint("llava"))
-    losses, given = _losses("dependence", floor=1.0), steps.prompts(3, images=1)
-    layout = mlm.encode(given).images[0][0].layout
-    cells = layout.index_HW.numel()
-    means = KeyMeans((1, mlm.n_kv_heads, cells, mlm.head_dim), decay=0.5)
-    found = []
-    for n in range(3):
-        step = steps.make_step(mlm, losses, given[n : n + 1], [Extras()], means=means)
-        mean = _loss("dependence", losses, step, _heads(mlm, losses))
-        found.append(mean)
-        means.advance()
-    assert found[0].weight == 0 and found[1].weight > 0 and found[2].value > 0
-    found[2].value.backward()
-    assert mlm.layer(LAYER).self_attn.k_proj.lora_B.default.weight.grad.any()
-
-
-def test_near_cells_are_those_a_sample_is_made_of() -> None:
-    at = torch.tensor([[0.0, 1.0], [0.5, 1.25], [-3.0, 9.0]])
-    near = near_cells(at, (2, 3)).view(3, 2, 3).int().tolist()
-    assert near == [
-        [[0, 1, 0], [0, 0, 0]],
-        [[0, 1, 1], [0, 1, 1]],
-        [[0, 0, 1], [0, 0, 0]],
-    ]
+        steps.mean_of("dependence", steps.only("dependence"), bare, steps.heads_of(mlm, losses))

@@ -58,8 +58,10 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
         FileNotFoundError: a model or data folder that is not there.
     """
     start = time.monotonic()
-    probes, questions = _probe_units(options), _questions(options)
-    unit_sets = [*probes, *questions]
+    probes, asked = _probe_units(options), _questions(options)
+    # A limit counts the questions that have a readout, not the others between them.
+    read = [readable(u, options.limit or MOST_QUESTIONS) for u in asked]
+    unit_sets = [*probes, *read]
     reference = _reference_sha256(options)
     watch.say(f"loading {options.name}")
     mlm = options.load()
@@ -80,11 +82,11 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
     flow = diagnose_flow(probes, mlm, options, watch) if "flow" in options.only else None
     parts: list[Part] = []
     if "keys" in options.only:
-        parts.append(diagnose_keys(probes, questions, mlm, options.out, options.mcq, **how))
+        parts.append(diagnose_keys(probes, asked, mlm, options.out, options.mcq, **how))
     if "prefix" in options.only:
         parts.append(diagnose_prefix(probes, mlm, options.out, limit=options.limit, **how))
     if "surfacing" in options.only:
-        parts.append(diagnose_surfacing(questions, mlm, options.out, options.mcq, **how))
+        parts.append(diagnose_surfacing(read, mlm, options.out, options.mcq, **how))
     del mlm
     gc.collect()
     if flow is not None:
@@ -122,13 +124,12 @@ def _probe_units(options: Options) -> list[UnitSet]:
 
 
 def _questions(options: Options) -> list[UnitSet]:
-    """Questions that have a readout; a limit counts those, not the others between them."""
+    """Every question of the data, where a diagnosis asks any."""
     wanted = not options.tasks or MCQ in options.tasks
     names = [spec for spec in options.data if MCQ in CATALOG[spec.partition("=")[0]].tasks]
     if not (wanted and names and ASKING & set(options.only)):
         return []
-    every = load_units(names, tasks=(MCQ,), questions=True)
-    return [readable(u, options.limit or MOST_QUESTIONS) for u in every]
+    return load_units(names, tasks=(MCQ,), questions=True)
 
 
 def _reference_sha256(options: Options) -> str | None:

@@ -32,7 +32,7 @@ def key_findings(
         _sinks(diagnosis),
     ]
     if values is not None:
-        out += [_values(diagnosis, values, against, seed) for against in ("other", "random")]
+        out += _values(diagnosis, values, seed)
     return out
 
 
@@ -165,29 +165,48 @@ def _sinks(d: KeyDiagnosis) -> Finding:
     return _finding("keys.sinks", text, d, value, None, layer=top, clear=value > 0, **counts)
 
 
-def _values(d: KeyDiagnosis, scores: CellScores, against: str, seed: int) -> Finding:
-    """What the values add over the place, at chosen cells and at others."""
-    got = scores.difference(against, seed=seed)
-    plain = scores.difference(against, added=False, seed=seed)
-    change = got.change
-    value, low, high = (float(x[0]) for x in (change.value_S, change.low_S, change.high_S))
-    enough = int(change.clusters_S[0]) >= FEWEST_CLUSTERS
-    clear = enough and (low > 0 or high < 0)
-    certain = "" if clear else " (the interval holds 0: no clear difference)"
-    if not enough:
-        certain = " (too few clusters to tell)"
-    others = {"other": "at the layers' other keys", "random": "at equally many random keys"}
-    verb = "less" if value < 0 else "more"
+def _values(d: KeyDiagnosis, scores: CellScores, seed: int) -> list[Finding]:
+    """Accuracy of values at chosen keys against other heads at the same cells, and the control."""
+    gap, beyond = scores.gap(seed=seed), scores.beyond_random(seed=seed)
+    plain = scores.accuracy
+    if gap is None or beyond is None:
+        text = (
+            f"Whether values at {scores.chosen} are worse cannot be told: no cell has them in some "
+            f"heads of a layer and not in others (n = {len(scores.ids)})."
+        )
+        finding = _finding("keys.values", text, d, None, None, clear=False)
+        return [{**finding, "n": len(scores.ids)}]
     text = (
-        f"Values at {scores.chosen} add {abs(value):.3f} {verb} foreground accuracy a cell than "
-        f"{others[against]}, beyond what the place alone tells ({got.after:+.3f} against "
-        f"{got.before:+.3f}), difference {_figures(change, signed=True)}{certain}; as it is "
-        f"{plain.after:.3f} against {plain.before:.3f}."
+        f"Foreground accuracy of values at {scores.chosen} less that of the layers' other heads at "
+        f"the same cells: {_figures(gap, signed=True)}{_certain(gap)}. Plain accuracy "
+        f"{plain['chosen']:.3f}, at the layers' other keys {plain['other']:.3f}, by the place "
+        f"alone {plain['place']:.3f}."
     )
-    ci = None if np.isnan(low) else (low, high)
-    name = "keys.values" if against == "other" else "keys.values_random"
-    finding = _finding(name, text, d, value, ci, clear=clear)
-    return {**finding, "n": int(change.n_S[0])}
+    control = (
+        f"The same gap for {scores.chosen} less that for equally many random keys: "
+        f"{_figures(beyond, signed=True)}{_certain(beyond)}."
+    )
+    out = []
+    for name, sentence, got in (
+        ("keys.values", text, gap),
+        ("keys.values_random", control, beyond),
+    ):
+        low, high = float(got.low_S[0]), float(got.high_S[0])
+        ci = None if np.isnan(low) else (low, high)
+        finding = _finding(name, sentence, d, float(got.value_S[0]), ci, clear=_is_clear(got))
+        out.append({**finding, "n": int(got.n_S[0])})
+    return out
+
+
+def _is_clear(change: Interval) -> bool:
+    enough = int(change.clusters_S[0]) >= FEWEST_CLUSTERS
+    return bool(enough and (change.low_S[0] > 0 or change.high_S[0] < 0))
+
+
+def _certain(change: Interval) -> str:
+    if int(change.clusters_S[0]) < FEWEST_CLUSTERS:
+        return " (too few clusters to tell)"
+    return "" if _is_clear(change) else " (the interval holds 0: no clear difference)"
 
 
 def _layers_word(layers: list[int]) -> str:

@@ -2,11 +2,12 @@
 
 Shapes: N episodes, L layers, H KV heads, P grid cells, S draws of the control.
 
-One classifier a head learns foreground from the support's values at ALL cells; its accuracy on the
-query is then taken apart at some cells and at the others of the same layer. Cells differ in how
-easy they are (a corner is nearly always background), so the accuracy of a classifier that sees the
-cell's place only is taken off, cell by cell: what is left is what the values add there. Control:
-equally many cells of the layer, drawn at random.
+One classifier a head learns foreground from the support's values at ALL cells; on the query, each
+head calls each cell right or wrong. Cells differ in how easy they are: a corner is background in
+nearly every image, and agnostic keys may well lie in corners. So values at chosen keys are compared
+with what the layer's other heads hold at the SAME cells of the same image; where all heads of a
+cell are chosen or none is, there is nothing to compare. Control: the same for equally many keys of
+the layer, drawn at random. Left in: a head that is worse at every cell, and agnostic at some.
 """
 
 from __future__ import annotations
@@ -24,62 +25,59 @@ from kvfix.diagnose.key_statistics import to_square
 from kvfix.eval.grid import to_grid
 from kvfix.eval.logistic import fit_logistic, fit_standardiser
 from kvfix.eval.source import MlmSource, View
-from kvfix.eval.stats import Interval, paired_bootstrap
+from kvfix.eval.stats import Interval, clustered_bootstrap, paired_bootstrap
 from kvfix.eval.unit import site_chunks
 from kvfix.models import Mlm
 
 DRAWS = 16
-GROUPS = ("chosen", "other", "random")
-
-
-class Difference(NamedTuple):
-    """One mean over episodes and layers, and a paired difference to it, with intervals.
-
-    Attributes:
-        before: Mean of the cells compared with, in [-1, 1].
-        after: Mean of the chosen cells.
-        change: after - before, paired over episodes.
-    """
-
-    before: float
-    after: float
-    change: Interval
 
 
 @dataclass(frozen=True, eq=False)
 class CellScores:
-    """Patch accuracy of values at chosen cells, at the other cells and at random ones.
+    """Patch accuracy of values at chosen keys and at others.
 
     Attributes:
-        chosen: What the chosen cells are, for the findings ("input-agnostic keys").
+        chosen: What the chosen keys are, for the findings ("input-agnostic keys").
         ids: One an episode.
         clusters: One an episode.
-        keys_L: Chosen keys of each layer; layers without any, or with nothing else, score NaN.
-        accuracy_NL: By group of `GROUPS`: share of cells called right, in [0, 1].
-        added_NL: The same less what a classifier that sees the place only gets at these cells.
+        cells_L: Cells of each layer at which some heads are chosen and some are not.
+        accuracy: Plain shares of cells called right, in [0, 1], over all episodes and layers:
+            values at `chosen` keys, at all `other` keys of their layers, and at the chosen cells by
+            a classifier that sees the cell's `place` only. These differ by how easy cells are.
+        gap_NL: Accuracy at chosen keys less that of other heads at the same cells; NaN in layers
+            without such cells.
+        random_gap_NL: The same for equally many random keys, mean over draws.
     """
 
     chosen: str
     ids: list[str]
     clusters: list[str]
-    keys_L: np.ndarray
-    accuracy_NL: dict[str, np.ndarray]
-    added_NL: dict[str, np.ndarray]
+    cells_L: np.ndarray
+    accuracy: dict[str, float]
+    gap_NL: np.ndarray
+    random_gap_NL: np.ndarray
 
-    def difference(self, against: str, *, added: bool = True, seed: int = 0) -> Difference:
-        """Chosen cells against "other" or "random" ones, layers weighted by their chosen keys."""
-        table = self.added_NL if added else self.accuracy_NL
-        before, after = (self._over_layers(table[group]) for group in (against, "chosen"))
-        both = ~np.isnan(before + after)
-        if not both.any():
-            raise ValueError("expected a layer with chosen cells and others, found none")
-        change = paired_bootstrap(before, after, self.clusters, seed=seed)
-        return Difference(float(before[both].mean()), float(after[both].mean()), change)
+    def gap(self, *, seed: int = 0) -> Interval | None:
+        """Chosen keys against other heads at the same cells; None where no cell has both.
 
-    def _over_layers(self, score_NL: np.ndarray) -> np.ndarray:
-        weight_NL = np.where(np.isnan(score_NL), 0, self.keys_L)
+        Layers weigh by their cells, episodes are resampled by cluster.
+        """
+        gap_N = self._over_layers(self.gap_NL)
+        if np.isnan(gap_N).all():
+            return None
+        return clustered_bootstrap(gap_N, self.clusters, seed=seed)
+
+    def beyond_random(self, *, seed: int = 0) -> Interval | None:
+        """The gap less that of equally many random keys, paired over episodes."""
+        random_N, gap_N = (self._over_layers(g) for g in (self.random_gap_NL, self.gap_NL))
+        if np.isnan(random_N + gap_N).all():
+            return None
+        return paired_bootstrap(random_N, gap_N, self.clusters, seed=seed)
+
+    def _over_layers(self, gap_NL: np.ndarray) -> np.ndarray:
+        weight_NL = np.where(np.isnan(gap_NL), 0, self.cells_L)
         total_N = weight_NL.sum(1)
-        sums_N = (np.nan_to_num(score_NL) * weight_NL).sum(1)
+        sums_N = (np.nan_to_num(gap_NL) * weight_NL).sum(1)
         return np.divide(sums_N, total_N, out=np.full(len(total_N), np.nan), where=total_N > 0)
 
 
@@ -94,15 +92,15 @@ def score_cells(
     l2: float = 1e-3,
     tick: Callable[[], None] = lambda: None,
 ) -> CellScores:
-    """Score the values of each head at chosen cells against its layer's others.
+    """Score the values at chosen keys, and those of other heads at the same cells.
 
     Args:
         mlm: The model.
         episodes: Support and query; cut to squares of `side` pixels.
         chosen_LHP: Bool, such as `KeyDiagnosis.agnostic_LHP`; at least one key.
         side: Pixels; must give the grid that the keys were found on.
-        seed: Of the random cells, which are the same for all episodes.
-        chosen: Name of the chosen cells.
+        seed: Of the random keys, which are the same for all episodes.
+        chosen: Name of the chosen keys.
         l2: Penalty of the classifiers, as in few-shot foreground segmentation.
         tick: Called after each episode.
 
@@ -111,34 +109,39 @@ def score_cells(
     """
     if not chosen_LHP.any():
         raise ValueError("expected at least one chosen key, found none; there is nothing to score")
-    masks = {
-        "chosen": chosen_LHP[None],
-        "other": ~chosen_LHP[None],
-        "random": _random_cells(chosen_LHP, np.random.default_rng(seed)),
-    }
+    in_layers = np.broadcast_to(chosen_LHP.any((1, 2), keepdims=True), chosen_LHP.shape)
+    random_SLHP = _random_keys(chosen_LHP, np.random.default_rng(seed))
     source = MlmSource(mlm, kinds=("value",), heads=True)
     ids, clusters = [], []
-    accuracy: dict[str, list[np.ndarray]] = {group: [] for group in GROUPS}
-    added: dict[str, list[np.ndarray]] = {group: [] for group in GROUPS}
+    gaps, random_gaps, plain = [], [], []
     for episode in episodes:
-        right = _right(source, squared(episode, side), chosen_LHP.shape, l2=l2)
-        for group in GROUPS:
-            accuracy[group].append(_mean_over(right.values_LHP, masks[group], right.weight_P))
-            beyond = right.values_LHP - right.place_P
-            added[group].append(_mean_over(beyond, masks[group], right.weight_P))
+        values_LHP, place_P, weight_P = _right(
+            source, squared(episode, side), chosen_LHP.shape, l2=l2
+        )
+        gaps.append(_gap(values_LHP, chosen_LHP[None], weight_P))
+        random_gaps.append(_gap(values_LHP, random_SLHP, weight_P))
+        place_LHP = np.broadcast_to(place_P, chosen_LHP.shape)
+        plain.append(
+            [
+                _mean(values_LHP, chosen_LHP * weight_P),
+                _mean(values_LHP, (in_layers & ~chosen_LHP) * weight_P),
+                _mean(place_LHP, chosen_LHP * weight_P),
+            ]
+        )
         ids.append(episode.id)
         clusters.append(episode.cluster)
         tick()
     if not ids:
         raise ValueError("expected at least one episode, found none")
-    split = chosen_LHP.any((1, 2)) & ~chosen_LHP.all((1, 2))
+    some_LP = chosen_LHP.any(1) & ~chosen_LHP.all(1)
     return CellScores(
         chosen=chosen,
         ids=ids,
         clusters=clusters,
-        keys_L=chosen_LHP.sum((1, 2)) * split,
-        accuracy_NL={group: np.stack(rows) for group, rows in accuracy.items()},
-        added_NL={group: np.stack(rows) for group, rows in added.items()},
+        cells_L=some_LP.sum(1),
+        accuracy=dict(zip(("chosen", "other", "place"), np.mean(plain, 0).tolist(), strict=True)),
+        gap_NL=np.stack(gaps),
+        random_gap_NL=np.stack(random_gaps),
     )
 
 
@@ -150,7 +153,7 @@ def squared(episode: Episode, side: int) -> Episode:
         edge = min(height, width)
         top, left = (height - edge) // 2, (width - edge) // 2
         cut = Image.fromarray(mask_HW[top : top + edge, left : left + edge])
-        return np.asarray(cut.resize((side, side), Image.Resampling.NEAREST))
+        return np.array(cut.resize((side, side), Image.Resampling.NEAREST))
 
     return replace(
         episode,
@@ -216,16 +219,28 @@ def _called(
     return torch.cat(called).cpu()
 
 
-def _random_cells(chosen_LHP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _random_keys(chosen_LHP: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(S, L, H, P) bool: in each draw as many keys of a layer as were chosen there."""
     flat = chosen_LHP.reshape(len(chosen_LHP), -1)
     drawn = np.stack([rng.permuted(flat, axis=1) for _ in range(DRAWS)])
     return drawn.reshape(DRAWS, *chosen_LHP.shape)
 
 
-def _mean_over(x_LHP: np.ndarray, masks_SLHP: np.ndarray, weight_P: np.ndarray) -> np.ndarray:
-    """(L,) mean over the masks' cells, then over masks; NaN where a layer has none."""
-    count_SL = (masks_SLHP * weight_P).sum((2, 3))
-    sums_SL = np.einsum("slhp,lhp->sl", masks_SLHP, x_LHP * weight_P)
-    mean_SL = np.divide(sums_SL, count_SL, out=np.full(count_SL.shape, np.nan), where=count_SL > 0)
-    return mean_SL.mean(0)
+def _gap(right_LHP: np.ndarray, masks_SLHP: np.ndarray, weight_P: np.ndarray) -> np.ndarray:
+    """(L,) accuracy of a mask's heads less that of the others at the same cell, over such cells."""
+    inside_SLP, outside_SLP = masks_SLHP.sum(2), (~masks_SLHP).sum(2)
+    both_SLP = (inside_SLP > 0) & (outside_SLP > 0)
+    of_mask_SLP = (right_LHP * masks_SLHP).sum(2) / np.maximum(inside_SLP, 1)
+    of_others_SLP = (right_LHP * ~masks_SLHP).sum(2) / np.maximum(outside_SLP, 1)
+    weight_SLP = both_SLP * weight_P
+    sums_SL = ((of_mask_SLP - of_others_SLP) * weight_SLP).sum(2)
+    total_SL = weight_SLP.sum(2)
+    gap_SL = np.divide(sums_SL, total_SL, out=np.full(sums_SL.shape, np.nan), where=total_SL > 0)
+    drawn_L = (total_SL > 0).sum(0)
+    sums_L = np.nansum(gap_SL, axis=0)
+    return np.divide(sums_L, drawn_L, out=np.full(len(sums_L), np.nan), where=drawn_L > 0)
+
+
+def _mean(x: np.ndarray, weight: np.ndarray) -> float:
+    """Weighted mean; NaN where nothing has weight."""
+    return float((x * weight).sum() / weight.sum()) if weight.any() else float("nan")

@@ -206,7 +206,7 @@ def surfacing_result(
 ) -> Result:
     """The record of one subtask for run.json."""
     numbers = {
-        name: {"value": share.value, "ci": share.ci}
+        name: {"value": None if np.isnan(share.value) else share.value, "ci": share.ci}
         for name in ("readout", "answer", "of_all", "of_wrong", "shuffled", "beyond")
         for share in (getattr(found, name),)
     }

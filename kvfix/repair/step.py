@@ -114,7 +114,8 @@ class Step:
         rows: Logits; None if no term needs them.
         attention: Of `QueryKeys`, by layer.
         agnostic_SHV: Bool over all layers, KV heads and the tokens of an image at the calibrated
-            resolution: the keys to suppress (or a random control of equal count).
+            resolution: the keys to suppress, or a random control of equal count (`on_tokens` and
+            `random_keys` of `kvfix.edges` make it from the diagnosis's map).
         key_bias: `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
         means: Running means of keys; None takes the batch's.
         gate: The gate; None without one.

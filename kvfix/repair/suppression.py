@@ -13,7 +13,8 @@ variance, so at n = 2 a key of r = 1 would look like 0.5, and a hinge would push
 
 - batch: s^2 / mean |k_i|^2 with the unbiased variance s^2 (over n - 1). Numerator and denominator
   are both unbiased, which leaves the ratio's own bias of order 1/n; it equals 1 - (mean inner
-  product of two different images' keys) / mean |k_i|^2. It needs n >= 2, and may exceed 1.
+  product of two different images' keys) / mean |k_i|^2. It is the r of `kvfix.diagnose` without
+  the clip there, so it may exceed 1; it needs n >= 2.
 - running mean: mean |k_i - m|^2 / (1 + e) / mean |k_i|^2, m a mean of EARLIER steps' keys without a
   gradient and e its variance as a share of Var(k) (see `KeyMeans`). It works from n = 1 and is the
   same however a step is shared out over ranks. Its cost: while the mean key moves, m lags behind,

@@ -33,11 +33,12 @@ class DependenceTerm(LayerTerm):
     nothing; with them, only the very first step does.
 
     Attributes:
-        floor: r that a key should reach, in (0, 1].
+        floor: r that a key should reach, in (0, 1]: the diagnosis's tau (at most 0.1) or a little
+            more. Language models add one large constant to all image keys, so r is small for most.
         decay: Of the running mean of keys, in [0, 1); 0 takes the batch's own mean.
     """
 
-    floor: float = 0.3
+    floor: float = 0.1
     decay: float = 0.0
 
     site: ClassVar[str] = "key"

@@ -1,0 +1,119 @@
+"""What exactly each loss term reads of a step: outputs, images, biases, running means, points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import steps
+import tiny
+import torch
+from steps import LAYER
+
+from kvfix.models import Prompt
+from kvfix.repair.key_means import KeyMeans
+from kvfix.repair.readout_terms import near_cells
+from kvfix.repair.step import Extras, Matches
+
+
+def test_mask_categories_train_their_own_output(checkpoint) -> None:
+    mlm = steps.tuned(checkpoint("llava"))
+    losses, given = steps.only("mask", outputs=3), steps.prompts()
+    knows = steps.extras(mlm, given)
+    knows = [replace(e, masks=(e.masks[0]._replace(category=2),)) for e in knows]
+    heads = steps.heads_of(mlm, losses)
+    step = steps.make_step(mlm, losses, given, knows)
+    steps.mean_of("mask", losses, step, heads).value.backward()
+    grad = heads["mask"].weight.grad
+    assert not grad[:, :2].any() and grad[:, 2].any()
+
+
+def test_dependence_reads_first_images_of_the_calibrated_size(checkpoint) -> None:
+    mlm = steps.tuned(checkpoint("llava_onevision"))
+    losses = steps.only("dependence", floor=1.0)
+    alone = steps.prompts(images=1)  # tiled: many tokens
+    paired = steps.prompts(images=2)
+    odd = Prompt((tiny.photo(64, 64),), "square")
+    weights = {}
+    for name, given in {
+        "two": alone,
+        "one": alone[:1],
+        "one_and_odd": [alone[0], odd],
+        "pairs": paired,
+    }.items():
+        step = steps.make_step(mlm, losses, given, [Extras()] * len(given))
+        step = replace(step, agnostic_SHV=steps.agnostic(mlm, alone))
+        mean = steps.mean_of("dependence", losses, step, steps.heads_of(mlm, losses))
+        assert mean.value.requires_grad
+        weights[name] = float(mean.weight)
+    # Keys chosen among the cells of layer 1; newlines and the base tile are no cells.
+    layout = mlm.encode(alone).images[0][0].layout
+    cells = steps.agnostic(mlm, alone)[LAYER][:, layout.index_HW.flatten()].sum()
+    assert weights == {"two": float(cells), "one": 0, "one_and_odd": 0, "pairs": 0}
+
+
+def test_dependence_subtracts_the_bias_in_the_statistic(checkpoint) -> None:
+    """A large constant on every key must not make them look input-agnostic."""
+    mlm = steps.tuned(checkpoint("qwen2_5_vl"))
+    losses, given = steps.only("dependence", floor=1.0), steps.prompts()
+    knows, heads = steps.extras(mlm, given), steps.heads_of(mlm, losses)
+    before = steps.mean_of(
+        "dependence", losses, steps.make_step(mlm, losses, given, knows), heads
+    ).value
+    with torch.no_grad():
+        mlm.key_bias(LAYER).add_(30.0)
+    step = steps.make_step(mlm, losses, given, knows)
+    after = steps.mean_of("dependence", losses, step, heads).value
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+    left = steps.mean_of("dependence", losses, replace(step, key_bias={LAYER: None}), heads).value
+    assert left > after + 0.1
+
+
+def test_dependence_with_running_means_works_from_one_image(checkpoint) -> None:
+    mlm = steps.tuned(checkpoint("llava"))
+    losses, given = steps.only("dependence", floor=1.0), steps.prompts(3, images=1)
+    layout = mlm.encode(given).images[0][0].layout
+    cells = layout.index_HW.numel()
+    means = KeyMeans((1, mlm.n_kv_heads, cells, mlm.head_dim), decay=0.5)
+    found = []
+    for n in range(3):
+        step = steps.make_step(mlm, losses, given[n : n + 1], [Extras()], means=means)
+        mean = steps.mean_of("dependence", losses, step, steps.heads_of(mlm, losses))
+        found.append(mean)
+        means.advance()
+    assert found[0].weight == 0 and found[1].weight > 0 and found[2].value > 0
+    found[2].value.backward()
+    assert mlm.layer(LAYER).self_attn.k_proj.lora_B.default.weight.grad.any()
+
+
+def test_correspondence_is_both_ways_at_the_matched_points(checkpoint) -> None:
+    """Against the loss written out, at points that lie on cells of two images of two sizes."""
+    mlm = steps.tuned(checkpoint("qwen2_5_vl"))
+    given = [Prompt((tiny.photo(40, 60), tiny.photo(60, 40, seed=1)), "a cat")]
+    at = (torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([[4.0, 0.0], [5.0, 3.0]]))
+    matches = Matches((0, 1), at, torch.tensor([True, True]))
+    losses = steps.only("correspondence", temperature=0.5)
+    step = steps.make_step(mlm, losses, given, [Extras(matches=(matches,))])
+    mean = steps.mean_of("correspondence", losses, step, steps.heads_of(mlm, losses))
+    images = [of["value"][0].detach() for of in step.features[0].images]
+    assert images[0].shape[:2] != images[1].shape[:2]
+    by_hand = []
+    for own, other in ((0, 1), (1, 0)):
+        cells = torch.nn.functional.normalize(images[other].flatten(0, 1), dim=-1)
+        for here, there in zip(at[own].long(), at[other].long(), strict=True):
+            point = torch.nn.functional.normalize(images[own][here[0], here[1]], dim=0)
+            match = int(there[0] * images[other].shape[1] + there[1])
+            by_hand.append(
+                torch.nn.functional.cross_entropy(cells @ point / 0.5, torch.tensor(match))
+            )
+    assert mean.weight == 4
+    torch.testing.assert_close(mean.value, torch.stack(by_hand).mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_near_cells_are_those_a_sample_is_made_of() -> None:
+    at = torch.tensor([[0.0, 1.0], [0.5, 1.25], [-3.0, 9.0]])
+    near = near_cells(at, (2, 3)).view(3, 2, 3).int().tolist()
+    assert near == [
+        [[0, 1, 0], [0, 0, 0]],
+        [[0, 1, 1], [0, 1, 1]],
+        [[0, 0, 1], [0, 0, 0]],
+    ]
