@@ -3,10 +3,11 @@
     python benchmarks/mcq.py                                   # the shipped nano, scenes
     python benchmarks/mcq.py nano DIR --data blink=DIR         # nano and another model, BLINK
 
-A few minutes on two idle cores (`--limit 8` for a larger model). Goal: at least 2x the questions a second of generating and scoring each
-answer separately, at equal letters. The plain way runs batch 1: `generate` for the written answer,
-and one forward pass of prompt and answer for each option; images are processed once a question in
-either way. What batching alone gives is the difference between the rows.
+A few minutes on two idle cores (`--limit 8` for a larger model). Goal: at least 2x the questions a
+second of generating and scoring each answer separately, at equal letters. The plain way runs batch
+1: `generate` for the written answer, and one forward pass of prompt and answer for each option;
+images are processed once a question in either way. The row of batch 1 shows what sharing the
+prefill gives without batching.
 """
 
 from __future__ import annotations

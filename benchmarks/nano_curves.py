@@ -2,8 +2,8 @@
 
     python benchmarks/nano_curves.py
 
-Runs `kvfix diagnose --only flow` on each nano (two minutes each on two cores; resumes in runs/nano/), writes
-benchmarks/nano_curves.svg and prints the README's table.
+Runs `kvfix diagnose --only flow` on each nano (two minutes each on two cores; resumes in
+runs/nano/), writes benchmarks/nano_curves.svg and prints the README's table.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,7 @@ PROTOCOL = 1  # raise when the same features would get another score
 MOST_LEFT_OUT = 0.05  # share of units that may be unreadable before a run counts as failed
 
 Tick = Callable[[str], None]  # called with the task after each unit
-SourceOf = Source | Callable[[Any], Source]  # one for all units, or one made for each unit
+SourceOf: TypeAlias = Source | Callable[[Any], Source]  # for all units, or made for each
 
 
 class TaskRun(NamedTuple):

@@ -60,9 +60,9 @@ def intervene(mlm: Mlm, encoded: Encoded, edits: Sequence[Edit]) -> Iterator[Non
         edits: Without any, or if none changes a logit, nothing at all is installed.
 
     Raises:
-        ValueError: An edit that does not fit, FlashAttention, a block inside a block; and inside
-            the block: another batch (beams multiply it, too), or a cache whose keys are not at
-            their positions (static or sliding).
+        ValueError: An edit that does not fit, FlashAttention, a layer that another open block has;
+            and inside the block: another batch (beams multiply it, too), or a cache whose keys are
+            not at their positions (static or sliding).
     """
     planned = resolve(edits, encoded, n_layers=mlm.n_layers, n_kv_heads=mlm.n_kv_heads)
     with ExitStack() as stack:
@@ -106,7 +106,8 @@ def _attend_of(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor | Non
     kind = config._attn_implementation
     if kind == _NAME:
         raise ValueError(
-            "expected no other intervene() block around this one, found one; give all edits to one"
+            "expected a layer that no other open intervene() block changes, found one that does; "
+            "give all edits to one block"
         )
     if kind not in _KINDS:
         raise ValueError(

@@ -171,8 +171,9 @@ def card(c: Config, millions: float, done: Trained, grades, choice) -> str:
 
 {millions:.2f} M parameters in the real Hugging Face architecture, bf16, trained from scratch on
 procedural scenes: {c.naming_steps} steps in which the image tokens learn to name what they show,
-then {(c.last_step or c.steps) - c.naming_steps} steps of {c.batch} conversations (captions, attributes, places,
-counts, two-image captions, multiple choice on attributes). No perception question was trained.
+then {(c.last_step or c.steps) - c.naming_steps} steps of {c.batch} conversations (captions,
+attributes, places, counts, two-image captions, multiple choice on attributes). No perception
+question was trained.
 
     python recipes/train_nano.py family={c.family}{_settings(c)}
 

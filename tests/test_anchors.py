@@ -96,6 +96,7 @@ def test_gram_by_hand() -> None:
     # Turned and scaled as a whole, nothing changes.
     turned = 7 * base @ torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
     assert gram_anchor(turned, base, [2]).value.abs() < 1e-12
+    assert gram_anchor(base, turned, [2]).value.abs() < 1e-12
     moved = torch.tensor([[[1.0, 0.5], [0, 1]]], requires_grad=True)
     gram_anchor(moved, base, [2]).value.backward()
     assert moved.grad is not None and moved.grad[0, 0, 1] > 0  # back to the right angle

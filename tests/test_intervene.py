@@ -363,7 +363,9 @@ def test_passes_that_positions_mean_nothing_in_are_refused(name, load):
         with pytest.raises(ValueError, match=r"expected the encoded batch, found other input_ids"):
             mlm.model(**other.inputs)
         with (
-            pytest.raises(ValueError, match=r"no other intervene\(\) block around this one"),
+            pytest.raises(
+                ValueError, match=r"a layer that no other open intervene\(\) block changes"
+            ),
             intervene(mlm, encoded, edits),
         ):
             pass

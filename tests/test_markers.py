@@ -117,8 +117,9 @@ def test_markers_of_the_scenes_are_found_where_they_are(skill: str) -> None:
             if found is not None:
                 n_found += 1
                 for label, x, y in marks:
-                    assert distance(found[label], (x, y)) <= 1, (question.id, label)
-    assert n_found >= MOST_SCENES * 2 * n, n_found
+                    # PIL draws at whole pixels.
+                    assert distance(found[label], (x, y)) <= 1.5, (question.id, label)
+    assert n_found >= 0.8 * 2 * n, n_found
 
 
 def test_marks_drawn_on_one_ground_are_all_found() -> None:
@@ -126,7 +127,7 @@ def test_marks_drawn_on_one_ground_are_all_found() -> None:
     marks = [("C", 30.0, 40.0), ("A", 120.0, 35.0), ("D", 50.0, 120.0), ("B", 110.0, 100.0)]
     found = find_markers(mark(ground, marks), labels="ABCD")
     assert found is not None
-    assert all(distance(found[label], (x, y)) <= 1 for label, x, y in marks)
+    assert all(distance(found[label], (x, y)) <= 1.5 for label, x, y in marks)
 
 
 class Shown(NamedTuple):
@@ -153,12 +154,17 @@ def blink_form(task: str, odd: bool) -> Iterator[Shown]:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("task", ["Visual_Correspondence", "Relative_Depth"])
-def test_markers_of_blink_form_photos(task: str, record_property: Callable) -> None:
+@pytest.mark.parametrize(
+    ("task", "n_images", "least"), [("Visual_Correspondence", 40, 36), ("Relative_Depth", 20, 14)]
+)
+def test_markers_of_blink_form_photos(
+    task: str, n_images: int, least: int, record_property: Callable
+) -> None:
     """On the half of the questions that no threshold was chosen on: nothing found is wrong."""
     if not BLINK.is_dir():
         pytest.fail(f"no photos in {BLINK}; set KVFIX_SHARED")
     images = list(blink_form(task, odd=True))
+    assert len(images) == n_images
     errors, n_found = [], 0
     for idx, image, truth in images:
         found = find_markers(image, labels=tuple(truth))
@@ -167,10 +173,6 @@ def test_markers_of_blink_form_photos(task: str, record_property: Callable) -> N
             errors += [distance(found[label], truth[label]) for label in truth]
             # Circles are drawn at whole pixels: up to 1.4 from the truth before any error.
             assert max(errors) <= 2, idx
-    record_property("found", f"{n_found} of {len(images)}")
+    record_property("found", f"{n_found} of {n_images}")
     record_property("median_error", float(np.median(errors)))
-    assert n_found >= LEAST_PHOTOS * len(images), f"found {n_found} of {len(images)}"
-
-
-MOST_SCENES = 0.5
-LEAST_PHOTOS = 0.85
+    assert n_found >= least, f"found {n_found} of {n_images}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from grids import grid_layout
 from PIL import Image
 from tiny import photo
 
+from kvfix.data.blink import blink_questions
 from kvfix.data.questions import SKILLS, scene_question
 from kvfix.data.units import Question
 from kvfix.eval import readouts
@@ -231,6 +233,28 @@ def test_every_scene_question_of_a_readable_skill_has_a_readout() -> None:
     for skill in SKILLS:
         asked = compared(scene_question("val", skill, 0))
         assert isinstance(asked, str) == (skill not in READOUTS), skill
+
+
+@pytest.mark.shared
+def test_blink_form_questions_have_readouts() -> None:
+    """By their options and their drawn markers alone."""
+    shared = Path(os.environ.get("KVFIX_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    folder = shared / "data" / "BLINK"
+    if not folder.is_dir():
+        pytest.fail(f"no photos in {folder}; set KVFIX_SHARED")
+    units = blink_questions(folder)
+    kinds: dict[str, list[object]] = {}
+    for i, name in enumerate(units.ids):
+        if any(task in name for task in READOUTS):
+            question = units.load(i)
+            assert isinstance(question, Question) and not question.points
+            kinds.setdefault(question.sub_task, []).append(compared(question))
+    assert kinds["Art_Style"] == kinds["Visual_Similarity"] == [Images((1, 2))] * 40
+    points = kinds["Visual_Correspondence"]
+    found = [asked for asked in points if isinstance(asked, Points)]
+    assert len(points) == 40 and len(found) >= 32, len(found)
+    assert all(asked.found for asked in found)
+    assert all("marker" in str(asked) for asked in points if isinstance(asked, str))
 
 
 def cases(sub_task: str, seed: int) -> tuple[Question, list[View]]:

@@ -25,11 +25,12 @@ from kvfix.data.units import BadUnit, Episode, Question
 from kvfix.diagnose.flow import FEWEST_CLUSTERS, Finding
 from kvfix.eval.answering import score_options
 from kvfix.eval.answers import LETTERS
-from kvfix.eval.blink import McqProtocol
+from kvfix.eval.blink import McqProtocol, ask
 from kvfix.eval.probes import TASKS
 from kvfix.eval.source import MlmSource
 from kvfix.eval.stats import paired_bootstrap
 from kvfix.intervene import Edit, Keys, intervene, on_tokens, random_keys
+from kvfix.layout import Layout
 from kvfix.models import Encoded, Mlm
 
 CONDITIONS = ("base", "nothing", "chosen", "random")
@@ -82,17 +83,14 @@ def conditions(mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, seed: int) -> d
     def random(encoded: Encoded) -> Keys:
         # From the grid's cells only: base tile and newlines cannot be chosen either.
         everything = torch.ones(cells_LHHW.shape[-2:], dtype=torch.bool)
-        return [
-            [
-                random_keys(
-                    on_tokens(cells_LHHW, s.layout),
-                    generator,
-                    among=on_tokens(everything, s.layout),
-                )
-                for s in spans
-            ]
-            for spans in encoded.images
-        ]  # type: ignore[return-value]
+
+        def drawn(layout: Layout) -> torch.Tensor:
+            among = on_tokens(everything, layout)
+            keys = random_keys(on_tokens(cells_LHHW, layout), generator, among=among)
+            assert isinstance(keys, torch.Tensor)
+            return keys
+
+        return [[drawn(s.layout) for s in spans] for spans in encoded.images]
 
     return {
         "nothing": _blocked(mlm, queries, None),
@@ -146,8 +144,6 @@ def answer_effects(
 
 def on_grid(mlm: Mlm, question: Question, grid_hw: tuple[int, int], protocol: McqProtocol) -> bool:
     """Whether every image of a question lies on the keys' grid when it is asked."""
-    from kvfix.eval.blink import ask
-
     [spans] = mlm.encode([ask(question, protocol)]).images
     return all(s.layout.grid_hw == grid_hw for s in spans)
 

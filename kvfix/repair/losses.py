@@ -140,8 +140,6 @@ def text_value_nce(
         candidate_N.split(counts),
         strict=True,
     ):
-        # Without a candidate all are: the image does not count, but NaN would reach the gradient.
-        candidate = candidate | ~candidate.any()
         log_all_S1 = similarity.masked_fill(~candidate, -torch.inf).logsumexp(1, keepdim=True)
         means.append(masked_mean(log_all_S1 - similarity, positive))
     return _mean_of_images(means, like=similarity_SN)

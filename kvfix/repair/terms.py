@@ -4,6 +4,10 @@
         mean = term.loss(step, heads[name])          # every rank, every micro-batch
         total = total + term.weight_at(n) * mean.value
 
+Several ranks or micro-batches agree with one only if each divides its `mean.total` by the weight of
+ALL of them (times the ranks, where gradients are averaged): samples with a mask are not dealt out
+evenly. `dependence` compares images of one micro-batch, unless it has running means.
+
 YAML maps 1:1, for instance `losses: {mask: {weight: 0.5, layers: [8, 12]}}`.
 """
 
