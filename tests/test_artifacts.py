@@ -129,14 +129,13 @@ def test_a_sound_model_stays_within_the_stated_rate(length: float, tmp_path: Pat
     """Also where one direction shared by all keys makes r small everywhere, as training does."""
     flagged, keys = 0, 0
     for family in FAMILIES:
-        for seed in range(2):
-            mlm = tiny_mlm(family, tmp_path, seed=seed)
-            with shared_direction(mlm, length):
-                got = found_in(mlm)
-            assert np.median(got.r_LHP) < 0.1 or not length
-            assert got.calibration.null_fpr <= chance_limit(got.r_LHP.size)
-            assert not got.shares.clear_L.any() and got.split_from is None
-            flagged, keys = flagged + int(got.agnostic_LHP.sum()), keys + got.r_LHP.size
+        mlm = tiny_mlm(family, tmp_path, seed=1)
+        with shared_direction(mlm, length):
+            got = found_in(mlm)
+        assert np.median(got.r_LHP) < 0.1 or not length
+        assert got.calibration.null_fpr <= chance_limit(got.r_LHP.size)
+        assert not got.shares.clear_L.any() and got.split_from is None
+        flagged, keys = flagged + int(got.agnostic_LHP.sum()), keys + got.r_LHP.size
     assert flagged / keys <= chance_limit(keys)
 
 

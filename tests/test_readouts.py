@@ -245,14 +245,14 @@ def test_blink_form_questions_have_readouts() -> None:
     units = blink_questions(folder)
     kinds: dict[str, list[object]] = {}
     for i, name in enumerate(units.ids):
-        if any(task in name for task in READOUTS):
+        if any(task in name for task in READOUTS) and name.endswith("3"):
             question = units.load(i)
             assert isinstance(question, Question) and not question.points
             kinds.setdefault(question.sub_task, []).append(compared(question))
-    assert kinds["Art_Style"] == kinds["Visual_Similarity"] == [Images((1, 2))] * 40
+    assert kinds["Art_Style"] == kinds["Visual_Similarity"] == [Images((1, 2))] * 4
     points = kinds["Visual_Correspondence"]
     found = [asked for asked in points if isinstance(asked, Points)]
-    assert len(points) == 40 and len(found) >= 32, len(found)
+    assert len(points) == 4 and len(found) >= 3, len(found)
     assert all(asked.found for asked in found)
     assert all("marker" in str(asked) for asked in points if isinstance(asked, str))
 

@@ -45,6 +45,7 @@ def mean_figure(
         part: see `Figure`.
     """
     got = clustered_bootstrap(np.asarray(values_N, float), clusters, seed=seed)
+    _check(value, float(got.value_S[0]))
     return Figure(metric, value, _ends(got), int(got.n_S[0]), int(got.clusters_S[0]), part)
 
 
@@ -83,8 +84,14 @@ def ratio_figure(
     if strata is not None and n_strata is not None:
         occur = {s for s, whole in zip(strata, wholes, strict=True) if whole > 0}
         share = len(occur) / n_strata
+    _check(value, share * float(got.value_S[0]))
     units = int(got.n_S[0]) if n is None else n
     return Figure(metric, value, _ends(got, share), units, int(got.clusters_S[0]), part)
+
+
+def _check(value: float, resampled: float) -> None:
+    """The interval must be of the figure that it stands beside."""
+    assert math.isclose(value, resampled, abs_tol=1e-9), (value, resampled)
 
 
 def _ends(got: Interval, share: float = 1.0) -> tuple[float, float] | None:

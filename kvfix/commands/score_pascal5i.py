@@ -106,13 +106,13 @@ def _pair(
 ) -> list[Figure]:
     clusters = [e.truth.query for e in found]
     counts_N4 = np.array([e.overlap for e in found], float)
-    n_classes = PER_FOLD * len({e.fold for e in found})
+    n_folds = len({e.fold for e in found})
     return [
         ratio_figure(
             *("mIoU", miou, counts_N4[:, 0], counts_N4[:, 1], clusters),
             seed=seed,
             strata=[e.truth.label for e in found],
-            n_strata=n_classes,
+            n_strata=PER_FOLD * n_folds,
             part=part,
         ),
         ratio_figure(
@@ -120,6 +120,7 @@ def _pair(
             clusters * 2,
             seed=seed,
             strata=[(e.fold, side) for side in ("front", "back") for e in found],
+            n_strata=2 * n_folds,
             n=len(found),
             part=part,
         ),
