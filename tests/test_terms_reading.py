@@ -51,6 +51,17 @@ def test_dependence_reads_first_images_of_the_calibrated_size(checkpoint) -> Non
     assert weights == {"two": float(cells), "one": 0, "one_and_odd": 0, "pairs": 0}
 
 
+def test_dependence_of_pairs_is_that_of_their_first_images(checkpoint) -> None:
+    mlm, losses = steps.tuned(checkpoint("llava")), steps.only("dependence", floor=1.0)
+    found = []
+    for images in (1, 2):
+        given = steps.prompts(images=images)
+        step = steps.make_step(mlm, losses, given, [Extras()] * len(given))
+        found.append(steps.mean_of("dependence", losses, step, steps.heads_of(mlm, losses)))
+    assert found[0].weight > 0
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
 def test_dependence_subtracts_the_bias_in_the_statistic(checkpoint) -> None:
     """A large constant on every key must not make them look input-agnostic."""
     mlm = steps.tuned(checkpoint("qwen2_5_vl"))
