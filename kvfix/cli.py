@@ -68,7 +68,7 @@ def diagnose(
     task: Task = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="flow, keys, prefix or surfacing; repeatable. Default: all four."),
+        typer.Option(help="flow, keys, prefix or surfacing; repeatable. Default: flow."),
     ] = None,
     limit: Limit = None,
     out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")] = Path(
@@ -87,7 +87,7 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Measure how much visual information each stage of a model holds."""
-    from kvfix.commands.diagnose import PARTS, Options
+    from kvfix.commands.diagnose import Options
     from kvfix.commands.diagnose import diagnose as run
 
     options = Options(
@@ -95,7 +95,7 @@ def diagnose(
         adapter=adapter,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
-        only=tuple(only or PARTS),
+        only=tuple(only or ("flow",)),
         limit=limit,
         out=out,
         heads=heads,

@@ -15,6 +15,7 @@ from commands import KVFIX, call, launch
 import kvfix
 from kvfix import cli
 from kvfix.commands import diagnose as command
+from kvfix.commands.session import ModelOptions
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "datasets", "peft")
 
@@ -83,7 +84,7 @@ def test_version_and_help_are_no_failure() -> None:
 )
 def test_wrong_usage_exits_2_before_anything_is_loaded(words: list[str], says: str) -> None:
     with pytest.MonkeyPatch.context() as no_model:
-        no_model.setattr(command, "_load", None)
+        no_model.setattr(ModelOptions, "load", None)
         ended = call(*words)
     assert ended.code == 2
     assert says in " ".join(ended.err.replace("│", " ").split())

@@ -40,7 +40,7 @@ class Options(ModelOptions):
 
     data: tuple[str, ...] = ("scenes",)  # NAME or NAME=DIR
     tasks: tuple[str, ...] = ()  # empty: every task the data offers
-    only: tuple[str, ...] = PARTS  # which diagnoses
+    only: tuple[str, ...] = ("flow",)  # which diagnoses, out of PARTS
     limit: int | None = None  # units a task
     out: Path = Path("runs/diagnose")
     heads: bool = False  # every KV head apart
