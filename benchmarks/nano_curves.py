@@ -21,6 +21,7 @@ from kvfix.terminal import RichWatch
 COLOURS = {"llava_onevision": "#0072B2", "qwen2_5_vl": "#D55E00", "llava_next": "#009E73"}
 FAMILIES = {family: COLOURS[family] for family in shipped_families()}
 HERE = Path(__file__).parent
+OUTSIDE = (-3.8, -2)  # where vision and projector stand on the axis of layers
 
 Row = dict[str, Any]
 
@@ -66,13 +67,13 @@ def draw(records: dict[str, Row]) -> Figure:
             ax.fill_between(layers, low, high, color=colour, alpha=0.15, lw=0)
             control = rows(record, task, "value", "random_weights")
             ax.plot(layers, [r["value"] for r in control], color=colour, lw=1, ls="--")
-            for x, site in ((-3, "vision"), (-2, "projector")):
+            for x, site in ((OUTSIDE[0], "vision"), (OUTSIDE[1], "projector")):
                 for r in rows(record, task, site):
                     at = x + 0.2 * (list(FAMILIES).index(family) - 1)
                     span = np.abs(np.array([r["ci"]]).T - r["value"])
                     ax.errorbar(at, r["value"], span, color=colour, marker="o", ms=4, lw=1)
         ax.set_title(f"{task.replace('_', ' ')} ({values[0]['metric']})", fontsize=10, loc="left")
-        ax.set_xticks([-3, -2, *layers], ["vision", "proj.", *layers], fontsize=8)
+        ax.set_xticks([*OUTSIDE, *layers], ["vision", "proj.", *layers], fontsize=8)
         ax.set_ylim(0, None)
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
