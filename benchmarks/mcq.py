@@ -25,7 +25,7 @@ from rich.table import Table
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ, Question
-from kvfix.eval.answering import McqProtocol, answer, score_options
+from kvfix.eval.answering import McqProtocol, answer, batches, score_options
 from kvfix.eval.answers import LETTERS
 from kvfix.eval.blink import ask
 from kvfix.eval.options import answer_gap, option_tokens
@@ -70,7 +70,7 @@ def main() -> None:
 def measure(
     mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol
 ) -> list[tuple[str, str, str, str, str, str]]:
-    """Every way on the same questions, in turn within each round of one batch.
+    """Every way on the same questions, in turn within each round of one batch (of one task).
 
     Raises:
         SystemExit: a way chooses other letters than the one it is compared with.
@@ -101,8 +101,8 @@ def measure(
     letters: dict[str, list[str]] = {way.name: [] for way in ways}
     for way in ways:
         way.run(questions[:1])  # warms up
-    for start in range(0, len(questions), protocol.batch):
-        batch = questions[start : start + protocol.batch]
+    for members in batches([q.id for q in questions], protocol.batch):
+        batch = [questions[i] for i in members]
         for way in ways:
             begun = time.perf_counter()
             letters[way.name] += way.run(batch)

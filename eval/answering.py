@@ -22,7 +22,15 @@ from kvfix.eval.prefill import Prefill
 from kvfix.eval.samples import Row
 from kvfix.models import Encoded, Mlm, Prompt
 
-__all__ = ["Answer", "McqProtocol", "Scores", "answer", "question_row", "score_options"]
+__all__ = [
+    "Answer",
+    "McqProtocol",
+    "Scores",
+    "answer",
+    "batches",
+    "question_row",
+    "score_options",
+]
 
 
 class Answer(NamedTuple):
@@ -73,6 +81,22 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
             letter = extract(text, protocol.profile, options=question.choices)
             out.append(Answer(text, letter, score.logprobs, score.letter, score.per_token))
     return out
+
+
+def batches(ids: Sequence[str], size: int) -> list[list[int]]:
+    """Which questions to answer together: indices into `ids`, at most `size` at a time.
+
+    A batch is of one task, as an id tells by all but its number (`val_Jigsaw_7`): such questions
+    show as many images of like sizes, so that little of a batch is padding.
+    """
+    of_task: dict[str, list[int]] = {}
+    for i, name in enumerate(ids):
+        of_task.setdefault(name.rpartition("_")[0], []).append(i)
+    return [
+        members[start : start + size]
+        for members in of_task.values()
+        for start in range(0, len(members), size)
+    ]
 
 
 def score_options(

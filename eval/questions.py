@@ -7,14 +7,14 @@ Answers go to `samples/mcq[.<dataset>].jsonl`, one line a question; readouts to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kvfix.data.units import BadUnit, Question, UnitSet
 from kvfix.eval import mcq
-from kvfix.eval.answering import Answer, McqProtocol, answer, question_row
+from kvfix.eval.answering import Answer, McqProtocol, answer, batches, question_row
 from kvfix.eval.readouts import question_views, read_out
 from kvfix.eval.samples import Row, Rows, SampleFile
 from kvfix.eval.source import Source
@@ -49,8 +49,7 @@ def run_answers(
         All answers of the dataset, those of earlier starts included.
     """
     file = SampleFile(sample_path(folder, units))
-    for first in range(0, len(units), protocol.batch):
-        batch = range(first, min(first + protocol.batch, len(units)))
+    for batch in batches(units.ids, protocol.batch):
         names = [units.ids[i] for i in batch]
         if any(name not in file.done for name in names):
             rows = _answered(units, batch, mlm, protocol)
@@ -62,7 +61,9 @@ def run_answers(
     return _task_run(units, file.path)
 
 
-def _answered(units: UnitSet, batch: range, mlm: Mlm, protocol: McqProtocol) -> dict[str, Row]:
+def _answered(
+    units: UnitSet, batch: Sequence[int], mlm: Mlm, protocol: McqProtocol
+) -> dict[str, Row]:
     """One row a question of a batch, by id."""
     rows: dict[str, Row] = {}
     questions: list[Question] = []

@@ -20,6 +20,7 @@ from kvfix.eval.answering import (
     Answer,
     McqProtocol,
     answer,
+    batches,
     question_row,
     score_options,
 )
@@ -241,6 +242,12 @@ def test_batches_do_not_move_answers(name: str, load: Load) -> None:
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert answer(mlm, asked, McqProtocol(batch=2, max_new_tokens=4)) == parts
     assert answer(mlm, [], McqProtocol()) == []
+
+
+def test_a_batch_is_of_one_task() -> None:
+    ids = ["val_B_1", "val_Art_Style_1", "val_B_2", "val_Art_Style_2", "val_B_3", "odd"]
+    assert batches(ids, 2) == [[0, 2], [4], [1, 3], [5]]
+    assert batches(ids, 8) == [[0, 2, 4], [1, 3], [5]] and batches([], 8) == []
 
 
 def test_low_precision_works(load: Load) -> None:
