@@ -99,12 +99,12 @@ def test_values_that_are_noise_at_chosen_keys_are_found_to_be_worse(
 def test_where_nothing_is_planted_chosen_keys_are_like_the_others(mlm: Mlm) -> None:
     image = squared(episode(0), SIDE).query
     clear = 0
-    for seed in range(3):
+    for seed in range(2):
         got = scores(mlm, random_keys(no_keys(mlm, image).shape, 0.2, seed=seed))
         change = got.gap()
         assert change is not None and abs(change.value_S[0]) < 0.1
         clear += bool(change.low_S[0] > 0 or change.high_S[0] < 0)
-    assert clear <= 1  # 0.15 expected of 3
+    assert clear <= 1  # 0.1 expected of 2
 
 
 def test_easy_cells_are_not_taken_for_better_values(mlm: Mlm) -> None:
