@@ -31,10 +31,8 @@ SAME_RADIUS = 1.25  # ratio, or a pixel more: one program draws circles of one s
 SAME_LINE = 0.15  # of purity: and with one pen
 HEIGHTS = (1.0, 4.2)  # of a capital, in radii of the ring
 REACH = 1.3  # largest gap between ring and label, in radii
-ON_RING = 0.1  # largest share of one letter's ink on its own ring
-PUSHED_ON_RING = 0.4  # the same of all ink where the image's border pushed the label there
-PUSHED_COST = 0.1  # of correlation then: it may be the label of a ring farther inside
-PUSHED_HEIGHT = 2.8  # of a capital then, in radii at most: larger ones have holes like that ring
+BESIDE, PUSHED = 0.9, 0.6  # least share of a label's ink off its ring; if the border pushes it
+PUSHED_COST = 0.1  # of correlation: a label by the border may belong to a ring farther inside
 _RADIUS = 6.0  # pixels that rings are scaled to before their labels are read
 _STEP = 1.15  # between heights
 
@@ -119,20 +117,13 @@ def label_scores(red_HW: np.ndarray, rings: Sequence[Ring], labels: tuple[str, .
     for height in sorted({round(_RADIUS * HEIGHTS[0] * _STEP**i) for i in range(n_heights)}):
         ink_FLhw, support_FLhw = templates(labels, height)
         reach = int(np.ceil(_RADIUS * (1 + REACH))) + max(ink_FLhw.shape[2:])
-        places = [_places(ring, red_HW.shape, reach, support_FLhw) for ring in rings]
-        beside_NFLhw, pushed_NFLhw = (torch.stack(kind) for kind in zip(*places, strict=True))
-        if height > PUSHED_HEIGHT * _RADIUS:
-            pushed_NFLhw = torch.zeros_like(pushed_NFLhw)
+        least_NFLhw = torch.stack(
+            [_least_ink(ring, red_HW.shape, reach, support_FLhw) for ring in rings]
+        )
         red_Nhw = _windows(red_HW, rings, reach)
         free_Nhw = _windows(np.ones_like(red_HW), rings, reach)
         free_Nhw[:, _disc(reach)] = 0
-        score_NFLhw, on_ring_NFLhw = _match(red_Nhw, free_Nhw, ink_FLhw, support_FLhw)
-        letters_L11 = torch.tensor([len(label) for label in labels])[:, None, None]
-        beside_NFLhw = beside_NFLhw & (on_ring_NFLhw <= ON_RING / letters_L11)
-        pushed_NFLhw = pushed_NFLhw & (on_ring_NFLhw <= PUSHED_ON_RING)
-        score_NFLhw -= torch.where(beside_NFLhw, 0.0, PUSHED_COST)
-        score_NFLhw[~(beside_NFLhw | pushed_NFLhw)] = -1
-        scores.append(score_NFLhw.amax((3, 4)))
+        scores.append(_match(red_Nhw, free_Nhw, ink_FLhw, support_FLhw, least_NFLhw))
     return torch.cat(scores, 1).numpy().astype(np.float64)
 
 
@@ -161,11 +152,9 @@ def _match(
     free_Nhw: torch.Tensor,
     ink_FLhw: torch.Tensor,
     support_FLhw: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Correlation of each template at each place, and the share of its ink that is not free.
-
-    Pixels count by `free`. Both are (N, F, L, places); -1 where the ink is no redder than noise.
-    """
+    least_NFLhw: torch.Tensor,
+) -> torch.Tensor:
+    """(N, F, L) best correlation of each template, pixels weighted by `free`."""
     ink, support = ink_FLhw.flatten(0, 1)[:, None], support_FLhw.flatten(0, 1)[:, None]
     box, which = support.unique(dim=0, return_inverse=True)  # boxes repeat, templates do not
     n, b = len(ink), len(box)
@@ -183,35 +172,35 @@ def _match(
     var_ink = ink_square / count - mean_ink**2
     covariance = red_ink / count - mean_ink * mean_red
     score = covariance / (var_ink.clamp(min=1e-4) * var_red.clamp(min=1e-4)).sqrt()
-    score = torch.where(covariance >= 0.15 * var_ink, score, -1.0)
-    all_ink = (ink * ink).sum((1, 2, 3))[:, None, None]
-    hidden = 1 - ink_square / all_ink.clamp(min=1e-6)  # 1 where a kind has no such letter
-    return score.unflatten(1, ink_FLhw.shape[:2]), hidden.unflatten(1, ink_FLhw.shape[:2])
+    # Enough of the ink must lie off the ring, and be redder by more than noise.
+    all_ink = (ink * ink).sum((1, 2, 3))[:, None, None].clamp(min=1e-6)
+    seen = ink_square >= least_NFLhw.flatten(1, 2) * all_ink
+    score = score - PUSHED_COST * (ink_square < BESIDE * all_ink)
+    score = torch.where(seen & (covariance >= 0.15 * var_ink), score, -1.0)
+    return score.amax((2, 3)).unflatten(1, ink_FLhw.shape[:2])
 
 
-def _places(
+def _least_ink(
     ring: Ring, image_hw: tuple[int, ...], reach: int, support_FLhw: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a label may stand: beside its ring, or by the border that pushes it onto its ring.
+) -> torch.Tensor:
+    """(F, L, places) share of a label's ink that must lie off the ring; over 1 where it is too far.
 
-    Letters have round holes themselves, and each such hole is within a label: a box with the ring's
-    centre in it is not beside the ring.
-
-    Returns:
-        Two (F, L, places) bool, both within `REACH` of the ring.
+    A label stands beside its ring: letters have round holes themselves, and each would be the ring
+    of its own letter. Only the image's border pushes a label onto its ring.
     """
     lengths = support_FLhw.amax(3).sum(2) - 2 * MARGIN, support_FLhw.amax(2).sum(2) - 2 * MARGIN
     scale = _RADIUS / ring.radius
-    gaps, over, pushed = [], [], []
+    gaps, pushed = [], []
     for axis, centre in enumerate((ring.y, ring.x)):
         shape = [1, 1, 1, 1]
         shape[2 + axis] = -1
         n_places = 2 * reach + 1 - (support_FLhw.shape[2 + axis] - 1)
-        first = (torch.arange(float(n_places)) + MARGIN - reach).view(shape)  # from the centre
+        first = (torch.arange(float(n_places)) + MARGIN - reach).view(
+            shape
+        )  # from the ring's centre
         last = first + lengths[axis][:, :, None, None] - 1
         gaps.append(torch.maximum(first, -last).clamp(min=0))
-        over.append((first <= 0) & (last >= 0))
         border = (-centre * scale, (image_hw[axis] - 1 - centre) * scale)
         pushed.append((first <= border[0] + _RADIUS) | (last >= border[1] - _RADIUS))
-    near = torch.hypot(gaps[0], gaps[1]) <= _RADIUS * (1 + REACH)
-    return near & ~(over[0] & over[1]), near & (pushed[0] | pushed[1])
+    least = torch.where(pushed[0] | pushed[1], PUSHED, BESIDE)
+    return torch.where(torch.hypot(gaps[0], gaps[1]) <= _RADIUS * (1 + REACH), least, 2.0)

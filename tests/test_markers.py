@@ -18,7 +18,6 @@ from tiny import photo
 
 from kvfix.data.questions import scene_question
 from kvfix.data.shapes import mark
-from kvfix.eval.glyphs import KINDS
 from kvfix.eval.markers import find_markers
 from kvfix.eval.rings import find_rings, redness
 
@@ -82,20 +81,6 @@ def test_what_is_not_there_is_not_found() -> None:
     assert find_markers(drawn("ABC"), labels="ABCD") is None
     assert find_markers(drawn(("",)), labels=("REF",)) is None
     assert find_markers(drawn(("", "", "", "")), labels="ABCD") is None
-
-
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dots"])
-@pytest.mark.parametrize("height", [14, 20, 28, 40])
-def test_the_holes_of_a_word_are_no_circles_beside_it(kind: str, height: int) -> None:
-    canvas = KINDS[kind]("REF")
-    assert canvas is not None
-    ink = canvas.crop(canvas.getbbox())
-    image = drawn("")
-    ink = ink.resize((round(ink.width * height / ink.height), height), Image.Resampling.BOX)
-    image.paste(RED, (60, 60), ink)
-    assert find_markers(image, labels=("REF",)) is None
-    image.paste(RED, (image.width - ink.width, 60), ink)  # by the border
-    assert find_markers(image, labels=("REF",)) is None
 
 
 def test_labels_that_can_be_read_in_two_ways_are_not_read() -> None:
