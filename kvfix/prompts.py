@@ -17,7 +17,7 @@ from kvfix.families import Family, LayoutRequest
 from kvfix.layout import Layout
 
 # Stands for the text while the chat template is rendered; no template or word list contains it.
-_MARK = "\u2042kvfix\u2042"
+MARK = "\u2042kvfix\u2042"
 
 
 class Prompt(NamedTuple):
@@ -87,8 +87,10 @@ def encode(
         # As `generate` does; the models themselves would count left padding as positions.
         mask_BL = inputs["attention_mask"]
         inputs["position_ids"] = (mask_BL.cumsum(-1) - 1).clamp(min=0)
-    layouts = _layouts(prompts, inputs, processor=processor, config=config, family=family)
-    images = _spans(inputs["input_ids"], layouts, image_token_id=config.image_token_id)
+    layouts = layouts_of(
+        [p.images for p in prompts], inputs, processor=processor, config=config, family=family
+    )
+    images = spans_of(inputs["input_ids"], layouts, image_token_id=config.image_token_id)
     rendered = processor.apply_chat_template(conversations, add_generation_prompt=True)
     return Encoded(
         inputs={
@@ -142,31 +144,40 @@ def _conversation(prompt: Prompt) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def _layouts(
-    prompts: Sequence[Prompt],
+def layouts_of(
+    images: Sequence[Sequence[Image.Image]],
     inputs: dict[str, Tensor],
     *,
     processor: Any,
     config: Any,
     family: Family,
 ) -> list[list[Layout]]:
-    counts = [len(prompt.images) for prompt in prompts]
+    """One layout an image, as the processor has cut it.
+
+    Args:
+        images: Of each sample.
+        inputs: What the processor made of them.
+        processor: The model's.
+        config: The Hugging Face config.
+        family: Its row of the family table.
+    """
+    counts = [len(of_sample) for of_sample in images]
     grids = inputs.get("image_grid_thw")
-    grids_a_sample = [None] * len(prompts) if grids is None else list(grids.split(counts))
+    grids_a_sample = [None] * len(images) if grids is None else list(grids.split(counts))
     return [
         family.layouts(
             LayoutRequest(
-                sizes=[(image.height, image.width) for image in prompt.images],
+                sizes=[(image.height, image.width) for image in of_sample],
                 config=config,
                 processor=processor,
                 grids_thw=grids_thw,
             )
         )
-        for prompt, grids_thw in zip(prompts, grids_a_sample, strict=True)
+        for of_sample, grids_thw in zip(images, grids_a_sample, strict=True)
     ]
 
 
-def _spans(
+def spans_of(
     ids_BL: Tensor, layouts: list[list[Layout]], *, image_token_id: int
 ) -> list[list[ImageSpan]]:
     """Share each sample's image tokens out to its images, in order."""
@@ -200,11 +211,11 @@ def _text_ends(
     placeholders are expanded: the short, unexpanded prompt tells how many there are.
     """
     marked = processor.apply_chat_template(
-        [_conversation(prompt._replace(text=_MARK)) for prompt in prompts],
+        [_conversation(prompt._replace(text=MARK)) for prompt in prompts],
         add_generation_prompt=True,
     )
     after = [
-        _tokens_after(full, _suffix(full, mark), processor.tokenizer)
+        _tokens_after(full, text_suffix(full, mark), processor.tokenizer)
         for full, mark in zip(rendered, marked, strict=True)
     ]
     # Last real position: argmax finds the first maximum, so look from the back.
@@ -212,9 +223,9 @@ def _text_ends(
     return last_B - torch.tensor(after)
 
 
-def _suffix(rendered: str, marked: str) -> str:
+def text_suffix(rendered: str, marked: str) -> str:
     """What the template puts after the text."""
-    before, mark, suffix = marked.rpartition(_MARK)
+    before, mark, suffix = marked.rpartition(MARK)
     if not mark or not (rendered.startswith(before) and rendered.endswith(suffix)):
         raise ValueError(
             "expected a chat template that prints the user's text after the images, found one that "

@@ -7,11 +7,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import tiny
 import torch
 from torch import Tensor
 
 from kvfix.capture import Capture
+from kvfix.eval.readouts import Images, Points
 from kvfix.intervene import intervene
 from kvfix.models import Mlm, Prompt, load_mlm
 from kvfix.repair.base_pass import logits_at, run_base
@@ -20,7 +22,7 @@ from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.lora import LoraOptions, attach
 from kvfix.repair.losses import Mean
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
-from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Rows, Step
+from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable, Rows, Step
 from kvfix.repair.terms import Heads, Losses
 
 IMAGE_HW = (60, 100)
@@ -67,10 +69,19 @@ def extras(mlm: Mlm, given: Sequence[Prompt]) -> list[Extras]:
             Extras(
                 masks=(MaskTarget(0, share, torch.ones(rows, cols), named=True),),
                 matches=matches,
-                choice=Choice(n, torch.tensor([5, 6, 7]), torch.tensor([1.0, 0.0, -1.0])),
+                choice=Choice(n, torch.tensor([5, 6, 7])),
+                readable=readable(rows, cols, count=len(spans)),
             )
         )
     return out
+
+
+def readable(rows: int, cols: int, *, count: int) -> Readable:
+    """Three options: points of the second image, or images after the first."""
+    if count == 2:
+        at = np.random.default_rng(0).uniform(1, min(IMAGE_HW) - 1, (4, 2))
+        return Readable("Visual_Correspondence", Points(at[:1], at[1:], False))
+    return Readable("Visual_Similarity", Images((0, 0, 0)))
 
 
 def agnostic(mlm: Mlm, given: Sequence[Prompt]) -> Tensor:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from kvfix.repair.anchors import gram_anchor, kl_anchor
+from kvfix.repair.batch import Batch
 from kvfix.repair.losses import Mean
 from kvfix.repair.step import Step
 from kvfix.repair.term import Head, LayerTerm, Needs, Term
@@ -16,7 +18,33 @@ Where = Literal["text", "answer", "both"]
 
 
 @dataclass(frozen=True)
-class KlTerm(Term):
+class Anchor(Term):
+    """A term that asks the base model, which is a second forward pass.
+
+    Attributes:
+        every: Only in one of so many optimizer steps, with as many times the weight: the mean pull
+            is the same, and the passes of the base model are fewer.
+    """
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a rhythm that is none."""
+        super().__post_init__()
+        if self.every < 1:
+            raise ValueError(f"expected every to be at least 1 step, found {self.every}")
+
+    def idle(self, step: int) -> bool:
+        """Between its steps."""
+        return step % self.every != 0
+
+    def weight_at(self, step: int) -> float:
+        """Zero between its steps."""
+        return 0.0 if self.idle(step) else self.every * super().weight_at(step)
+
+
+@dataclass(frozen=True)
+class KlTerm(Anchor):
     """KL from the base model's next-word distribution.
 
     Attributes:
@@ -40,18 +68,24 @@ class KlTerm(Term):
         """Logits of both models."""
         return Needs(rows=True, base_rows=True)
 
+    def amount(self, batch: Batch) -> float:
+        """Positions of the chosen kind."""
+        return int(self._chosen(batch.text_R, batch.answer_R).sum())
+
+    def _chosen(self, text_R: Tensor, answer_R: Tensor) -> Tensor:
+        return {"text": text_R, "answer": answer_R, "both": text_R | answer_R}[self.at]
+
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over positions, nats."""
         rows = step.rows
         if rows is None or rows.base_RW is None:
             raise ValueError("expected logits of the tuned and the base model, found none")
-        both_R = rows.text_R | rows.answer_R
-        chosen_R = {"text": rows.text_R, "answer": rows.answer_R, "both": both_R}[self.at]
+        chosen_R = self._chosen(rows.text_R, rows.answer_R)
         return kl_anchor(rows.logits_RW, rows.base_RW, chosen_R, chunk=self.chunk)
 
 
 @dataclass(frozen=True)
-class GramTerm(LayerTerm):
+class GramTerm(Anchor, LayerTerm):
     """Cell-by-cell similarity of an image's values, held to the base model's.
 
     Attributes:
@@ -69,6 +103,10 @@ class GramTerm(LayerTerm):
     def needs(self) -> Needs:
         """Values of both models."""
         return super().needs() | Needs(base_sites=frozenset({"value"}))
+
+    def amount(self, batch: Batch) -> float:
+        """Images that are no stand-ins."""
+        return batch.n_images
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over images, layers and pairs of cells of the squared change of cosine."""

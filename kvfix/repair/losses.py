@@ -204,6 +204,28 @@ def distil_choice(
     return masked_mean(terms.sum(-1), use_Q.to(letters_QO.device))
 
 
+def answer_nll(logits_RW: Tensor, target_R: Tensor, answer_R: Tensor, *, chunk: int = 256) -> Mean:
+    """The language model's own loss: negative log-likelihood of the tokens of answers, nats.
+
+    Args:
+        logits_RW: Next-word logits, any float dtype.
+        target_R: Token ids.
+        answer_R: Bool, rows that count.
+        chunk: Rows at a time that are copied to float32.
+
+    Returns:
+        Mean over tokens.
+    """
+    at = answer_R.to(logits_RW.device).nonzero().flatten()
+    parts = zip(at.split(chunk), target_R.to(logits_RW.device)[at].split(chunk), strict=True)
+    totals = [
+        F.cross_entropy(logits_RW[rows].float(), wanted, reduction="sum") for rows, wanted in parts
+    ]
+    # No answer in the batch: a zero that still has a graph.
+    total = torch.stack(totals).sum() if len(at) else logits_RW[:1].float().sum() * 0
+    return Mean(total, total.new_tensor(float(len(at))).detach())
+
+
 def pooled(means: Sequence[Mean]) -> Mean:
     """All of them as one: totals and weights added.
 

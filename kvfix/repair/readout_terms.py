@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvfix.eval.grid import sample_cells
+from kvfix.eval.readouts import READOUTS, Marked
+from kvfix.eval.source import View
 from kvfix.repair import losses
+from kvfix.repair.batch import Batch
 from kvfix.repair.heads import MaskHead, Temperature, TextProjection
 from kvfix.repair.losses import Mean
 from kvfix.repair.step import MaskTarget, Matches, Step
@@ -46,10 +49,15 @@ class MaskTerm(LayerTerm):
             generator=generator,
         )
 
+    def amount(self, batch: Batch) -> float:
+        """Masks with a head and a valid cell."""
+        masks = (m for extras in batch.extras for m in extras.masks)
+        return sum(m.category >= 0 and bool(m.valid_HW.any()) for m in masks)
+
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over masks; nats and dice added."""
         assert isinstance(head, MaskHead)
-        targets = _targets(step)
+        targets = [(n, target) for n, target in _targets(step) if target.category >= 0]
         wrong = {target.category for _, target in targets} - set(range(self.outputs))
         if wrong:
             raise ValueError(
@@ -93,6 +101,11 @@ class TextValueTerm(LayerTerm):
             channels, len(self.layers), shared=self.shared, temperature=self.temperature
         )
 
+    def amount(self, batch: Batch) -> float:
+        """Named masks that are not empty."""
+        masks = (m for extras in batch.extras for m in extras.masks)
+        return sum(m.named and bool((m.share_HW * m.valid_HW).any()) for m in masks)
+
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over masks that their sample's text names, nats."""
         assert isinstance(head, TextProjection)
@@ -121,6 +134,10 @@ class CorrespondenceTerm(LayerTerm):
     def make_head(self, channels: int, seed: int) -> Temperature:
         """The temperature alone."""
         return Temperature(self.temperature)
+
+    def amount(self, batch: Batch) -> float:
+        """Matched points, once a direction."""
+        return 2 * sum(int(m.valid_K.sum()) for extras in batch.extras for m in extras.matches)
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over points, each counted once a direction, nats."""
@@ -179,11 +196,17 @@ def near_cells(rc_K2: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 class DistilTerm(Term):
     """The readout's answer, taught to the language model's choice of an option letter.
 
+    The readout is the diagnosis's own rule (`kvfix.eval.readouts`) on the model's values as they
+    stand in the question's prompt, without a gradient; it needs no truth. Its scores are
+    standardised over the options, as a cosine that differs by 0.01 may be sure.
+
     Attributes:
-        temperature: Of the readout's scores; the smaller, the surer it is.
+        temperature: Of the standardised scores; the smaller, the surer it is.
+        layer: Decoder layer that is read out, 0-based; the diagnosis names the best one.
     """
 
-    temperature: float = 1.0
+    temperature: float = 0.5
+    layer: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a temperature that is none."""
@@ -192,8 +215,12 @@ class DistilTerm(Term):
             raise ValueError(f"expected a temperature above 0, found {self.temperature}")
 
     def needs(self) -> Needs:
-        """Logits where the option letter is predicted."""
-        return Needs(rows=True)
+        """Logits where the option letter is predicted, and values."""
+        return Needs(rows=True, sites=frozenset({"value"}), layers=frozenset({self.layer}))
+
+    def amount(self, batch: Batch) -> float:
+        """Questions with a readout."""
+        return sum(e.choice is not None and e.readable is not None for e in batch.extras)
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over questions with a readout, nats."""
@@ -201,9 +228,10 @@ class DistilTerm(Term):
             raise ValueError("expected logits for the distillation term, found none")
         logits_RW = step.rows.logits_RW
         taught = [
-            (choice.row, choice.letters_O, choice.scores_O)
-            for extras in step.extras
-            if (choice := extras.choice) is not None and choice.scores_O is not None
+            (choice.row, choice.letters_O, scores_O)
+            for sample, extras in enumerate(step.extras)
+            if (choice := extras.choice) is not None
+            and (scores_O := self._scores(step, sample)) is not None
         ]
         if not taught:
             return Mean(
@@ -226,6 +254,19 @@ class DistilTerm(Term):
             torch.ones(len(taught)),
             temperature=self.temperature,
         )
+
+    def _scores(self, step: Step, sample: int) -> Tensor | None:
+        """Standardised scores of a question's options; None where no rule reads it."""
+        readable = step.extras[sample].readable
+        if readable is None:
+            return None
+        views = [
+            View({"value": step.image("value", (self.layer,), sample, image).detach()}, span.layout)
+            for image, span in enumerate(step.encoded.images[sample])
+        ]
+        rule = READOUTS[readable.sub_task]
+        score_O = rule.scores(Marked(views, readable.compared), "value")[0]
+        return (score_O - score_O.mean()) / score_O.std(correction=0).clamp(min=1e-6)
 
 
 def _targets(step: Step) -> list[tuple[int, MaskTarget]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvfix.capture import LM_SITES, SampleFeatures
+from kvfix.eval.readouts import Images, Points
 from kvfix.models import Encoded
 from kvfix.repair.gate import KeyGate
 from kvfix.repair.key_means import KeyMeans
@@ -28,7 +29,7 @@ class MaskTarget(NamedTuple):
         image: Which image of the sample.
         share_HW: In [0, 1], foreground share of each cell.
         valid_HW: In [0, 1], how much of each cell counts.
-        category: Output of the mask head that learns it.
+        category: Output of the mask head that learns it; -1: none does.
         named: Whether the sample's text names it (its last token is then a query for it).
     """
 
@@ -55,17 +56,27 @@ class Matches(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A multiple-choice question and what a readout answers.
+    """A multiple-choice question.
 
     Attributes:
         row: Row of the logits that predicts the option letter.
         letters_O: Token ids of the option letters.
-        scores_O: The readout's score of each option, higher is better; None without a readout.
     """
 
     row: int
     letters_O: Tensor
-    scores_O: Tensor | None
+
+
+class Readable(NamedTuple):
+    """A question that features alone can answer.
+
+    Attributes:
+        sub_task: Which rule of `kvfix.eval.readouts.READOUTS`.
+        compared: What its options compare.
+    """
+
+    sub_task: str
+    compared: Images | Points
 
 
 @dataclass(frozen=True)
@@ -76,12 +87,14 @@ class Extras:
         masks: Masks on its images.
         matches: Matched points of pairs of its images.
         choice: For a multiple-choice question.
+        readable: For one that a readout can answer.
         stand_in: Its images stand in for none (a text-only sample): terms leave them out.
     """
 
     masks: tuple[MaskTarget, ...] = ()
     matches: tuple[Matches, ...] = ()
     choice: Choice | None = None
+    readable: Readable | None = None
     stand_in: bool = False
 
 

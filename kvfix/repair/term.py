@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from kvfix.repair.batch import Batch
 from kvfix.repair.heads import MaskHead, Temperature, TextProjection
 from kvfix.repair.losses import Mean
 from kvfix.repair.step import Step
@@ -110,6 +111,10 @@ class Term:
         """Weight at an optimizer step, 0-based."""
         return self.weight * self.schedule.factor(step)
 
+    def idle(self, step: int) -> bool:
+        """Whether it is left out of an optimizer step; only terms without a head ever are."""
+        return False
+
     def needs(self) -> Needs:
         """What a step must bring."""
         raise NotImplementedError
@@ -120,6 +125,14 @@ class Term:
         Args:
             channels: Of a value: KV heads times channels of a head.
             seed: Of its random start.
+        """
+        return None
+
+    def amount(self, batch: Batch) -> float | None:
+        """What `loss(...).weight` will be, from the batch alone.
+
+        With it a step's mean is the same however its samples are shared out over micro-batches.
+        None: only the forward pass can tell; then every micro-batch weighs the same.
         """
         return None
 

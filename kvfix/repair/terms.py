@@ -56,11 +56,12 @@ class Losses:
         terms: dict[str, Term] = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: term for name, term in terms.items() if term.weight > 0}
 
-    def needs(self) -> Needs:
-        """What a step must bring for all of them."""
+    def needs(self, step: int | None = None) -> Needs:
+        """What all of them need; of an optimizer step, those that are not idle in it."""
         needs = Needs()
         for term in self.active().values():
-            needs = needs | term.needs()
+            if step is None or not term.idle(step):
+                needs = needs | term.needs()
         return needs
 
 

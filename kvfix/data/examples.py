@@ -1,0 +1,265 @@
+"""What a repair learns from: one conversation about images, and what is known about them beside it.
+
+Made of procedural scenes, or of JSON lines (`kvfix.data.conversations`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kvfix.data.conversations import PLACEHOLDER, Conversation, Conversations
+from kvfix.data.questions import SKILLS, random_warp, scene_question, warp_image, warp_points
+from kvfix.data.scene_units import MAKERS
+from kvfix.data.scenes import SIZE, generator, render, sample_scene
+from kvfix.data.shapes import SHAPES
+from kvfix.data.talk import conversation
+from kvfix.data.units import Pair, Question, Sentence
+
+NO_OUTPUT = -1
+
+
+class Turn(NamedTuple):
+    """What the user says, images and texts in their order, and what the assistant should answer.
+
+    `None` stands for the next image. An empty answer is none: nothing is learned from it.
+    """
+
+    user: tuple[str | None, ...]
+    answer: str
+
+
+class Known(NamedTuple):
+    """A mask on an image of an example."""
+
+    image: int
+    mask_HW: np.ndarray  # uint8, 0 or 1, 255 void
+    category: int = 0  # output of a mask head that learns it; NO_OUTPUT: none does
+    named: bool = False  # the first user's text ends with its name
+
+
+class Matched(NamedTuple):
+    """Points of two images that show the same, (x, y) in pixels, centres at integers."""
+
+    image_a: int
+    image_b: int
+    a_K2: np.ndarray
+    b_K2: np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sample.
+
+    Attributes:
+        id: Stable name.
+        images: RGB, possibly none.
+        turns: At least one; placeholders of all turns together are as many as the images.
+        masks: Known masks.
+        matches: Known matches.
+        question: The multiple-choice question that the (only) turn asks; a readout may answer it.
+    """
+
+    id: str
+    images: tuple[Image.Image, ...]
+    turns: tuple[Turn, ...]
+    masks: tuple[Known, ...] = ()
+    matches: tuple[Matched, ...] = ()
+    question: Question | None = None
+
+
+@dataclass(frozen=True)
+class Examples(Sequence[Example]):
+    """`n` examples, each made when it is asked for.
+
+    Args:
+        name: of the data.
+        n: how many.
+        make: index -> example.
+        left_out: bad lines of a file, and why.
+    """
+
+    name: str
+    n: int
+    make: Callable[[int], Example] = field(repr=False)
+    left_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # one at a time
+        if not 0 <= index < self.n:
+            raise IndexError(f"expected an index below {self.n}, found {index}")
+        return self.make(index)
+
+
+def from_question(question: Question) -> Example:
+    """Images first, as `kvfix eval` asks; the answer is the letter in parentheses."""
+    user = (*[None] * len(question.images), question.prompt)
+    turn = Turn(user, question.letter)
+    return Example(question.id, question.images, (turn,), question=question)
+
+
+def from_conversation(line: Conversation) -> Example:
+    """One line of a JSONL file; what its masks cover together is the image's foreground.
+
+    A system message is not rendered: the model's own stays.
+    """
+    turns: list[Turn] = []
+    user: tuple[str | None, ...] = ()
+    for message in line.messages:
+        if message.role == "user":
+            user = (*user, *_parts(message.content))
+        elif message.role == "assistant":
+            turns.append(Turn(user, message.content))
+            user = ()
+    masked = sorted({mask.image for mask in line.masks})
+    masks = tuple(Known(image, _union(line, image)) for image in masked)
+    pairs = sorted({(m.image_a, m.image_b) for m in line.points})
+    matches = tuple(
+        Matched(
+            a,
+            b,
+            np.array([m.a for m in line.points if (m.image_a, m.image_b) == (a, b)]),
+            np.array([m.b for m in line.points if (m.image_a, m.image_b) == (a, b)]),
+        )
+        for a, b in pairs
+    )
+    return Example(line.id, tuple(line.images), tuple(turns), masks, matches)
+
+
+def named_mask(line: Conversation, image: int, label: str) -> Example:
+    """The label alone as the text, and what it names: for the text-value loss."""
+    known = Known(0, _union(line, image, label), NO_OUTPUT, named=True)
+    return Example(
+        f"{line.id}/{image}/{label}", (line.images[image],), (Turn((None, label), ""),), (known,)
+    )
+
+
+def _union(line: Conversation, image: int, label: str | None = None) -> np.ndarray:
+    """All masks of a label on one image as one."""
+    chosen = [m for m in line.masks if m.image == image and label in (None, m.label)]
+    return np.maximum.reduce([mask.decode() for mask in chosen])
+
+
+def conversation_examples(lines: Conversations) -> Examples:
+    """Every line, and one more example for each label that its masks have.
+
+    Lines are read once, for their labels; photos and masks when an example is asked for.
+    """
+    index: list[tuple[int, int, str] | tuple[int, None, None]] = []
+    for number in range(len(lines)):
+        index.append((number, None, None))
+        names = dict.fromkeys((m.image, m.label) for m in lines[number].masks)
+        index += [(number, image, label) for image, label in names]
+
+    def make(i: int) -> Example:
+        number, image, label = index[i]
+        if image is None or label is None:
+            return from_conversation(lines[number])
+        return named_mask(lines[number], image, label)
+
+    return Examples(str(lines.path), len(index), make, tuple(str(bad) for bad in lines.bad))
+
+
+def _parts(content: str) -> tuple[str | None, ...]:
+    """A message with `<image>` marks as texts and images, without the blanks around the marks."""
+    parts: list[str | None] = []
+    for i, text in enumerate(content.split(PLACEHOLDER)):
+        if i:
+            parts.append(None)
+        if text.strip():
+            parts.append(text.strip())
+    return tuple(parts)
+
+
+# Of every twelve examples of scenes.
+MIX = ("question",) * 7 + ("talk", "talk") + ("name", "phrase") + ("pair",)
+TRAINED = tuple(s for s in SKILLS if s not in ("Semantic_Correspondence", "Relative_Depth"))
+TURNS = 4
+
+
+def scene_examples(split: str, n: int, *, skills: Sequence[str] = TRAINED) -> Examples:
+    """Perception questions of some skills, talk, named masks and matched views, in a fixed mix.
+
+    Args:
+        split: Of the scenes: train or val.
+        n: How many.
+        skills: Out of `SKILLS`. By default two are held out: the repair never sees their kind.
+
+    Raises:
+        ValueError: An unknown skill.
+    """
+    unknown = [skill for skill in skills if skill not in SKILLS]
+    if unknown or not skills:
+        raise ValueError(f"expected skills out of {', '.join(SKILLS)}, found {list(skills)}")
+    order = tuple(skills)
+
+    def make(index: int) -> Example:
+        turn, place = divmod(index, len(MIX))
+        kind = MIX[place]
+        if kind == "question":
+            asked = turn * MIX.count("question") + place
+            return from_question(
+                scene_question(split, order[asked % len(order)], asked // len(order))
+            )
+        return _SCENES[kind](split, index)
+
+    return Examples("scenes", n, make)
+
+
+def _talk(split: str, index: int) -> Example:
+    rng = generator(split, index, "repair talk")
+    scene = sample_scene(rng)
+    said = conversation(scene, rng, turns=TURNS)
+    turns = [
+        Turn((None, turn.question) if i == 0 else (turn.question,), turn.answer)
+        for i, turn in enumerate(said)
+    ]
+    return Example(f"{split}_talk_{index}", (render(scene).image,), tuple(turns))
+
+
+def _named(kind: str) -> Callable[[str, int], Example]:
+    """A class name or an expression as the text, without an answer, and the mask that it names."""
+
+    def make(split: str, index: int) -> Example:
+        unit = MAKERS[kind](split, index)
+        assert isinstance(unit, Sentence)
+        known = Known(0, unit.mask, SHAPES.index(unit.category), named=True)
+        return Example(
+            f"repair_{unit.id}", (unit.image,), (Turn((None, unit.text), ""),), masks=(known,)
+        )
+
+    return make
+
+
+def _pair(split: str, index: int) -> Example:
+    """Two views of a scene, or two objects of one shape with their parts."""
+    name = f"{split}_repair_pair_{index}"
+    ask = Turn((None, None, "Compare the images."), "")
+    if zlib.crc32(name.encode()) % 2:
+        unit = MAKERS["semantic_correspondence"](split, index)
+        assert isinstance(unit, Pair)
+        match = Matched(0, 1, unit.source_xy, unit.target_xy)
+        return Example(name, (unit.source, unit.target), (ask,), matches=(match,))
+    rng = generator(split, index, "repair pair")
+    image = render(sample_scene(rng)).image
+    warp = random_warp(rng)
+    xy = rng.uniform(0.05, 0.95, (32, 2)) * SIZE
+    there = warp_points(xy, warp)
+    seen = ((there > 0) & (there < SIZE - 1)).all(1)
+    match = Matched(0, 1, xy[seen], there[seen])
+    return Example(name, (image, warp_image(image, warp)), (ask,), matches=(match,))
+
+
+_SCENES: dict[str, Callable[[str, int], Example]] = {
+    "talk": _talk,
+    "name": _named("semantic_segmentation"),
+    "phrase": _named("referring_segmentation"),
+    "pair": _pair,
+}

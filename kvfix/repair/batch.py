@@ -1,0 +1,237 @@
+"""Examples -> one padded batch: inputs, the rows whose next word counts, and what losses know.
+
+Padding is on the right, where causal attention never looks. An example without images gets a small
+black image AFTER its text, where causal attention does not look either: its text reads nothing of
+it, and every rank runs the vision tower in every step.
+
+Shapes: B samples, L positions, R rows (flat positions b * L + l), O options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kvfix.data.examples import Example, Known
+from kvfix.data.units import Question
+from kvfix.eval.grid import to_cells, to_grid
+from kvfix.eval.options import answer_gap, option_tokens
+from kvfix.eval.readouts import compared
+from kvfix.families import Family
+from kvfix.layout import Layout
+from kvfix.prompts import Encoded, layouts_of, spans_of
+from kvfix.repair.chat import Chat, render
+from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable
+
+STAND_IN = Image.new("RGB", (56, 56))
+_PIXEL_CENTRE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A micro-batch of one rank.
+
+    Attributes:
+        encoded: Inputs and image spans.
+        rows_R: Positions that predict a token of text, ascending.
+        target_R: The tokens that they should predict.
+        answer_R: Bool, the token belongs to an answer (its end token included).
+        text_R: Bool, it is other text.
+        extras: One entry a sample.
+        n_tokens: Without padding.
+        n_images: Without stand-ins.
+    """
+
+    encoded: Encoded
+    rows_R: Tensor
+    target_R: Tensor
+    answer_R: Tensor
+    text_R: Tensor
+    extras: tuple[Extras, ...]
+    n_tokens: int
+    n_images: int
+
+    def moved(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """On a device, floating inputs in the model's dtype."""
+        inputs = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.encoded.inputs.items()
+        }
+        return replace(
+            self,
+            encoded=replace(self.encoded, inputs=inputs),
+            rows_R=self.rows_R.to(device),
+            target_R=self.target_R.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples -> `Batch`; on the CPU, also in a loader's worker.
+
+    Args:
+        processor: The model's.
+        config: Its Hugging Face config.
+        family: Its row of the family table.
+        choices: Find the option letters of questions (a loss needs them).
+    """
+
+    processor: Any
+    config: Any
+    family: Family
+    choices: bool = False
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Render, tokenise, lay out and label.
+
+        Raises:
+            ValueError: An example that cannot be printed (see `render`), or a tokenizer that is
+                not consistent with the processor.
+        """
+        chats = [render(example, self.processor) for example in examples]
+        images = [list(example.images) or [STAND_IN] for example in examples]
+        batch = self.processor(
+            text=[chat.text for chat in chats],
+            images=images,
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",
+            add_special_tokens=self._adds_special(chats[0].text),
+        )
+        inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        layouts = layouts_of(
+            images, inputs, processor=self.processor, config=self.config, family=self.family
+        )
+        spans = spans_of(inputs["input_ids"], layouts, image_token_id=self.config.image_token_id)
+        tokens = [
+            self._tokens(example, chat, ids_L[mask_L.bool()])
+            for example, chat, ids_L, mask_L in zip(
+                examples, chats, inputs["input_ids"], inputs["attention_mask"], strict=True
+            )
+        ]
+        encoded = Encoded(
+            inputs,
+            spans,
+            torch.tensor([t.user_end for t in tokens]),
+            tuple(chat.text for chat in chats),
+        )
+        length = inputs["input_ids"].shape[1]
+        rows_R = torch.cat([torch.from_numpy(t.rows) + b * length for b, t in enumerate(tokens)])
+        answer_R = torch.from_numpy(np.concatenate([t.answer for t in tokens]))
+        known = self._extras(examples, chats, tokens, layouts)
+        return Batch(
+            encoded=encoded,
+            rows_R=rows_R,
+            target_R=inputs["input_ids"].flatten()[rows_R + 1],
+            answer_R=answer_R,
+            text_R=~answer_R,
+            extras=known,
+            n_tokens=int(inputs["attention_mask"].sum()),
+            n_images=sum(len(example.images) for example in examples),
+        )
+
+    def _adds_special(self, text: str) -> bool:
+        """As the processor's own chat rendering decides it."""
+        bos = self.processor.tokenizer.bos_token
+        return not (bos is not None and text.startswith(bos))
+
+    def _tokens(self, example: Example, chat: Chat, ids_L: Tensor) -> _Tokens:
+        """Where the text's tokens are among a sample's, image placeholders expanded."""
+        found = self.processor.tokenizer(
+            chat.text,
+            return_offsets_mapping=True,
+            add_special_tokens=self._adds_special(chat.text),
+        )
+        spans = np.array(found["offset_mapping"])
+        short = np.array(found["input_ids"])
+        ids = ids_L.numpy()
+        image = self.config.image_token_id
+        # Every placeholder of the short form is a run of image tokens in the long one.
+        kept = np.flatnonzero(ids != image)
+        of_text = np.flatnonzero(short != image)
+        if len(kept) != len(of_text) or (ids[kept] != short[of_text]).any():
+            raise ValueError(
+                f"{example.id}: expected the processor's tokens to be the tokenizer's with images "
+                f"expanded, found {len(kept)} and {len(of_text)} tokens of text"
+            )
+        start, stop = spans[of_text].T
+        answered = np.zeros(len(kept), bool)
+        special = set(self.processor.tokenizer.all_special_ids)
+        for first, last in chat.answers:
+            inside = np.flatnonzero((start >= first) & (stop <= last) & (stop > start))
+            ends = [i for i in inside if int(ids[kept[i]]) in special]
+            # What a template prints after the end token (a line break) is not the answer.
+            answered[inside if not ends else inside[inside <= ends[-1]]] = True
+        # A token may be predicted from the second on; a stand-in's marks come after the text.
+        wanted = (kept > 0) & (start < chat.end)
+        ended = np.flatnonzero((start < chat.user_end) & (stop > start))
+        return _Tokens(kept[wanted] - 1, answered[wanted], int(kept[ended[-1]]))
+
+    def _extras(
+        self,
+        examples: Sequence[Example],
+        chats: Sequence[Chat],
+        tokens: Sequence[_Tokens],
+        layouts: Sequence[Sequence[Layout]],
+    ) -> tuple[Extras, ...]:
+        out: list[Extras] = []
+        first_row = 0
+        for example, chat, at, of in zip(examples, chats, tokens, layouts, strict=True):
+            masks = tuple(_target(mask, of[mask.image]) for mask in example.masks)
+            matches = tuple(
+                Matches(
+                    (m.image_a, m.image_b),
+                    (
+                        to_cells(m.a_K2 + _PIXEL_CENTRE, of[m.image_a]),
+                        to_cells(m.b_K2 + _PIXEL_CENTRE, of[m.image_b]),
+                    ),
+                    torch.ones(len(m.a_K2), dtype=torch.bool),
+                )
+                for m in example.matches
+            )
+            choice = readable = None
+            if self.choices and example.question is not None:
+                choice = self._choice(example.question, chat, at, first_row)
+                readable = _readable(example.question)
+            out.append(Extras(masks, matches, choice, readable, stand_in=not example.images))
+            first_row += len(at.rows)
+        return tuple(out)
+
+    def _choice(self, question: Question, chat: Chat, at: _Tokens, first_row: int) -> Choice:
+        """The row that predicts the letter: the first token in which the options differ."""
+        gap = answer_gap(self.processor)
+        [options] = option_tokens(
+            [chat.asked],
+            [len(question.choices)],
+            form="(A)",
+            gap=gap,
+            tokenizer=self.processor.tokenizer,
+        )
+        differs = next(i for i, ids in enumerate(zip(*options, strict=False)) if len(set(ids)) > 1)
+        answer = np.flatnonzero(at.answer)
+        letters_O = torch.tensor([option[differs] for option in options])
+        return Choice(first_row + int(answer[differs]), letters_O)
+
+
+class _Tokens(NamedTuple):
+    """Of one sample: rows that predict text, which of them an answer, the user's last token."""
+
+    rows: np.ndarray
+    answer: np.ndarray
+    user_end: int
+
+
+def _target(mask: Known, layout: Layout) -> MaskTarget:
+    share_HW, valid_HW = to_grid(mask.mask_HW, layout)
+    return MaskTarget(mask.image, share_HW, valid_HW, mask.category, mask.named)
+
+
+def _readable(question: Question) -> Readable | None:
+    found = compared(question)
+    return None if isinstance(found, str) else Readable(question.sub_task, found)

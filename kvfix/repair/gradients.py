@@ -1,0 +1,73 @@
+"""After the first backward: does every part that should learn get a gradient?
+
+A loss can fall although the adapter learns nothing: because a head alone trains, or because a hook
+saw a tensor without a graph. So the first step is looked at.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientProbe:
+    """Largest absolute gradient of each trainable parameter in the first backward pass.
+
+    `lora_A` gets none in the first step, as `lora_B` starts at zero; `lora_B` must.
+    """
+
+    def __init__(self, module: nn.Module):
+        """Watch every trainable parameter.
+
+        Args:
+            module: What is trained.
+        """
+        self.largest: dict[str, float] = {}
+        self.finite = True
+        self._handles = [
+            parameter.register_hook(self._watch(name))
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
+        self._names = [n for n, p in module.named_parameters() if p.requires_grad]
+
+    def _watch(self, name: str):
+        def hook(grad: Tensor) -> None:
+            most = grad.detach().abs().amax() if grad.numel() else torch.zeros(())
+            self.finite &= bool(torch.isfinite(most))
+            self.largest[name] = max(self.largest.get(name, 0.0), float(most))
+
+        return hook
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+
+    def without(self) -> list[str]:
+        """Parameters that must have a gradient by now and have none."""
+        return [
+            name
+            for name in self._names
+            if "lora_A" not in name and not self.largest.get(name, 0.0) > 0
+        ]
+
+    def check(self) -> None:
+        """Refuse to go on where part of the adapter learns nothing.
+
+        Raises:
+            ValueError: A `lora_B`, or all of the heads, without a gradient; or one that is not
+                finite.
+        """
+        if not self.finite:
+            raise ValueError(
+                "expected finite gradients in the first step, found NaN or infinity; try bf16 in "
+                "place of fp16, or a lower weight"
+            )
+        adapter = [name for name in self.without() if "lora_" in name]
+        if adapter:
+            raise ValueError(
+                f"expected a gradient in every adapted module in the first step, found none in "
+                f"{len(adapter)} of {len(self._names)}: {adapter[0]}; narrow lora.parts or "
+                "lora.only to what the losses reach"
+            )

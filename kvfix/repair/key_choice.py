@@ -1,0 +1,118 @@
+"""Which image keys a repair suppresses: those that the diagnosis calls input-agnostic.
+
+Shapes: S layers, H KV heads, V image tokens, P cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kvfix.data.examples import Examples
+from kvfix.diagnose.key_calibration import ALPHA, detect, lowest_keys
+from kvfix.diagnose.key_statistics import stream_keys, to_square
+from kvfix.image_keys import on_tokens, random_keys
+from kvfix.models import Mlm
+
+
+@dataclass(frozen=True)
+class KeyOptions:
+    """How keys are chosen.
+
+    Attributes:
+        images: Training images that the statistics are made of; at least 64.
+        side: Pixels of the square that they are cut to.
+        alpha: False-positive rate that the bound on r is calibrated to.
+        lowest: Share of the keys taken where none is input-agnostic; 0: stop then.
+        random: Take as many random keys a layer and head instead: the control.
+    """
+
+    images: int = 64
+    side: int = 448
+    alpha: float = ALPHA
+    lowest: float = 0.05
+    random: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.images < 64 or self.side < 1 or not 0 <= self.lowest < 1:
+            raise ValueError(
+                f"expected at least 64 images, a side above 0 and lowest in [0, 1), found "
+                f"{self.images}, {self.side} and {self.lowest}"
+            )
+
+
+class ChosenKeys(NamedTuple):
+    """Keys to suppress.
+
+    Attributes:
+        keys_SHV: Bool over layers, KV heads and tokens of an image of the calibrated size.
+        n_cells: Cells of such an image's grid.
+        tau: Bound on r.
+        agnostic: Share of keys below it.
+        what: In words.
+    """
+
+    keys_SHV: Tensor
+    n_cells: int
+    tau: float
+    agnostic: float
+    what: str
+
+
+def choose_keys(mlm: Mlm, examples: Examples, options: KeyOptions, *, seed: int) -> ChosenKeys:
+    """Measure the keys of the model as it stands, on training images.
+
+    Every rank does the same and finds the same.
+
+    Raises:
+        ValueError: Too few images, or no agnostic key where `lowest` is 0.
+    """
+    images = list(_images(examples, options.images))
+    if len(images) < options.images:
+        raise ValueError(
+            f"expected {options.images} training examples with an image to measure keys on, found "
+            f"{len(images)}; lower keys.images (64 at least) or give more data"
+        )
+    side = min(options.side, *(min(image.size) for image in images))
+    stats = stream_keys(mlm, (to_square(image, side) for image in images))
+    found = detect(stats.groups, alpha=options.alpha, seed=seed)
+    agnostic, what = found.agnostic_LHP, "input-agnostic keys"
+    if not agnostic.any():
+        if options.lowest == 0:
+            raise ValueError(
+                f"expected input-agnostic keys to suppress, found none below r = "
+                f"{found.calibration.tau:.4f}; this model needs no such repair (keys.lowest=0.05 "
+                "takes the lowest 5 % all the same)"
+            )
+        agnostic = lowest_keys(found.r_LHP, options.lowest)
+        what = f"the {options.lowest:.0%} of keys with the lowest r (none is input-agnostic)"
+    cells_SHHW = torch.from_numpy(np.ascontiguousarray(agnostic)).unflatten(
+        -1, stats.layout.grid_hw
+    )
+    keys = on_tokens(cells_SHHW, stats.layout)
+    if options.random:
+        among = on_tokens(torch.ones(stats.layout.grid_hw, dtype=torch.bool), stats.layout)
+        drawn = random_keys(keys, torch.Generator().manual_seed(seed), among=among)
+        assert isinstance(drawn, Tensor)
+        keys = drawn
+        what = f"as many random keys as {what}"
+    share = float(found.agnostic_LHP.mean())
+    return ChosenKeys(keys, cells_SHHW[0, 0].numel(), found.calibration.tau, share, what)
+
+
+def _images(examples: Examples, n: int) -> Iterable[Image.Image]:
+    """The first image of the first examples that have one."""
+    for number in range(len(examples)):
+        if n == 0:
+            return
+        images = examples[number].images
+        if images:
+            n -= 1
+            yield images[0]

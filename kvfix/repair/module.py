@@ -1,0 +1,211 @@
+"""Everything that a repair trains, as one module whose forward pass is the loss of a micro-batch.
+
+What wraps a model for several ranks (DDP, a DeepSpeed engine) must see all of it in ONE call: the
+base model's pass, the tuned pass with its hooks, the heads and the gate.
+
+Shapes: T loss terms, "lm" first; R rows of logits; S layers, H KV heads, V image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from kvfix.capture import Capture
+from kvfix.intervene import intervene
+from kvfix.models import Mlm
+from kvfix.repair.base_pass import forward_inputs, logits_at, run_base
+from kvfix.repair.batch import Batch
+from kvfix.repair.gate import KeyGate
+from kvfix.repair.key_choice import ChosenKeys
+from kvfix.repair.key_means import KeyMeans
+from kvfix.repair.losses import Mean, answer_nll
+from kvfix.repair.queries import QueryKeys, key_biases
+from kvfix.repair.step import Rows, Step
+from kvfix.repair.terms import Heads, Losses
+
+LM = "lm"
+
+
+class Repair(nn.Module):
+    """A model with an adapter, the heads of its losses, and a gate.
+
+    Attributes:
+        names: Of the T terms, in the order of every table.
+        keys: The keys that are suppressed, None without.
+    """
+
+    def __init__(
+        self,
+        mlm: Mlm,
+        losses: Losses,
+        *,
+        lm: float,
+        seed: int,
+        keys: ChosenKeys | None = None,
+    ):
+        """Make the heads, the gate and the running means that the losses ask for.
+
+        Args:
+            mlm: With a fresh adapter.
+            losses: The terms.
+            lm: Weight of the language model's own loss on answers.
+            seed: Of the heads' start.
+            keys: To suppress; needed by some terms.
+
+        Raises:
+            ValueError: Nothing to train by, a layer that the model lacks, or keys that are missing.
+        """
+        super().__init__()
+        needs = losses.needs()
+        if lm <= 0 and not losses.active():
+            raise ValueError("expected a loss of weight above 0, found none; set lm or losses")
+        wrong = [n for n in (*needs.layers, *needs.attention) if n >= mlm.n_layers]
+        if wrong:
+            raise ValueError(f"expected layers 0..{mlm.n_layers - 1} in losses, found {wrong}")
+        if needs.agnostic and keys is None:
+            raise ValueError("expected the keys to suppress for these losses, found none")
+        self.mlm, self.losses, self.lm = mlm, losses, lm
+        self.model = mlm.model
+        self.heads = Heads(losses, channels=mlm.n_kv_heads * mlm.head_dim, seed=seed)
+        self.gate: KeyGate | None = None
+        if losses.gate.weight > 0 and keys is not None:
+            self.gate = KeyGate(keys.keys_SHV, losses.gate.layers)
+        self.keys = keys
+        self._key_bias = key_biases(mlm, needs.layers)  # before anything is partitioned
+        # In a list, so that they are no submodule: an engine would round them to its data type.
+        self._means = _running_means(mlm, losses, keys)
+        self._open = ExitStack()
+        self.names = (LM, *losses.active())
+
+    @property
+    def means(self) -> KeyMeans | None:
+        """Running means of keys; None where no loss keeps them."""
+        return self._means[0] if self._means else None
+
+    def beside(self) -> nn.ModuleDict:
+        """Heads and gate: what is trained beside the adapter."""
+        parts: dict[str, nn.Module] = {"heads": self.heads}
+        if self.gate is not None:
+            parts["gate"] = self.gate
+        return nn.ModuleDict(parts)
+
+    def weights(self, number: int) -> list[float]:
+        """Weight of each term at an optimizer step, 0-based."""
+        return [self.lm, *(term.weight_at(number) for term in self.losses.active().values())]
+
+    def amounts(self, batch: Batch) -> list[float]:
+        """Weight of each term's mean in a batch; NaN where only the forward pass can tell."""
+        found = [term.amount(batch) for term in self.losses.active().values()]
+        return [float(batch.answer_R.sum()), *(float("nan") if a is None else a for a in found)]
+
+    def forward(
+        self,
+        batch: Batch,
+        number: int,
+        amount_T: Tensor,
+        scale: float,
+        pool: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of one micro-batch.
+
+        Args:
+            batch: On the model's device.
+            number: Of the optimizer step, 0-based.
+            amount_T: Weight of each term's mean over all ranks and micro-batches of the step, NaN
+                where only this pass can tell.
+            scale: Ranks, as gradients are averaged over them.
+            pool: Sums a tensor over the ranks, times the micro-batches of a step.
+
+        Returns:
+            The loss, 0-d, and (T, 2) totals and weights of this micro-batch, without a graph.
+        """
+        self.close()
+        with ExitStack() as passing:
+            step = self._step(batch, number, passing)
+            means = self._means_of(batch, step, number)
+        total_T = torch.stack([mean.total for mean in means])
+        weight_T = torch.stack([mean.weight for mean in means]).detach()
+        pooled_T = pool(weight_T)
+        amount_T = torch.where(amount_T.isnan(), pooled_T, amount_T)
+        # Nothing of a kind in the whole step: its totals are 0, whatever divides them.
+        factor_T = total_T.new_tensor(self.weights(number)) * scale / amount_T.clamp(min=1e-9)
+        factor_T = torch.where(amount_T > 0, factor_T, 0.0)
+        return (total_T * factor_T).sum(), torch.stack((total_T.detach(), weight_T), dim=1)
+
+    def close(self) -> None:
+        """End what a pass left open for its backward; call it after that."""
+        self._open.close()
+
+    def _step(self, batch: Batch, number: int, passing: ExitStack) -> Step:
+        mlm, needs, encoded = self.mlm, self.losses.needs(number), batch.encoded
+        layers = tuple(sorted(needs.layers))
+        rows_R = self._rows(batch)
+        base = None
+        if needs.base_sites or needs.base_rows:
+            base = run_base(
+                mlm,
+                encoded,
+                rows_N=rows_R if needs.base_rows else None,
+                sites=needs.base_sites,
+                layers=layers or None,
+            )
+        gate_SH = None if self.gate is None else self.gate()
+        if self.gate is not None and gate_SH is not None:
+            # Checkpointed layers run again in backward, and must attend as they did.
+            self._open.enter_context(intervene(mlm, encoded, [self.gate.edit(encoded, gate_SH)]))
+        capture = reader = None
+        grad = torch.is_grad_enabled()
+        if needs.sites:
+            capture = passing.enter_context(
+                Capture(mlm, encoded, sites=needs.sites, layers=layers, grad=grad, text=needs.text)
+            )
+        if needs.attention:
+            reader = passing.enter_context(QueryKeys(mlm, encoded, layers=sorted(needs.attention)))
+        hidden_BLC = mlm.base.model(**forward_inputs(mlm, encoded), use_cache=False)[0]
+        return Step(
+            encoded=encoded,
+            features=[] if capture is None else capture.collect(),
+            layers=layers,
+            extras=batch.extras,
+            base=None if base is None else base.features,
+            rows=Rows(
+                logits_at(mlm, hidden_BLC, rows_R),
+                None if base is None else base.logits_NW,
+                batch.answer_R.to(rows_R.device),
+                batch.text_R.to(rows_R.device),
+            ),
+            attention={} if reader is None else reader.collect(),
+            agnostic_SHV=None if self.keys is None else self.keys.keys_SHV,
+            key_bias=self._key_bias,
+            means=self.means,
+            gate=self.gate,
+            gate_SH=gate_SH,
+        )
+
+    def _rows(self, batch: Batch) -> Tensor:
+        return batch.rows_R.to(self.mlm.device)
+
+    def _means_of(self, batch: Batch, step: Step, number: int) -> list[Mean]:
+        assert step.rows is not None
+        own = answer_nll(step.rows.logits_RW, batch.target_R, batch.answer_R)
+        zero = own.total.detach() * 0
+        idle = Mean(zero, zero)
+        return [
+            own,
+            *(
+                idle if term.idle(number) else term.loss(step, self.heads[name])
+                for name, term in self.losses.active().items()
+            ),
+        ]
+
+
+def _running_means(mlm: Mlm, losses: Losses, keys: ChosenKeys | None) -> list[KeyMeans]:
+    term = losses.dependence
+    if term.weight <= 0 or term.decay <= 0 or keys is None:
+        return []
+    shape = (len(term.layers), mlm.n_kv_heads, keys.n_cells, mlm.head_dim)
+    return [KeyMeans(shape, decay=term.decay)]

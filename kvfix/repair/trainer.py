@@ -1,0 +1,241 @@
+"""A thin `transformers.Trainer` around `Repair`.
+
+What it adds: loss terms pooled over ranks and micro-batches, a learning rate a part, checkpoints
+that hold the adapter and what is trained beside it (never the frozen base), a gradient probe in the
+first step, and a log of every term.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import PrinterCallback
+
+from kvfix.data.examples import Examples
+from kvfix.repair.batch import Batch, Collator
+from kvfix.repair.gradients import GradientProbe
+from kvfix.repair.heads import check_trained
+from kvfix.repair.lora import LoraReport, Rates, parameter_groups
+from kvfix.repair.module import Repair
+
+BESIDE = "kvfix_heads.safetensors"
+MEANS = "kvfix_key_means.pt"
+Show = Callable[[dict[str, float]], None]
+
+
+class RepairTrainer(Trainer):
+    """Trains what is trainable in a `Repair`."""
+
+    def __init__(
+        self,
+        repair: Repair,
+        args: TrainingArguments,
+        examples: Examples,
+        collator: Collator,
+        *,
+        report: LoraReport,
+        rates: Rates,
+        resumes: bool = False,
+        show: Show = lambda line: None,
+    ):
+        """See `transformers.Trainer`.
+
+        Args:
+            repair: The model with its adapter, heads and gate.
+            args: Of the Trainer.
+            examples: What is learned from.
+            collator: Makes batches of them.
+            report: Of `attach`.
+            rates: Learning rates by part.
+            resumes: From a checkpoint; the gradients of a first step are not looked at then.
+            show: Called with every line of the log, on rank 0.
+        """
+        super().__init__(
+            model=repair, args=args, train_dataset=examples, data_collator=collate(collator)
+        )
+        self.remove_callback(PrinterCallback)
+        # The loss is divided by what the step's micro-batches hold together, in `Repair`.
+        self.model_accepts_loss_kwargs = True
+        self.repair, self._report, self._rates, self._show = repair, report, rates, show
+        self._amount_T = torch.full((len(repair.names),), float("nan"))
+        self._micro = 1
+        self._sums_T2 = torch.zeros(len(repair.names), 2, dtype=torch.float64)
+        self._clock = _Clock()
+        self.probe: GradientProbe | None = None if resumes else GradientProbe(repair)
+        self._advanced = 0
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with a group a part."""
+        if getattr(self, "optimizer", None) is None:
+            groups = parameter_groups(
+                self.repair.mlm,
+                self._report,
+                self._rates,
+                heads=self.repair.heads,
+                gate=self.repair.gate,
+            )
+            check_trained(self.repair.beside(), groups)
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+        return self.optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Batch]], Tensor]:
+        """The micro-batches of one optimizer step, and what all ranks' hold together."""
+        start = time.perf_counter()
+        self._settle()
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [sample["batch"] for sample in samples]
+        found = torch.tensor([self.repair.amounts(batch) for batch in batches]).sum(0)
+        self._amount_T = self._summed(found.to(device))
+        self._micro = max(len(batches), 1)
+        self._clock.waited += time.perf_counter() - start
+        self._clock.images += sum(batch.n_images for batch in batches)
+        self._clock.tokens += sum(batch.n_tokens for batch in batches)
+        return samples, torch.ones(())
+
+    def compute_loss(self, model: Any, inputs: dict[str, Batch], **_: Any) -> Tensor:  # type: ignore[override]
+        """Loss of one micro-batch; its terms go to the log."""
+        mlm = self.repair.mlm
+        loss, table_T2 = model(
+            inputs["batch"].moved(mlm.device, mlm.dtype),
+            self.state.global_step,
+            self._amount_T,
+            float(self.args.world_size),
+            lambda x: self._summed(x.clone()) * self._micro,
+        )
+        self._sums_T2 += table_T2.double().cpu()
+        return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch; what its backward needed open is closed afterwards."""
+        try:
+            loss = super().training_step(*args, **kwargs)
+        finally:
+            self.repair.close()
+        if self.probe is not None:
+            self.probe.check()
+            self.probe.close()
+            self.probe = None
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add every term, all ranks' mean, and how fast it went; every rank calls this."""
+        if "loss" in logs:
+            total_T, weight_T = self._summed(self._sums_T2.to(self.args.device)).cpu().unbind(1)
+            for name, total, weight in zip(self.repair.names, total_T, weight_T, strict=True):
+                if weight > 0:  # nothing of the kind since the last line: no value
+                    logs[f"loss_{name}"] = float(total / weight)
+            self._sums_T2.zero_()
+            counts = self._summed(torch.tensor([self._clock.images, self._clock.tokens * 1.0]))
+            logs.update(self._clock.read(*counts.tolist()))
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self._show({**logs, "step": self.state.global_step})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter as PEFT writes it, the gate and the heads; gathered from all ranks first."""
+        out = Path(output_dir or self.args.output_dir)
+        self._settle()
+        trained = [p for p in self.repair.parameters() if p.requires_grad]
+        with _gathered(trained):
+            if self.args.should_save:
+                out.mkdir(parents=True, exist_ok=True)
+                self.repair.model.save_pretrained(out)
+                if self.repair.gate is not None:
+                    self.repair.gate.save(out)
+                heads = {n: p.detach().cpu().contiguous() for n, p in self._heads()}
+                if heads:
+                    save_file(heads, out / BESIDE)
+                if self.repair.means is not None:
+                    torch.save(self.repair.means.state_dict(), out / MEANS)
+
+    def _heads(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        yield from self.repair.beside().named_parameters()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """A DeepSpeed engine writes its own part, without the frozen weights."""
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Adapter, heads, gate and running means of `save_model`; nothing may be missing."""
+        from peft import set_peft_model_state_dict
+
+        folder = Path(resume_from_checkpoint)
+        loaded: Any = set_peft_model_state_dict(
+            self.repair.model, load_file(folder / "adapter_model.safetensors")
+        )
+        lost = [key for key in loaded.missing_keys if "lora_" in key]
+        if lost or loaded.unexpected_keys:
+            raise ValueError(
+                f"{folder}: expected this model's adapter, found {len(lost)} keys missing and "
+                f"{len(loaded.unexpected_keys)} unexpected; resume with the same config"
+            )
+        if dict(self._heads()):
+            self.repair.beside().load_state_dict(load_file(folder / BESIDE), strict=False)
+        if self.repair.means is not None:
+            self.repair.means.load_state_dict(torch.load(folder / MEANS, weights_only=True))
+
+    def _settle(self) -> None:
+        """Once an optimizer step: what its images taught the running means of keys."""
+        if self.repair.means is not None and self._advanced != self.state.global_step:
+            several = dist.is_initialized() and self.args.world_size > 1
+            self.repair.means.advance(dist.all_reduce if several else None)
+            self._advanced = self.state.global_step
+
+    def _summed(self, x: Tensor) -> Tensor:
+        """Over ranks."""
+        if self.args.world_size > 1:
+            dist.all_reduce(x)
+        return x
+
+
+def collate(collator: Collator) -> Callable[[list], dict[str, Batch]]:
+    """In a dict, which the Trainer and accelerate pass through as it is."""
+    return lambda examples: {"batch": collator(examples)}
+
+
+def _gathered(parameters: list[torch.nn.Parameter]) -> Any:
+    """Whole parameters, where ZeRO-3 has shared them out; only the trained ones."""
+    from contextlib import nullcontext
+
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    return GatheredParameters(parameters)
+
+
+class _Clock:
+    """Rates since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.start = time.perf_counter()
+        self.waited, self.images, self.tokens = 0.0, 0.0, 0.0
+
+    def read(self, images: float, tokens: float) -> dict[str, float]:
+        """Of all ranks together; the share of time spent waiting for data is this rank's."""
+        seconds = time.perf_counter() - self.start
+        rates = {
+            "images_per_s": images / seconds,
+            "tokens_per_s": tokens / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        self._restart()
+        return rates
