@@ -78,7 +78,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _like(value: Any, default: Any, key: str) -> Any:
-    """Convert harmless spellings (1 for 1.0, 1e-3 as text, list for tuple); refuse the rest."""
+    """Convert harmless spellings (1 for 1.0 or "1", 1e-3 as text, list for tuple); no others."""
     if is_dataclass(default) and isinstance(value, dict):
         return _filled(default, value, f"{key}.")
     if default is None or type(value) is type(default):
@@ -88,6 +88,8 @@ def _like(value: Any, default: Any, key: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if isinstance(default, str) and (value is None or type(value) is int):
+        return "" if value is None else str(value)  # `zero=`, `zero=2`
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(value)
     expected, found = type(default).__name__, type(value).__name__

@@ -27,7 +27,7 @@ from kvfix.repair.terms import Heads, Losses
 
 IMAGE_HW = (60, 100)
 LAYER = 1
-VALUE_TERMS = ("mask", "text_value", "correspondence", "gram")
+VALUE_TERMS = ("mask", "text_value", "correspondence", "evidence", "gram")
 LAYER_TERMS = (*VALUE_TERMS, "dependence", "mass")
 
 

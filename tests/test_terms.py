@@ -24,7 +24,7 @@ def test_gradient_reaches_the_chosen_layer_and_earlier_ones(name, family, checkp
     mlm = steps.tuned(checkpoint(family), parts=("lm", "projector"))
     losses = steps.only(name, **BINDING.get(name, {}))
     # OneVision tiles an image only when it is alone: another size than two in one prompt.
-    given = steps.prompts(images=2 if name == "correspondence" else 1)
+    given = steps.prompts(images=2 if name in ("correspondence", "evidence") else 1)
     heads = steps.heads_of(mlm, losses)
     step = steps.make_step(mlm, losses, given, steps.extras(mlm, given))
     mean = steps.mean_of(name, losses, step, heads)

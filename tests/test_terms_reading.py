@@ -48,7 +48,7 @@ def test_dependence_reads_first_images_of_the_calibrated_size(checkpoint) -> Non
     # Keys chosen among the cells of layer 1; newlines and the base tile are no cells.
     layout = mlm.encode(alone).images[0][0].layout
     cells = steps.agnostic(mlm, alone)[LAYER][:, layout.index_HW.flatten()].sum()
-    assert weights == {"two": float(cells), "one": 0, "one_and_odd": 0, "pairs": 0}
+    assert weights == {"two": 2 * float(cells), "one": 0, "one_and_odd": 0, "pairs": 0}
 
 
 def test_dependence_of_pairs_is_that_of_their_first_images(checkpoint) -> None:

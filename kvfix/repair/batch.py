@@ -196,9 +196,10 @@ class Collator:
                 for m in example.matches
             )
             choice = readable = None
-            if self.choices and example.question is not None:
-                choice = self._choice(example.question, chat, at, first_row)
+            if example.question is not None:
                 readable = _readable(example.question)
+                if self.choices:
+                    choice = self._choice(example.question, chat, at, first_row)
             out.append(Extras(masks, matches, choice, readable, stand_in=not example.images))
             first_row += len(at.rows)
         return tuple(out)

@@ -68,6 +68,6 @@ class GradientProbe:
         if adapter:
             raise ValueError(
                 f"expected a gradient in every adapted module in the first step, found none in "
-                f"{len(adapter)} of {len(self._names)}: {adapter[0]}; narrow lora.parts or "
-                "lora.only to what the losses reach"
+                f"{len(adapter)} of {sum('lora_B' in name for name in self._names)}: {adapter[0]}; "
+                "narrow lora.parts or lora.only to what the losses reach"
             )

@@ -2,7 +2,8 @@
 
 Under ZeRO-3 a forward pass gathers the parameters of a module from all ranks, and ranks that run
 another number of them wait for each other for ever. So each head is called exactly ONCE a step on
-every rank: on the cells of all its samples at once, or, without any, through `dummy()`.
+every rank: on the cells of all its samples at once, or, without any, through `dummy()`. That one
+reads no parameter by itself: outside a module's own pass, reading one gathers it, too.
 
 Shapes: S layers, N cells of all images side by side, B samples, C channels, O outputs.
 """
@@ -56,8 +57,7 @@ class MaskHead(nn.Module):
 
     def dummy(self) -> Tensor:
         """Zero that touches every parameter by a real forward pass."""
-        layers, channels = self.shape
-        return self(self.weight.new_zeros(layers, 1, channels)).sum() * 0
+        return _dummy(self, *self.shape)
 
 
 class TextProjection(nn.Module):
@@ -90,8 +90,7 @@ class TextProjection(nn.Module):
 
     def dummy(self) -> Tensor:
         """Zero that touches every parameter by a real forward pass."""
-        layers, channels = self.shape
-        return self(self.weight.new_ones(layers, 1, channels)).sum() * 0
+        return _dummy(self, *self.shape)
 
 
 class Temperature(nn.Module):
@@ -108,14 +107,19 @@ class Temperature(nn.Module):
 
     def dummy(self) -> Tensor:
         """Zero that touches the parameter by a real forward pass."""
-        return self(self.raw_temperature.new_ones(1)).sum() * 0
+        return _dummy(self, 1, 1)
+
+
+def _dummy(head: nn.Module, layers: int, channels: int) -> Tensor:
+    device = next(head.parameters()).device
+    return head(torch.ones(layers, 1, channels, device=device)).sum() * 0
 
 
 def _raw(temperature: float) -> Tensor:
-    """What `_temperature` turns into `temperature`."""
+    """What `_temperature` turns into `temperature`; (1,), as DeepSpeed cannot send 0-d tensors."""
     if not temperature > LEAST_TEMPERATURE:
         raise ValueError(f"expected a temperature above {LEAST_TEMPERATURE}, found {temperature}")
-    return torch.tensor(math.log(temperature - LEAST_TEMPERATURE))
+    return torch.tensor([math.log(temperature - LEAST_TEMPERATURE)])
 
 
 def _temperature(raw: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ Shapes: T loss terms, "lm" first; R rows of logits; S layers, H KV heads, V imag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,22 @@ class Repair(nn.Module):
         factor_T = torch.where(amount_T > 0, factor_T, 0.0)
         return (total_T * factor_T).sum(), torch.stack((total_T.detach(), weight_T), dim=1)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A DeepSpeed checkpoint holds what is trained: the frozen base alone may be missing.
+
+        Raises:
+            ValueError: Something trained is missing.
+        """
+        found = super().load_state_dict(state_dict, strict=False)
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        lost = sorted(trained.intersection(found.missing_keys))
+        if lost:
+            raise ValueError(
+                f"expected a checkpoint of what is trained here, found {len(lost)} parameters "
+                f"missing, such as {lost[0]}; resume with the same config"
+            )
+        return found
+
     def close(self) -> None:
         """End what a pass left open for its backward; call it after that."""
         self._open.close()
@@ -208,4 +225,4 @@ def _running_means(mlm: Mlm, losses: Losses, keys: ChosenKeys | None) -> list[Ke
     if term.weight <= 0 or term.decay <= 0 or keys is None:
         return []
     shape = (len(term.layers), mlm.n_kv_heads, keys.n_cells, mlm.head_dim)
-    return [KeyMeans(shape, decay=term.decay)]
+    return [KeyMeans(shape, decay=term.decay).to(mlm.device)]

@@ -126,15 +126,20 @@ def run(recipe: Recipe, name: str, *, root: Path, command: Sequence[str]) -> Pat
     """
     launch = plan_launch(recipe.zero, root / "recipes" / "deepspeed")
     out = Path(recipe.out) if recipe.out else root / "checkpoints" / name
-    last = _last_checkpoint(out, recipe)
+    last = _last_checkpoint(out, recipe, launch.world)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     examples = _examples(recipe, launch.world)
     mlm = _load(recipe, launch)
-    with Monitor(recipe.steps, out, main=launch.rank == 0, append=last is not None) as monitor:
+    with Monitor(
+        recipe.steps, out, main=launch.rank == 0, since=None if last is None else _step(last)
+    ) as monitor:
         keys = None
         if recipe.losses.needs().agnostic:
-            keys = choose_keys(mlm, examples, recipe.keys, seed=recipe.seed)
+            shown = examples
+            if recipe.data == "scenes":  # a short run has fewer examples than keys need images
+                shown = scene_examples("train", 4 * recipe.keys.images, skills=recipe.skills)
+            keys = choose_keys(mlm, shown, recipe.keys, seed=recipe.seed)
             monitor.say(
                 f"keys: {keys.what}; {keys.agnostic:.2%} of all keys are input-agnostic "
                 f"(r < {keys.tau:.4f})"
@@ -172,24 +177,34 @@ def _load(recipe: Recipe, launch: Launch) -> Mlm:
     return mlm
 
 
-def _last_checkpoint(out: Path, recipe: Recipe) -> Path | None:
-    """Where to go on from.
+def _last_checkpoint(out: Path, recipe: Recipe, world: int) -> Path | None:
+    """Where to go on from; one that a kill cut off while it was written does not count.
 
     Raises:
-        ValueError: Something in the folder that nobody asked to go on with, or nothing to go on
-            with.
+        ValueError: Something in the folder that nobody asked to go on with, nothing to go on with,
+            or a checkpoint of another number of ranks.
     """
-    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    found = sorted(out.glob("checkpoint-*"), key=_step)
     if recipe.resume:
-        if not found:
+        whole = [p for p in found if (p / "trainer_state.json").is_file()]
+        if not whole:
             raise ValueError(f"{out}: expected a checkpoint to resume from, found none")
-        return found[-1]
+        ranks = len(list(whole[-1].glob("rng_state*.pth")))
+        if ranks != world:
+            raise ValueError(
+                f"{whole[-1]}: expected {ranks} ranks, as when it was written, found {world}"
+            )
+        return whole[-1]
     if found or (out / "adapter_model.safetensors").exists():
         raise ValueError(
             f"{out}: expected an empty run folder, found another run; set resume=true to go on "
             "with it, or out= another folder"
         )
     return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _train(

@@ -16,17 +16,17 @@ LOG = "log.jsonl"
 class Monitor:
     """Prints and writes what a training reports; on other ranks it does nothing."""
 
-    def __init__(self, steps: int, out: Path, *, main: bool, append: bool):
+    def __init__(self, steps: int, out: Path, *, main: bool, since: int | None):
         """Nothing is shown before `with`.
 
         Args:
             steps: Of the run.
             out: Run folder.
             main: Whether this is rank 0.
-            append: Go on in the log of an earlier start.
+            since: Go on in the log of an earlier start after this step; None: a new log.
         """
         self._main, self._file = main, out / LOG
-        self._mode = "a" if append else "w"
+        self._since = since
         self._log: IO[str] | None = None
         self._progress = Progress(
             TextColumn("step"),
@@ -43,7 +43,9 @@ class Monitor:
         """Open the log."""
         if self._main:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._log = self._file.open(self._mode, encoding="utf-8")
+            kept = self._kept()
+            self._log = self._file.open("w", encoding="utf-8")
+            self._log.writelines(kept)
             self._progress.start()
         return self
 
@@ -52,6 +54,14 @@ class Monitor:
         self._progress.stop()
         if self._log is not None:
             self._log.close()
+
+    def _kept(self) -> list[str]:
+        """Lines of an earlier start, without steps that it took after its last checkpoint."""
+        if self._since is None or not self._file.is_file():
+            return []
+        lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]  # a kill may cut the last one
+        return [line for line in whole if json.loads(line)["step"] <= self._since]
 
     def say(self, text: str) -> None:
         """One line."""

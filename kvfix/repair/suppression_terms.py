@@ -56,7 +56,7 @@ class DependenceTerm(LayerTerm):
         return super().needs() | Needs(agnostic=True)
 
     def loss(self, step: Step, head: Head | None) -> Mean:
-        """Mean over chosen keys of how far r is below the floor."""
+        """Mean over chosen keys of how far r is below the floor; a key weighs as its images."""
         where = self._where(step)
         if not where:
             return step.zero(self.site, self.layers)
@@ -71,7 +71,10 @@ class DependenceTerm(LayerTerm):
         known = None if known is None else known.to(k_ISHND.device)
         r_SHN = input_dependence(k_ISHND, mean_SHND=known, excess=excess)
         cells_N = step.encoded.images[where[0]][0].layout.index_HW.flatten()
-        return dependence_hinge(r_SHN, keys_SHV[..., cells_N.to(keys_SHV.device)], floor=self.floor)
+        chosen_SHN = keys_SHV[..., cells_N.to(keys_SHV.device)]
+        hinge = dependence_hinge(r_SHN, chosen_SHN, floor=self.floor)
+        # Ranks see unequal numbers of images, and r of one image is a poor estimate.
+        return Mean(hinge.total * len(where), hinge.weight * len(where))
 
     def _where(self, step: Step) -> list[int]:
         """Samples whose first image is of the calibrated size."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from torch import nn
 
 from kvfix.repair.anchor_terms import GramTerm, KlTerm
+from kvfix.repair.evidence_term import EvidenceTerm
 from kvfix.repair.readout_terms import CorrespondenceTerm, DistilTerm, MaskTerm, TextValueTerm
 from kvfix.repair.suppression_terms import DependenceTerm, GateTerm, MassTerm
 from kvfix.repair.term import Head, Needs, Schedule, Term
@@ -33,6 +34,7 @@ class Losses:
         mask: Linear mask head on image values, BCE + dice.
         text_value: An expression's value finds the patches it names, InfoNCE.
         correspondence: Values at matched points of two images, InfoNCE.
+        evidence: Later values tell what the readout measures, cell by cell.
         distil: The readout's answer, taught to the language model.
         kl: Next-word distribution, held to the base model's.
         gram: Similarities between an image's values, held to the base model's.
@@ -44,6 +46,7 @@ class Losses:
     mask: MaskTerm = field(default_factory=MaskTerm)
     text_value: TextValueTerm = field(default_factory=TextValueTerm)
     correspondence: CorrespondenceTerm = field(default_factory=CorrespondenceTerm)
+    evidence: EvidenceTerm = field(default_factory=EvidenceTerm)
     distil: DistilTerm = field(default_factory=DistilTerm)
     kl: KlTerm = field(default_factory=KlTerm)
     gram: GramTerm = field(default_factory=GramTerm)

@@ -135,8 +135,10 @@ class RepairTrainer(Trainer):
                 if weight > 0:  # nothing of the kind since the last line: no value
                     logs[f"loss_{name}"] = float(total / weight)
             self._sums_T2.zero_()
-            counts = self._summed(torch.tensor([self._clock.images, self._clock.tokens * 1.0]))
-            logs.update(self._clock.read(*counts.tolist()))
+            counts = torch.tensor([self._clock.images, self._clock.tokens * 1.0])
+            logs.update(self._clock.read(*self._summed(counts.to(self.args.device)).tolist()))
+            if logs.get("grad_norm", 0.0) is None:
+                del logs["grad_norm"]  # DeepSpeed keeps none at stage 0
         super().log(logs, start_time)
         if self.is_world_process_zero():
             self._show({**logs, "step": self.state.global_step})
@@ -171,7 +173,7 @@ class RepairTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Adapter, heads, gate and running means of `save_model`; nothing may be missing."""
+        """Adapter, heads and gate of `save_model`; nothing may be missing."""
         from peft import set_peft_model_state_dict
 
         folder = Path(resume_from_checkpoint)
@@ -179,15 +181,23 @@ class RepairTrainer(Trainer):
             self.repair.model, load_file(folder / "adapter_model.safetensors")
         )
         lost = [key for key in loaded.missing_keys if "lora_" in key]
+        if heads := dict(self._heads()):
+            beside: Any = self.repair.beside().load_state_dict(
+                load_file(folder / BESIDE), strict=False
+            )
+            lost += [key for key in beside.missing_keys if key in heads]
         if lost or loaded.unexpected_keys:
             raise ValueError(
                 f"{folder}: expected this model's adapter, found {len(lost)} keys missing and "
                 f"{len(loaded.unexpected_keys)} unexpected; resume with the same config"
             )
-        if dict(self._heads()):
-            self.repair.beside().load_state_dict(load_file(folder / BESIDE), strict=False)
-        if self.repair.means is not None:
-            self.repair.means.load_state_dict(torch.load(folder / MEANS, weights_only=True))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """And the running means of keys, which an engine's checkpoint does not hold."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.repair.means is not None:
+            means = torch.load(Path(checkpoint) / MEANS, weights_only=True)
+            self.repair.means.load_state_dict(means)
 
     def _settle(self) -> None:
         """Once an optimizer step: what its images taught the running means of keys."""
@@ -236,6 +246,7 @@ class _Clock:
             "images_per_s": images / seconds,
             "tokens_per_s": tokens / seconds,
             "data_wait": self.waited / seconds,
+            "seconds": seconds,
         }
         self._restart()
         return rates

@@ -1,0 +1,227 @@
+"""What a repair's losses cost: time and memory of a training step beside plain LoRA.
+
+    python benchmarks/train.py                  # the recipes beside plain LoRA in the same trainer
+    pip install trl && python benchmarks/train.py --trl      # and beside TRL's SFTTrainer
+
+Every side is a process of its own with the same model, adapter, examples, batch and data type, on
+one thread; sides take turns for some rounds. Time is the median step of a process without its first
+steps, and the ratio that of the medians over rounds; memory is the largest resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+SKIPPED = 3  # first steps: allocators, gradients for the first time
+PLAIN, TRL = "plain LoRA", "TRL SFTTrainer"
+OFF = (
+    "losses.mask.weight=0",
+    "losses.text_value.weight=0",
+    "losses.correspondence.weight=0",
+    "losses.evidence.weight=0",
+    "losses.distil.weight=0",
+    "losses.kl.weight=0",
+)
+SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
+    PLAIN: ("train_surfacing", OFF),
+    "surfacing recipe": ("train_surfacing", ()),
+    "artifacts recipe": ("train_artifacts", ()),
+}
+
+
+def main() -> None:
+    """Measure, or be one of the measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trl", action="store_true", help="beside TRL, on questions alone")
+    parser.add_argument("--model", default=str(ROOT / "checkpoints" / "nano" / "llava_onevision"))
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        print(json.dumps(child(asked.child, asked)))
+        return
+    names = [PLAIN, TRL] if asked.trl else list(SIDES)
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(asked.rounds):
+        for name in names:
+            seen[name].append(_in_a_process(name, asked))
+    _show(names, seen)
+
+
+def _in_a_process(name: str, asked: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", name, "--model", asked.model]
+    command += ["--steps", str(asked.steps), "--batch", str(asked.batch)]
+    command += ["--trl"] if asked.trl else []
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    said = subprocess.run(command, env=env, capture_output=True, text=True)
+    if said.returncode:
+        sys.exit(f"{name}: {said.stderr[-2000:]}")
+    return json.loads(said.stdout.splitlines()[-1])
+
+
+def child(name: str, asked: argparse.Namespace) -> dict[str, float]:
+    """Train some steps on one side."""
+    import torch
+
+    torch.set_num_threads(1)
+    seconds = _trl_steps(asked) if name == TRL else _own_steps(name, asked)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": statistics.median(seconds[SKIPPED:]), "mib": peak}
+
+
+def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
+    """A recipe, by its log; questions alone where the other side is TRL."""
+    from kvfix.config import load_config
+    from kvfix.repair import recipe
+
+    config, overrides = SIDES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        data = [f"data={_questions(Path(folder), asked)}"] if asked.trl else []
+        options = [
+            f"model={asked.model}",
+            f"out={folder}/run",
+            f"steps={asked.steps}",
+            f"batch={asked.batch}",
+            "log_every=1",
+            "threads=1",
+            *overrides,
+            *data,
+        ]
+        asked_for = load_config(recipe.Recipe, ROOT / "recipes" / f"{config}.yaml", options)
+        recipe.run(asked_for, config, root=ROOT, command=sys.argv)
+        lines = (Path(folder) / "run" / "log.jsonl").read_text().splitlines()
+    return [line["seconds"] for line in map(json.loads, lines) if "seconds" in line]
+
+
+def _questions(folder: Path, asked: argparse.Namespace) -> Path:
+    """Scenes' questions as files on disk, which both sides read."""
+    from kvfix.data.questions import SKILLS, scene_question
+
+    file = folder / "train.jsonl"
+    with file.open("w", encoding="utf-8") as lines:
+        for index in range(asked.steps * asked.batch):
+            skill = tuple(SKILLS)[index % len(SKILLS)]
+            question = scene_question("train", skill, index // len(SKILLS))
+            names = []
+            for i, image in enumerate(question.images):
+                names.append(f"{index}_{i}.png")
+                image.save(folder / names[-1])
+            user = "<image>" * len(names) + question.prompt
+            messages = [
+                {"role": "user", "content": user},
+                {"role": "assistant", "content": question.letter},
+            ]
+            line = {"id": question.id, "images": names, "messages": messages}
+            lines.write(json.dumps(line) + "\n")
+    return file
+
+
+def _trl_steps(asked: argparse.Namespace) -> list[float]:
+    """The same questions through `trl.SFTTrainer`, loss on the answers alone."""
+    import datasets
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    from kvfix.config import load_config
+    from kvfix.models import load_mlm
+    from kvfix.repair.recipe import Recipe
+
+    config = load_config(
+        Recipe, ROOT / "recipes" / "train_surfacing.yaml", [f"model={asked.model}"]
+    )
+    mlm = load_mlm(asked.model, dtype=config.dtype, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        lines = map(json.loads, _questions(Path(folder), asked).read_text().splitlines())
+        rows = [_prompt_completion(line, Path(folder)) for line in lines]
+        data = datasets.Dataset.from_list(rows).cast_column(
+            "images", datasets.List(datasets.Image())
+        )
+        args = SFTConfig(
+            output_dir=f"{folder}/trl",
+            max_steps=asked.steps,
+            per_device_train_batch_size=asked.batch,
+            learning_rate=config.rates.lm,
+            max_length=None,
+            completion_only_loss=True,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        )
+        lora = LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,  # type: ignore[arg-type]
+            target_modules=mlm.lora_targets(*config.lora.parts),
+        )
+        trainer = SFTTrainer(
+            mlm.model, args, train_dataset=data, processing_class=mlm.processor, peft_config=lora
+        )
+        clock = _step_clock()
+        trainer.add_callback(clock)
+        trainer.train()
+    return clock.seconds
+
+
+def _prompt_completion(line: dict[str, Any], folder: Path) -> dict[str, Any]:
+    user, assistant = line["messages"]
+    text = user["content"].replace("<image>", "")
+    return {
+        "images": [str(folder / name) for name in line["images"]],
+        "prompt": [{"role": "user", "content": text}],
+        "completion": [assistant],
+    }
+
+
+def _step_clock() -> Any:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        """Seconds from the end of one step to the end of the next, data included."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self._last = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            now = time.perf_counter()
+            self.seconds.append(now - self._last)
+            self._last = now
+
+    return Clock()
+
+
+def _show(names: list[str], seen: dict[str, list[dict[str, float]]]) -> None:
+    table = Table("side", "s/step", "ratio", "peak MiB", "ratio")
+    medians = {
+        name: [statistics.median(run[key] for run in seen[name]) for key in ("seconds", "mib")]
+        for name in names
+    }
+    first = medians[names[0]]
+    for name in names:
+        seconds, mib = medians[name]
+        ratios = f"{seconds / first[0]:.3f}x", f"{mib / first[1]:.3f}x"
+        table.add_row(name, f"{seconds:.3f}", ratios[0], f"{mib:.0f}", ratios[1])
+    Console(width=90).print(table)
+
+
+if __name__ == "__main__":
+    main()
