@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from kvfix.capture import Around, unchanged
 from kvfix.data.units import Question
 from kvfix.eval.answers import LETTERS, UNPARSED, Letter, extract
 from kvfix.eval.blink import McqProtocol, ask
-from kvfix.eval.options import answer_gap, option_tokens, option_tree
+from kvfix.eval.options import OptionTree, answer_gap, option_tokens, option_tree
 from kvfix.eval.prefill import Prefill
 from kvfix.eval.samples import Row
 from kvfix.models import Encoded, Mlm, Prompt
+from kvfix.prompts import Around
 
 __all__ = [
     "Answer",
@@ -75,8 +75,11 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
     out: list[Answer] = []
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
-        prefill, scores = _scored(mlm, batch, protocol)
-        texts = prefill.write(protocol.max_new_tokens)
+        encoded, tree = _asked(mlm, batch, protocol)
+        with mlm.around(encoded):
+            prefill = Prefill(mlm, encoded)
+            scores = _scored(prefill, tree)
+            texts = prefill.write(protocol.max_new_tokens)
         for question, text, score in zip(batch, texts, scores, strict=True):
             letter = extract(text, protocol.profile, options=question.choices)
             out.append(Answer(text, letter, score.logprobs, score.letter, score.per_token))
@@ -104,7 +107,7 @@ def score_options(
     questions: Sequence[Question],
     protocol: McqProtocol,
     *,
-    around: Around = unchanged,
+    around: Around | None = None,
 ) -> list[Scores]:
     """The log-probability part of `answer` alone; nothing is written.
 
@@ -112,22 +115,22 @@ def score_options(
         mlm: the model.
         questions: any number.
         protocol: everything that moves a score.
-        around: what to hold open while a batch is run, such as an intervention.
+        around: what to hold open while a batch is run, such as an intervention; None is the
+            model's own.
     """
     out: list[Scores] = []
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
-        out += _scored(mlm, batch, protocol, around)[1]
+        encoded, tree = _asked(mlm, batch, protocol)
+        with (around or mlm.around)(encoded):
+            out += _scored(Prefill(mlm, encoded), tree)
     return out
 
 
-def _scored(
-    mlm: Mlm,
-    questions: Sequence[Question],
-    protocol: McqProtocol,
-    around: Around = unchanged,
-) -> tuple[Prefill, list[Scores]]:
-    """Run one batch's prompts, and score every option from that."""
+def _asked(
+    mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol
+) -> tuple[Encoded, OptionTree]:
+    """One batch's prompts, and the answers to score after them."""
     prompts = [ask(question, protocol) for question in questions]
     encoded = mlm.encode(prompts, padding_side="left")
     _check_order(prompts, encoded, mlm.processor)
@@ -138,10 +141,12 @@ def _scored(
         gap=answer_gap(mlm.processor),
         tokenizer=mlm.processor.tokenizer,
     )
-    with around(encoded):
-        prefill = Prefill(mlm, encoded)
-        found = prefill.option_logprobs(option_tree(tokens))
-    return prefill, [_scores([path.tolist() for path in options]) for options in found]
+    return encoded, option_tree(tokens)
+
+
+def _scored(prefill: Prefill, tree: OptionTree) -> list[Scores]:
+    found = prefill.option_logprobs(tree)
+    return [_scores([path.tolist() for path in options]) for options in found]
 
 
 def _scores(options: list[list[float]]) -> Scores:

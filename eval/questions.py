@@ -15,7 +15,8 @@ from typing import Any
 from kvfix.data.units import BadUnit, Question, UnitSet
 from kvfix.eval import mcq
 from kvfix.eval.answering import Answer, McqProtocol, answer, batches, question_row
-from kvfix.eval.readouts import question_views, read_out
+from kvfix.eval.dumps import task_of
+from kvfix.eval.readouts import READOUTS, question_views, read_out
 from kvfix.eval.samples import Row, Rows, SampleFile
 from kvfix.eval.source import Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
@@ -23,6 +24,26 @@ from kvfix.models import Mlm
 
 READOUT = "readout"
 SCORINGS = ("generation", "logprob")
+
+
+def in_turn(units: UnitSet) -> list[int]:
+    """Indices of questions, one of every subtask in turn; a dataset may list task after task."""
+    seen: dict[str, int] = {}
+    turns: list[tuple[int, int]] = []  # (how many of its subtask come before, index)
+    for i, name in enumerate(units.ids):
+        task = task_of(name)
+        turns.append((seen.setdefault(task, 0), i))
+        seen[task] += 1
+    return [i for _, i in sorted(turns)]
+
+
+def readable(units: UnitSet, limit: int | None = None) -> UnitSet:
+    """The questions of the subtasks that have a readout, told by their ids.
+
+    A limit takes from every such subtask in turn.
+    """
+    chosen = [i for i in in_turn(units) if task_of(units.ids[i]) in READOUTS]
+    return units.subset(sorted(chosen[:limit]))
 
 
 def run_answers(

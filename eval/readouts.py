@@ -46,7 +46,7 @@ _IMAGE = re.compile(
     re.IGNORECASE,
 )
 _POINT = re.compile(r"\s*(?:the\s+)?(?:point\s+)?\(?([A-Z])\)?\s*\.?\s*", re.IGNORECASE)
-_PIXEL_CENTRE = 0.5  # points number pixels by their centres; grids measure from edges
+PIXEL_CENTRE = 0.5  # points number pixels by their centres; grids measure from edges
 
 
 class Readout(NamedTuple):
@@ -179,7 +179,7 @@ def point_scores(marked: Marked, kind: str) -> torch.Tensor:
 
 def _at(view: View, kind: str, xy_K2: np.ndarray) -> torch.Tensor:
     """(S, K, C) unit features at points."""
-    cells_K2 = to_cells(xy_K2 + _PIXEL_CENTRE, view.layout)
+    cells_K2 = to_cells(xy_K2 + PIXEL_CENTRE, view.layout)
     return functional.normalize(sample_cells(view.features[kind], cells_K2), dim=-1)
 
 

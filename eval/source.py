@@ -14,15 +14,14 @@ from PIL import Image
 from kvfix.capture import (
     LM_SITES,
     SITES,
-    Around,
     SampleFeatures,
     extract,
     split_heads,
-    unchanged,
 )
 from kvfix.eval.grid import position_features
 from kvfix.layout import Layout
 from kvfix.models import Mlm, Prompt, ReferenceEncoder
+from kvfix.prompts import Around
 
 NEUTRAL = (
     "Describe the image."  # the text after the image; causality keeps it out of image features
@@ -67,7 +66,8 @@ class MlmSource:
         heads: also every KV head apart, as kinds `key/head` and `value/head`.
         position: whether to add the position-only control.
         prefix: text before every image; None for none.
-        around: what to hold open during every pass, such as an intervention.
+        around: what to hold open during every pass, such as an intervention; None is the model's
+            own.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class MlmSource:
         heads: bool = False,
         position: bool = True,
         prefix: str | None = None,
-        around: Around = unchanged,
+        around: Around | None = None,
     ):
         self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
-        self.prefix, self.around = prefix, around
+        self.prefix, self.around = prefix, around or mlm.around
         self._tokens: dict[tuple[int, int], int] = {}  # image size -> image tokens
 
     def sites(self, kind: str) -> list[Site]:
@@ -124,7 +124,8 @@ class MlmSource:
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         """Features of an image with a text after it, and t_SC at the text's last token."""
         kinds = tuple(k for k in self.kinds if k in LM_SITES)
-        [sample] = extract(self.mlm, [Prompt((image,), text, self.prefix)], sites=kinds, text=True)
+        prompt = Prompt((image,), text, self.prefix)
+        [sample] = extract(self.mlm, [prompt], sites=kinds, text=True, around=self.around)
         view, said = self._view(sample), dict(sample.text or {})
         for kind in list(said):
             if f"{kind}/head" in view.features:

@@ -7,7 +7,7 @@ Shapes: B samples, L sequence positions, N kept positions (all grids' cells, the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,10 @@ from torch.nn import functional as F
 
 from kvfix.layout import Layout
 from kvfix.models import Encoded, Mlm, Prompt
+from kvfix.prompts import Around
 
 SITES = ("vision", "projector", "hidden", "key", "value")
 LM_SITES = ("hidden", "key", "value")
-
-Around = Callable[[Encoded], AbstractContextManager[None]]
-"""What is held open during a forward pass, made for the batch that is run."""
-
-
-def unchanged(encoded: Encoded) -> AbstractContextManager[None]:
-    """The `Around` that changes nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +63,7 @@ def extract(
     grad: bool = False,
     text: bool = False,
     padding_side: str = "left",
-    around: Around = unchanged,
+    around: Around | None = None,
 ) -> list[SampleFeatures]:
     """Run the prompts through the model as one batch and read features; no head, no cache.
 
@@ -83,7 +76,8 @@ def extract(
         grad: Keep the graph; else none is built.
         text: Also read hidden, key and value at the last token of each text.
         padding_side: "left" or "right".
-        around: What to hold open during the pass, such as `kvfix.intervene`, made for the batch.
+        around: What to hold open during the pass, such as `kvfix.intervene`, made for the batch;
+            None is the model's own.
 
     Returns:
         One entry a prompt, in the model's dtype on its device.
@@ -97,7 +91,7 @@ def extract(
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
         mode,
-        around(encoded),
+        (around or mlm.around)(encoded),
         Capture(mlm, encoded, sites=sites, layers=layers, rope=rope, grad=grad, text=text) as cap,
     ):
         # The base model stops before the language model's head.

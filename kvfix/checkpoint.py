@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _CHUNK = 1 << 22
+GATE = "kvfix_gate.safetensors"  # see kvfix.repair.gate
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Adapter:
 
     @cached_property
     def sha256(self) -> str:
-        """Of its weights."""
-        return sha256_of([self.file])
+        """Of its weights, and of a gate beside them."""
+        return sha256_of([self.file, *self.folder.glob(GATE)])
 
 
 def sha256_of(files: Iterable[Path]) -> str:
@@ -81,7 +82,7 @@ def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
         ValueError: Weights in another format than safetensors, or a config.json that is no JSON.
     """
     folder, revision = _folder(id_or_dir, weights=weights)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     files = _weight_files(folder) if weights else ()
     return Weights(folder=folder, files=files, config=config, revision=revision, seed=seed)
 
@@ -111,7 +112,13 @@ def _folder(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
     return Path(cached), Path(cached).name
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A checkpoint's JSON file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is no JSON.
+    """
     if not file.is_file():
         raise FileNotFoundError(
             f"{file.parent}: expected a checkpoint folder with {file.name}, found no such file"
@@ -125,7 +132,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if not (folder / name).is_file()]
@@ -254,11 +261,11 @@ def load_model(
             f"misshapen: {holes[0]}"
         )
     if quant == "nf4":
-        _forbid_repacking(model)
+        forbid_repacking(model)
     return model
 
 
-def _forbid_repacking(model: Any) -> None:
+def forbid_repacking(model: Any) -> None:
     """Keep nf4 weights as they were loaded.
 
     On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a weight in its first pass in eval mode
@@ -313,7 +320,7 @@ def add_adapter(model: Any, folder: str) -> tuple[Any, Adapter]:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{folder}: expected an adapter folder, found none")
-    kind = _read_json(path / "adapter_config.json").get("peft_type")
+    kind = read_json(path / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{path}: expected a LORA adapter, found {kind!r}")
     file = path / "adapter_model.safetensors"

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 import kvfix
+from kvfix.cli_repair import merge, plan
 from kvfix.cli_score import score_app
 from kvfix.terminal import DONE, FAILED, RichWatch, command_line, console, fail, guarded, note
 
@@ -28,6 +29,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="The datasets: what they look like on disk, what is wrong with yours.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
 app.add_typer(score_app, name="score", no_args_is_help=True)
+app.command()(plan)
+app.command()(merge)
 
 Model = Annotated[str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA folder to load on top.")]
@@ -68,7 +71,7 @@ def diagnose(
     task: Task = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="flow, keys, prefix or surfacing; repeatable. Default: flow."),
+        typer.Option(help="flow, keys, prefix or surfacing; repeatable. Default: all four."),
     ] = None,
     limit: Limit = None,
     out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")] = Path(
@@ -87,7 +90,7 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Measure how much visual information each stage of a model holds."""
-    from kvfix.commands.diagnose import Options
+    from kvfix.commands.diagnose import PARTS, Options
     from kvfix.commands.diagnose import diagnose as run
 
     options = Options(
@@ -95,7 +98,7 @@ def diagnose(
         adapter=adapter,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
-        only=tuple(only or ("flow",)),
+        only=tuple(only or PARTS),
         limit=limit,
         out=out,
         heads=heads,
@@ -186,19 +189,25 @@ def _end(outcome: Outcome, as_json: bool) -> None:
 
 
 def _show(record: dict, report: Path) -> None:
+    from kvfix.report import surfacing
     from kvfix.report.questions import boards, table
-    from kvfix.report.stages import clean
+    from kvfix.report.stages import clean, headline_panels
     from kvfix.report.table import findings, summary
 
-    if any(row["site"] is not None for row in record["results"]):
+    if any(panel.staged for panel in headline_panels(clean(record))):
         console.print(summary(record))
     for board in boards(clean(record)):
         console.print(table(board))
-    clear = [f for f in record["findings"] if f["clear"]]
-    if record["findings"]:
+    if record.get("surfacing"):
+        console.print(surfacing.table(record))
+    said = [f for f in record["findings"] if not f["id"].startswith("surfacing")]  # in the table
+    clear = [f for f in said if f["clear"]]
+    if clear or not record["findings"]:
         console.print(findings({**record, "findings": clear}))
-    if unclear := len(record["findings"]) - len(clear):
+    if unclear := len(said) - len(clear):
         console.print(f"[dim]{unclear} more without a clear difference: in the report[/dim]")
+    for line in record.get("notes") or []:
+        note(line)
     for entry in record["left_out"][:10]:
         line = f"[yellow]left out[/yellow] {escape(entry['id'])}: {escape(entry['why'])}"
         console.print(line, soft_wrap=True)
@@ -210,13 +219,28 @@ def _show(record: dict, report: Path) -> None:
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(help="Run folder, or one of `kvfix score --out`.")],
-    after: Annotated[Path, typer.Argument(help="The same units, scored after the change.")],
-    out: Annotated[Path, typer.Option(help="Where compare.json, .html and .md go.")] = Path(
-        "runs/compare"
-    ),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BEFORE AFTER",
+            help="Two run folders, or two of `kvfix score --out`: the same units, scored before "
+            "and after the change. With --correlate any number of run folders.",
+        ),
+    ],
+    correlate: Annotated[
+        bool,
+        typer.Option(
+            "--correlate",
+            help="Over runs of several models: rank correlation of the language model's gain on "
+            "its projector with the accuracy of its answers.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the .json, .html and .md go. Default: runs/compare or correlate."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print compare.json to stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the .json to stdout.")] = False,
 ) -> None:
     """Prove a change: paired differences between two runs on the same units.
 
@@ -224,10 +248,18 @@ def compare(
     of a task's units are in one run only, the report is written, but the exit
     code is 1.
     """
+    if correlate:
+        _correlate(runs, out or Path("runs/correlate"), as_json)
+        return
     from kvfix.commands.compare import Options
     from kvfix.commands.compare import compare as run
 
-    options = Options(before, after, out=out, seed=seed)
+    if len(runs) != 2:
+        raise typer.BadParameter(
+            f"expected BEFORE and AFTER, found {len(runs)} folders; more need --correlate"
+        )
+    before, after = runs
+    options = Options(before, after, out=out or Path("runs/compare"), seed=seed)
     with redirect_stdout(sys.stderr):
         outcome = run(options, command=command_line())
     _show_comparison(outcome.record, outcome.report)
@@ -238,6 +270,24 @@ def compare(
             "expected at most 5 % of a task's units to be in one run only, found more; "
             "the shared ones are compared"
         )
+
+
+def _correlate(runs: list[Path], out: Path, as_json: bool) -> None:
+    from kvfix.commands.correlate import Options, correlate
+    from kvfix.report.correlate import table
+
+    if len(runs) < 2:
+        raise typer.BadParameter(f"expected the folders of several runs, found {len(runs)}")
+    with redirect_stdout(sys.stderr):
+        outcome = correlate(Options(tuple(runs), out), command=command_line())
+    console.print(table(outcome.record))
+    for line in outcome.record["notes"]:
+        note(line)
+    console.print(
+        f"{outcome.record['seconds']:.0f} s. Report: {escape(str(outcome.report))}", soft_wrap=True
+    )
+    if as_json:
+        typer.echo(json.dumps(outcome.record, indent=1))
 
 
 def _show_comparison(record: dict, report: Path) -> None:

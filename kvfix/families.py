@@ -5,12 +5,20 @@ Every other file asks this table; a new family is a new row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from kvfix.image_shapes import (
+    PixelLimits,
+    counted_tiles,
+    limited_grids,
+    one_tile,
+    patch_rows,
+    tiles,
+)
 from kvfix.layout import (
     Layout,
     PixelView,
@@ -42,6 +50,9 @@ class Family:
             used, as the others would get no gradient.
         positions_from_mask: Text position ids count real tokens only. False: the model derives its
             own (M-RoPE), and giving any would switch that off.
+        image_shapes: Arguments of the model's `get_image_features` for one sample's images, without
+            pixels: (sizes, config, layouts, grids) -> dict.
+        grids: Patch grids by size, config, processor and pixel limits; None: the config's tiles.
     """
 
     model_type: str
@@ -54,6 +65,8 @@ class Family:
     lora_projector: str
     lora_vision: Callable[[Any], str]
     positions_from_mask: bool
+    image_shapes: Callable[[Sequence[tuple[int, int]], Any, Sequence[Layout], Any], dict[str, Any]]
+    grids: Callable[[Sequence[tuple[int, int]], Any, Any, PixelLimits], Tensor] | None = None
 
     def lora_targets(self, config: Any, *parts: str) -> str:
         """One regex for PEFT's `target_modules`; it matches full names, so nothing leaks elsewhere.
@@ -111,6 +124,23 @@ def family_of(model_type: str | None, *, where: str) -> Family:
     return FAMILIES[model_type]
 
 
+def check_language_model(model_type: str, *, where: str) -> None:
+    """Refuse a language model whose cache the hooks would not read.
+
+    Args:
+        model_type: Of the text config.
+        where: Named in the error.
+
+    Raises:
+        ValueError: kvfix does not know the type.
+    """
+    if model_type not in LANGUAGE_MODELS:
+        raise ValueError(
+            f"{where}: expected a language model out of {', '.join(LANGUAGE_MODELS)}, found "
+            f"{model_type!r}"
+        )
+
+
 def submodule(model: nn.Module, path: str) -> nn.Module:
     """The module at a dotted path, looked up anew because PEFT swaps modules in place."""
     return model.get_submodule(path)
@@ -153,6 +183,11 @@ def _size(size: Any) -> dict[str, int]:
 
 def _llava(request: LayoutRequest) -> list[Layout]:
     config, processor = request.config, request.processor
+    if processor is None:
+        raise ValueError(
+            "expected the processor's files beside config.json, which say how images are cropped "
+            "and resized, found config.json alone"
+        )
     # The processor counts CLS and registers in `num_additional_image_tokens`; 'default' drops the
     # first.
     leading = processor.num_additional_image_tokens
@@ -222,7 +257,11 @@ def _tower_lora(config: Any) -> str:
     )
 
 
-def _llava_like(model_type: str, layouts: Callable[[LayoutRequest], list[Layout]]) -> Family:
+def _llava_like(
+    model_type: str,
+    layouts: Callable[[LayoutRequest], list[Layout]],
+    image_shapes: Callable[..., dict[str, Any]],
+) -> Family:
     return Family(
         model_type=model_type,
         vision="model.vision_tower",
@@ -234,13 +273,14 @@ def _llava_like(model_type: str, layouts: Callable[[LayoutRequest], list[Layout]
         lora_projector=_MLP_LORA,
         lora_vision=_tower_lora,
         positions_from_mask=True,
+        image_shapes=image_shapes,
     )
 
 
 FAMILIES: dict[str, Family] = {
-    "llava": _llava_like("llava", _llava),
-    "llava_next": _llava_like("llava_next", _llava_next),
-    "llava_onevision": _llava_like("llava_onevision", _llava_onevision),
+    "llava": _llava_like("llava", _llava, one_tile),
+    "llava_next": _llava_like("llava_next", _llava_next, tiles),
+    "llava_onevision": _llava_like("llava_onevision", _llava_onevision, counted_tiles),
     "qwen2_5_vl": Family(
         model_type="qwen2_5_vl",
         vision="model.visual",
@@ -252,5 +292,7 @@ FAMILIES: dict[str, Family] = {
         lora_projector=r"model\.visual\.merger\.mlp\.[02]",
         lora_vision=lambda config: _QWEN_VISION_LORA,
         positions_from_mask=False,
+        image_shapes=patch_rows,
+        grids=limited_grids,
     ),
 }

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kvfix import checkpoint
-from kvfix.families import FAMILIES, LANGUAGE_MODELS, Family, family_of, submodule
-from kvfix.prompts import Encoded, ImageSpan, Prompt, encode
+from kvfix.families import FAMILIES, Family, check_language_model, family_of, submodule
+from kvfix.prompts import Around, Encoded, ImageSpan, Prompt, encode, unchanged
 from kvfix.reference import ReferenceEncoder, load_reference_encoder
 
 __all__ = [
@@ -40,6 +40,8 @@ class Mlm:
         weights: The checkpoint folder and what was read from it.
         adapter: The adapter folder, None without one.
         dtype: Of activations.
+        around: Held open in every pass that kvfix runs: what belongs to the adapter beside its
+            weights, such as a gate (`kvfix.repair.gate`).
     """
 
     id: str
@@ -49,6 +51,7 @@ class Mlm:
     weights: checkpoint.Weights = field(repr=False)
     adapter: checkpoint.Adapter | None
     dtype: torch.dtype
+    around: Around = field(default=unchanged, repr=False)
 
     @property
     def base(self) -> Any:
@@ -189,12 +192,7 @@ def load_mlm(
     where = str(weights.folder / "config.json")
     family = family_of(weights.config.get("model_type"), where=where)
     config = checkpoint.load_config(weights.folder)
-    lm_type = config.text_config.model_type
-    if lm_type not in LANGUAGE_MODELS:
-        raise ValueError(
-            f"{where}: expected a language model out of {', '.join(LANGUAGE_MODELS)}, found "
-            f"{lm_type!r}"
-        )
+    check_language_model(config.text_config.model_type, where=where)
     processor = checkpoint.load_processor(weights.folder)
     if random_weights is not None:
         model = checkpoint.initialise(config, seed=random_weights, dtype=dtype, attn=attn)

@@ -5,7 +5,8 @@ Shapes: B samples, L sequence positions, V image tokens of one image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,6 +60,15 @@ class Encoded:
     images: list[list[ImageSpan]]
     text_end_B: Tensor
     order_texts: tuple[str, ...]
+
+
+Around = Callable[[Encoded], AbstractContextManager[None]]
+"""What is held open during a forward pass, made for the batch that is run."""
+
+
+def unchanged(encoded: Encoded) -> AbstractContextManager[None]:
+    """The `Around` that changes nothing."""
+    return nullcontext()
 
 
 def encode(

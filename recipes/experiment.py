@@ -54,7 +54,7 @@ class Grid:
     seeds: tuple[int, ...] = (0, 1, 2)  # other families take the first
     rates: tuple[float, ...] = (3e-3,)
     arms: tuple[str, ...] = tuple(ARMS)
-    steps: int = 700
+    steps: int = 600
     questions: int = 720  # of the test, all kinds evenly
     val: int = 270
     units: int = 48  # a probe

@@ -219,7 +219,7 @@ def davis(root: Path, clips: int, frames: int = 4) -> Path:
 def test_an_empty_dataset_is_said_to_be_empty(model: Path, tmp_path: Path) -> None:
     root = davis(tmp_path / "DAVIS", 1)
     (root / "ImageSets/2017/val.txt").write_text("\n")
-    words = ("diagnose", "--model", model, "--out", tmp_path / "run")
+    words = ("diagnose", "--model", model, *FLOW, "--out", tmp_path / "run")
     ended = call(*words, "--data", f"davis2017={root}")
     assert ended.code == 1 and "val.txt: expected one name a line, found an empty" in ended.error
     ended = call(*words, "--data", f"davis2017={tmp_path / 'nowhere'}")
@@ -233,7 +233,8 @@ def test_broken_files_leave_out_their_units_and_lose_nothing(model: Path, tmp_pa
     broken.write_bytes(broken.read_bytes()[:400])  # a header, then nothing
     missing = root / "Annotations/480p/clip2/00001.png"
     missing.unlink()
-    words = ("diagnose", "--model", model, "--data", f"davis2017={root}", "--out", tmp_path / "run")
+    data = ("--data", f"davis2017={root}")
+    words = ("diagnose", "--model", model, *FLOW, *data, "--out", tmp_path / "run")
     samples: dict[Path, int] = {}
     for start in range(2):  # the second start has nothing to compute and says the same
         ended = call(*words)
@@ -256,7 +257,8 @@ def test_a_dataset_of_broken_files_only_is_no_traceback(model: Path, tmp_path: P
     root = davis(tmp_path / "DAVIS", 2)
     for i in range(2):
         (root / f"JPEGImages/480p/clip{i}/00000.jpg").write_bytes(b"")
-    words = ("diagnose", "--model", model, "--data", f"davis2017={root}", "--out", tmp_path / "run")
+    data = ("--data", f"davis2017={root}")
+    words = ("diagnose", "--model", model, *FLOW, *data, "--out", tmp_path / "run")
     ended = call(*words)
     assert ended.code == 1 and "2 of 2" in ended.error
     run = read(tmp_path / "run")
@@ -266,7 +268,8 @@ def test_a_dataset_of_broken_files_only_is_no_traceback(model: Path, tmp_path: P
 def test_one_broken_unit_in_twenty_is_no_failure(model: Path, tmp_path: Path) -> None:
     root = davis(tmp_path / "DAVIS", 20, frames=3)
     (root / "JPEGImages/480p/clip7/00001.jpg").write_bytes(b"rubbish")
-    words = ("diagnose", "--model", model, "--data", f"davis2017={root}", "--no-control")
+    data = ("--data", f"davis2017={root}")
+    words = ("diagnose", "--model", model, *FLOW, *data, "--no-control")
     ended = call(*words, "--out", tmp_path / "run")
     assert ended.code == 0 and "left out clip7" in ended.err
     assert {r["n"] for r in read(tmp_path / "run")["results"]} == {19}

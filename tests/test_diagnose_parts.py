@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 from commands import Ended, call, launch
 
+from kvfix.commands import trained_readouts
 from kvfix.diagnose.prefix import CONDITIONS, CONTRASTS
+from kvfix.eval import trained_readout
 from kvfix.eval.readouts import READOUTS
 
 LIMIT = 16  # of each task: six tasks show the 64 images that keys need
@@ -84,6 +86,11 @@ def test_surfacing_has_a_table_an_example_and_a_sentence(finished: Finished) -> 
     assert "What does not surface" in (finished.folder / "report.md").read_text()
     sentences = [f for f in finished.run["findings"] if f["id"].startswith("surfacing.")]
     assert len(sentences) == len(records)
+    assert finished.run["surfacing_trained"] == []  # 4 questions a subtask teach nothing
+    assert any(
+        "expected at least 20 questions in 5 clusters to train on, found 4 in 4" in line
+        for line in finished.run["notes"]
+    )
 
 
 def test_a_person_gets_one_table_of_questions_and_no_table_of_stages(finished: Finished) -> None:
@@ -98,6 +105,53 @@ def test_too_few_images_are_said_and_cost_nothing_else(model: Path, tmp_path: Pa
     assert ended.code == 0, ended.err
     run = json.loads((tmp_path / "run/run.json").read_text())
     assert "expected at least 64 images to compare, found 2" in run["keys"]["skipped"]
+    [said] = run["notes"]
+    assert run["keys"]["skipped"] in said and said in " ".join(ended.err.split())
+    for name in ("report.html", "report.md"):
+        assert "found 2; raise --limit" in (tmp_path / "run" / name).read_text()
+
+
+def test_units_of_one_name_have_no_wrong_name_and_the_rest_is_measured(
+    model: Path, tmp_path: Path
+) -> None:
+    words = ("--no-control", "--limit", 1, "--task", "semantic_segmentation")
+    ended = call("diagnose", "--model", model, *words, "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err  # without --only: all four, of which two cannot be
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["fingerprint"]["only"] == ["flow", "keys", "prefix", "surfacing"]
+    assert [line.partition(":")[0] for line in run["notes"]] == [
+        "Image keys",
+        "Text before the image, semantic_segmentation",
+    ]
+    assert run["prefix"] == run["surfacing"] == [] and run["results"]
+
+
+def test_a_trained_readout_is_reported_apart_and_trained_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained_readout, "FEWEST", 5)  # a limit of 24 is 6 questions a subtask
+    words = ("diagnose", "--model", model, "--only", "surfacing", "--limit", 24)
+    ended = call(*words, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
+    run = json.loads(ended.out)
+    plain = {(r["subtask"], r["scoring"]): r for r in run["surfacing"]}
+    trained = {(r["subtask"], r["scoring"]): r for r in run["surfacing_trained"]}
+    assert plain.keys() == trained.keys() and len(trained) == 2 * 4
+    for name, record in trained.items():
+        assert record["training"]["n"] == 6 and record["training"]["split"] == "train"
+        assert record["n"] == plain[name]["n"] == 3  # the same held-out half
+        assert record["answer"] == plain[name]["answer"] and "training" not in plain[name]
+    rows = [r for r in run["results"] if r["control"] == "trained"]
+    assert len(rows) == 4 and all(r["task"].startswith("readout_") for r in rows)
+    file = tmp_path / "run/samples/readout.trained.jsonl"
+    assert all(json.loads(line)["id"].startswith("test_") for line in file.open())
+    assert "trained, L" in ended.err
+    for page in ("report.html", "report.md"):
+        assert "6 questions of the train split, 5 folds" in (tmp_path / "run" / page).read_text()
+    before = file.read_bytes()
+    monkeypatch.setattr(trained_readouts, "train_readout", None)  # a second start has no use for it
+    again = json.loads(call(*words, "--out", tmp_path / "run", "--json").out)
+    assert again["surfacing_trained"] == run["surfacing_trained"] and file.read_bytes() == before
 
 
 def test_an_unknown_diagnosis_is_wrong_usage(model: Path, tmp_path: Path) -> None:

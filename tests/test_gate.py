@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import steps
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from kvfix.capture import extract
+from kvfix.commands.session import ModelOptions
+from kvfix.data.units import Question
+from kvfix.eval.answering import McqProtocol, answer, score_options
 from kvfix.intervene import intervene
 from kvfix.models import Prompt, load_mlm
 from kvfix.repair.gate import FILE, KeyGate
@@ -124,3 +129,43 @@ def test_what_is_no_gate_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / FILE, metadata={"format": "1", "layers": "[1]"})
     with pytest.raises(ValueError, match=r"bias of \(1, 2\)"):
         KeyGate.load(tmp_path)
+
+
+def test_every_command_holds_the_gate_open(load, checkpoint, tmp_path: Path) -> None:
+    """Loaded as commands load it, a gated adapter answers and extracts as under its own edit."""
+    folder, adapter = str(checkpoint("llava")), tmp_path / "adapter"
+    tuned = steps.tuned(folder)
+    tuned.model.save_pretrained(adapter)
+    plain = ModelOptions(model=folder, adapter=str(adapter)).load()
+    assert plain.adapter is not None
+    before = plain.adapter.sha256
+    image = tiny.photo(60, 100)
+    question = Question("q_0", "q", "Counting", (image,), "how many?", ("one", "two"), 0)
+    tokens = len(plain.encode([Prompt((image,), "a")]).images[0][0].positions_V)
+    gate = KeyGate(torch.ones(plain.n_layers, plain.n_kv_heads, tokens, dtype=torch.bool), [0, 1])
+    torch.nn.init.constant_(gate.bias_EH, -30.0)
+    gate.save(adapter)
+    held = ModelOptions(model=folder, adapter=str(adapter)).load()
+    assert held.adapter is not None and held.adapter.sha256 != before
+
+    def around(encoded):
+        return intervene(plain, encoded, [gate.edit(encoded, gate().detach())])
+
+    asked = ([question], McqProtocol())
+    [without], [expected] = (score_options(plain, *asked, around=a) for a in (None, around))
+    [found], [written] = score_options(held, *asked), answer(held, *asked)
+    assert found.logprobs == expected.logprobs == written.logprobs != without.logprobs
+    prompt = [Prompt((image,), "a cat")]
+    text = {
+        name: extract(mlm, prompt, sites=("value",), text=True, around=a)[0].text["value"][-1]
+        for name, mlm, a in (("held", held, None), ("edit", plain, around), ("off", plain, None))
+    }
+    assert torch.equal(text["held"], text["edit"]) and not torch.equal(text["held"], text["off"])
+
+
+def test_a_gate_of_another_model_is_refused(checkpoint, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    steps.tuned(str(checkpoint("llava"))).model.save_pretrained(adapter)
+    KeyGate(torch.ones(9, 2, 4, dtype=torch.bool), [0]).save(adapter)
+    with pytest.raises(ValueError, match="expected a gate of"):
+        ModelOptions(model=str(checkpoint("llava")), adapter=str(adapter)).load()

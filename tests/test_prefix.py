@@ -11,16 +11,17 @@ import pytest
 from curves import rows
 
 from kvfix.data.scene_units import scene_units
+from kvfix.data.units import BadUnit, Unit
 from kvfix.diagnose.prefix import (
     CONDITIONS,
     CONTRASTS,
+    NoContrast,
     PrefixRuns,
     named,
-    prefix_findings,
-    prefix_results,
     prefixes,
     run_prefixes,
 )
+from kvfix.diagnose.prefix_findings import prefix_findings, prefix_results
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, run_task
 from kvfix.models import load_mlm
@@ -40,9 +41,9 @@ def test_the_three_texts_have_one_length_and_say_different_things() -> None:
 
 
 def test_what_cannot_be_said_is_refused() -> None:
-    with pytest.raises(ValueError, match="a name other than 'cat'"):
+    with pytest.raises(NoContrast, match="a name other than 'cat'"):
         prefixes(words, "cat", ["cat"])
-    with pytest.raises(ValueError, match="filler"):
+    with pytest.raises(NoContrast, match="filler"):
         prefixes(lambda text: sum(w in text for w in ("big", "dog", "cat")), "cat", ["big dog"])
 
 
@@ -68,10 +69,57 @@ def test_a_real_model_reads_the_prefix_before_the_image(
     assert scores["correct"] != scores["none"]
 
 
+def test_units_already_scored_without_a_prefix_are_not_scored_again(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mlm = load_mlm(str(checkpoint("llava_onevision")))
+    units = scene_units("semantic_segmentation", n=3)
+    alone = run_prefixes(units, mlm, tmp_path / "alone")
+    everything = MlmSource(mlm, heads=True)
+    run_task(units.head(2), everything, tmp_path / "run")  # an interrupted run: one unit lacks
+    run_prefixes(units.head(3), mlm, tmp_path / "run")
+    taken = "semantic_segmentation.prefix_none.jsonl"
+    assert (tmp_path / "run/samples" / taken).exists()
+    run_task(units, everything, tmp_path / "whole")
+    ticks: list[str] = []
+    found = run_prefixes(units, mlm, tmp_path / "whole", tick=ticks.append)
+    assert not (tmp_path / "whole/samples" / taken).exists()
+    assert len(ticks) == len(CONDITIONS) * len(units)
+    assert prefix_results(found) == prefix_results(alone)
+    assert prefix_findings(found) == prefix_findings(alone)
+
+
+def test_a_unit_that_cannot_be_read_is_left_out_and_loses_nothing(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    mlm = load_mlm(str(checkpoint("llava_onevision")))
+    units = scene_units("semantic_segmentation", n=4)
+
+    def broken(index: int) -> Unit:
+        if index == 0:
+            raise BadUnit("photo.jpg: expected a picture, found none")
+        return units.load(index)
+
+    found = run_prefixes(replace(units, load=broken), mlm, tmp_path)
+    for run in found.runs.values():
+        assert [e["id"] for e in run.left_out] == [units.ids[0]]
+        assert {r["id"] for r in run.rows} == set(units.ids[1:])
+    with pytest.raises(NoContrast, match="can be read, found none"):
+        run_prefixes(replace(units.head(1), load=broken), mlm, tmp_path / "none")
+
+
 def runs_of(scores: dict[str, np.ndarray]) -> PrefixRuns:
     units = replace(scene_units("semantic_segmentation", n=1))
-    runs = {c: TaskRun(units, rows({("value", 0): s}), []) for c, s in scores.items()}
+    # Layer 0 lies before any attention: the best there is, and no text moves it.
+    top = np.full(len(next(iter(scores.values()))), 2.0)
+    runs = {
+        c: TaskRun(units, rows({("value", 0): top, ("value", 1): s}), []) for c, s in scores.items()
+    }
     return PrefixRuns(runs, {}, (4, 4))
+
+
+def _control(finding: dict) -> str:
+    return finding["id"].replace("prefix.", "prefix ").replace("_", " - ")
 
 
 def test_differences_are_paired() -> None:
@@ -85,7 +133,7 @@ def test_differences_are_paired() -> None:
             "neutral": hard,
         }
     )
-    by = {r["control"]: r for r in prefix_results(found)}
+    by = {r["control"]: r for r in prefix_results(found) if r["layer"] == 1}
     assert len(by) == len(CONTRASTS)
     assert by["prefix correct - neutral"]["value"] == pytest.approx(0.1, abs=0.01)
     low, high = by["prefix correct - neutral"]["ci"]
@@ -93,8 +141,11 @@ def test_differences_are_paired() -> None:
     assert by["prefix neutral - none"]["ci"] == [0, 0]
     clear = {f["id"]: f["clear"] for f in prefix_findings(found)}
     assert clear["prefix.correct_wrong"] and not clear["prefix.neutral_none"]
+    for finding in prefix_findings(found):
+        assert finding["layer"] == 1 and finding["mean_over_layers"]["n"] == 64 > finding["n"]
+        assert finding["mean_over_layers"]["value"] == by[_control(finding)]["value"]
 
 
 def test_units_without_a_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name what they show"):
+    with pytest.raises(NoContrast, match="name what they show"):
         run_prefixes(scene_units("temporal_correspondence", n=1), None, tmp_path)  # type: ignore[arg-type]

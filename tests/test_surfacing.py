@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from kvfix.data.scene_units import scene_units
+from kvfix.data.units import UnitSet
 from kvfix.diagnose.surfacing import (
     Readings,
     align,
@@ -15,6 +17,7 @@ from kvfix.diagnose.surfacing import (
     surfacing_finding,
     surfacing_result,
 )
+from kvfix.eval.questions import in_turn, readable
 
 N = 400
 
@@ -167,3 +170,45 @@ def test_record_and_sentence_carry_every_number() -> None:
         and f"of {found.n} questions" in finding["text"]
     )
     assert finding["value"] == found.of_all.value and finding["clear"] == found.clear
+
+
+def listed(*tasks: str) -> UnitSet:
+    """Questions of some subtasks, one subtask after the other, as benchmarks list them."""
+    ids = tuple(f"val_{task}_{i}" for task in tasks for i in range(10))
+    return UnitSet("mcq", "blink", "val", ids, lambda i: None)  # type: ignore[arg-type,return-value]
+
+
+def test_a_limit_takes_of_every_readable_subtask_in_turn() -> None:
+    units = listed("Art_Style", "Counting", "Visual_Similarity", "Jigsaw")
+    assert [units.ids[i].rsplit("_", 1)[0] for i in in_turn(units)[:4]] == [
+        "val_Art_Style",
+        "val_Counting",
+        "val_Visual_Similarity",
+        "val_Jigsaw",
+    ]
+    assert readable(units, 5).ids == (
+        *(f"val_Art_Style_{i}" for i in range(3)),
+        *(f"val_Visual_Similarity_{i}" for i in range(2)),
+    )
+    assert len(readable(units)) == 20
+    scenes = scene_units("mcq", n=40)  # in turn already: nothing changes
+    assert in_turn(scenes) == list(range(40))
+
+
+def test_a_site_chosen_elsewhere_reports_on_every_question() -> None:
+    rng = np.random.default_rng(5)
+    questions = planted(rng, readable=1.0, answered=0.0)
+    found = surfacing(questions, columns=[1], chosen=True)
+    assert found.n == N and found.column == 1 and found.held_out
+    half = surfacing(questions, columns=[0, 1, 2])
+    assert set(half.ids) < set(found.ids) and half.n == len(half.ids) == N // 2
+
+
+def test_a_trained_readout_is_called_one() -> None:
+    readings, table = align(rows("abcdefgh"), ANSWERS, "generation")
+    found = surfacing(readings, columns=table.columns("value"), chosen=True)
+    names = {"dataset": "scenes", "subtask": "Art_Style", "scoring": "generation"}
+    said = surfacing_finding(found, table, **names, trained="linear, on 48 questions")
+    assert "the trained readout of value layer" in said["text"]
+    assert "(linear, on 48 questions)" in said["text"]
+    assert said["id"] == "surfacing_trained.generation"

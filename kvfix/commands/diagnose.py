@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from kvfix.commands.diagnose_flow import diagnose_flow
 from kvfix.commands.diagnose_keys import diagnose_keys
 from kvfix.commands.diagnose_prefix import diagnose_prefix
-from kvfix.commands.diagnose_surfacing import MOST_QUESTIONS, diagnose_surfacing, readable
+from kvfix.commands.diagnose_surfacing import MOST_QUESTIONS, diagnose_surfacing
 from kvfix.commands.session import (
     ModelOptions,
     Outcome,
@@ -24,6 +24,7 @@ from kvfix.commands.session import (
 from kvfix.data.catalog import CATALOG, WrongSpec, load_units
 from kvfix.data.units import MCQ, UnitSet
 from kvfix.eval.blink import McqProtocol
+from kvfix.eval.questions import readable
 from kvfix.eval.source import NEUTRAL
 from kvfix.eval.suite import PROTOCOL
 from kvfix.models import Mlm, load_reference_encoder
@@ -40,7 +41,7 @@ class Options(ModelOptions):
 
     data: tuple[str, ...] = ("scenes",)  # NAME or NAME=DIR
     tasks: tuple[str, ...] = ()  # empty: every task the data offers
-    only: tuple[str, ...] = ("flow",)  # which diagnoses, out of PARTS
+    only: tuple[str, ...] = PARTS  # which diagnoses
     limit: int | None = None  # units a task
     out: Path = Path("runs/diagnose")
     heads: bool = False  # every KV head apart
@@ -79,14 +80,15 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
         resumed=folder.resumed,
     )
     how: dict[str, Any] = {"seed": options.seed, "watch": watch}
+    some = {**how, "limit": options.limit}
     flow = diagnose_flow(probes, mlm, options, watch) if "flow" in options.only else None
     parts: list[Part] = []
     if "keys" in options.only:
-        parts.append(diagnose_keys(probes, asked, mlm, options.out, options.mcq, **how))
+        parts.append(diagnose_keys(probes, asked, mlm, options.out, options.mcq, **some))
     if "prefix" in options.only:
-        parts.append(diagnose_prefix(probes, mlm, options.out, limit=options.limit, **how))
+        parts.append(diagnose_prefix(probes, mlm, options.out, **some))
     if "surfacing" in options.only:
-        parts.append(diagnose_surfacing(read, mlm, options.out, options.mcq, **how))
+        parts.append(diagnose_surfacing(read, mlm, options.out, options.mcq, **some))
     del mlm
     gc.collect()
     if flow is not None:
@@ -96,13 +98,23 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
         complete=True,
         results=[r for part in parts for r in part.results],
         findings=[f for part in parts for f in part.findings],
-        left_out=[entry for part in parts for entry in part.left_out],
+        left_out=_once(entry for part in parts for entry in part.left_out),
+        notes=[note for part in parts for note in part.notes],
         overlays=[o for part in parts for o in part.overlays],
         **{name: entry for part in parts for name, entry in part.entries.items()},
         peak_memory_mib=peak_memory_mib(),
     )
     report = write_report(folder.folder)
     return Outcome(record, report, any(part.failed for part in parts))
+
+
+def _once(entries: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Each entry once: several diagnoses read the same units."""
+    found: list[dict[str, str]] = []
+    for entry in entries:
+        if entry not in found:
+            found.append(entry)
+    return found
 
 
 def _probe_units(options: Options) -> list[UnitSet]:

@@ -27,6 +27,7 @@ from kvfix.diagnose.key_findings import key_findings
 from kvfix.diagnose.key_statistics import to_square
 from kvfix.diagnose.key_values import score_cells, squared
 from kvfix.eval.blink import McqProtocol
+from kvfix.eval.questions import in_turn
 from kvfix.models import Mlm
 from kvfix.report.overlays import heat_overlay
 
@@ -51,6 +52,7 @@ def diagnose_keys(
     folder: Path,
     protocol: McqProtocol,
     *,
+    limit: int | None,
     seed: int,
     watch: Watch,
 ) -> Part:
@@ -62,6 +64,7 @@ def diagnose_keys(
         mlm: the model.
         folder: the run folder, for pictures.
         protocol: how questions are asked.
+        limit: questions that are blocked at most, where it is below `QUESTIONS`.
         seed: of shuffles and random keys.
         watch: told how far it is.
     """
@@ -70,6 +73,7 @@ def diagnose_keys(
     if len(shown) < FEWEST_IMAGES:
         why = f"expected at least {FEWEST_IMAGES} images to compare, found {len(shown)}"
         part.entries["keys"] = {"skipped": f"{why}; raise --limit or give more data"}
+        part.notes.append(f"Image keys: not measured, {part.entries['keys']['skipped']}")
         return part
     side = min(MOST_SIDE, *(min(s.image.size) for s in shown))
     squares = [to_square(s.image, side) for s in shown]
@@ -97,7 +101,16 @@ def diagnose_keys(
                 chosen=name,
                 tick=lambda: tick("values"),
             )
-    effects = _effects(found, chosen_LHP, name, episodes, questions, mlm, protocol, seed, watch)
+    most = QUESTIONS if limit is None else min(limit, QUESTIONS)
+    asked, skipped = _askable(questions, mlm, found.grid_hw, protocol, most)
+    if skipped and not asked:
+        part.notes.append(
+            f"Keys blocked for the text: not measured, none of {skipped} questions lies on the "
+            "keys' grid (several images in one prompt have another than one alone)"
+        )
+    effects = _effects(found, chosen_LHP, name, episodes, asked, mlm, protocol, seed, watch)
+    for record in effects:
+        record["skipped"] += skipped if record["queries"] == "text" else 0
     part.results = key_results(found)
     part.findings = key_findings(found, values, seed=seed)
     part.findings += [effect_finding(e, dataset=dataset) for e in effects]
@@ -162,7 +175,7 @@ def _effects(
     chosen_LHP: np.ndarray,
     name: str,
     episodes: Sequence[Episode],
-    questions: Sequence[UnitSet],
+    asked: Sequence[Question],
     mlm: Mlm,
     protocol: McqProtocol,
     seed: int,
@@ -170,7 +183,6 @@ def _effects(
 ) -> list[dict[str, Any]]:
     """Records of blocking the chosen keys for the text, then for later image tokens."""
     cells = torch.from_numpy(chosen_LHP).unflatten(-1, found.grid_hw)
-    asked, skipped = _askable(questions, mlm, found.grid_hw, protocol)
     total = len(CONDITIONS) * (len(asked) + len(episodes))
     records = []
     with watch.phase("blocking keys", total) as tick:
@@ -178,7 +190,6 @@ def _effects(
             for effects in answer_effects(
                 mlm, asked, cells, protocol, seed=seed, tick=lambda: tick("answers")
             ):
-                effects.skipped = skipped
                 records.append(effect_record(effects, queries="text", chosen=name, seed=seed))
         if episodes:
             last = mlm.n_layers - 1
@@ -190,14 +201,18 @@ def _effects(
 
 
 def _askable(
-    questions: Sequence[UnitSet], mlm: Mlm, grid_hw: tuple[int, int], protocol: McqProtocol
+    questions: Sequence[UnitSet],
+    mlm: Mlm,
+    grid_hw: tuple[int, int],
+    protocol: McqProtocol,
+    most: int,
 ) -> tuple[list[Question], int]:
     """Questions whose images lie on the keys' grid, and how many were looked at in vain."""
     asked: list[Question] = []
     skipped = 0
     for units in questions:
-        for i in range(len(units)):
-            if len(asked) == QUESTIONS:
+        for i in in_turn(units):
+            if len(asked) == most:
                 return asked, skipped
             try:
                 question = units.load(i)

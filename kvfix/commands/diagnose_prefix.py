@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kvfix.commands.session import Part, Watch
 from kvfix.data.units import UnitSet
-from kvfix.diagnose.prefix import CONDITIONS, prefix_findings, prefix_results, run_prefixes
+from kvfix.diagnose.prefix import CONDITIONS, NoContrast, run_prefixes
+from kvfix.diagnose.prefix_findings import prefix_findings, prefix_results
 from kvfix.models import Mlm
 
 # Their units name what is looked for; in a pair the points do, not the name.
@@ -33,15 +34,16 @@ def diagnose_prefix(
         limit: units a task that the user asked for, None for `MOST_UNITS`.
         seed: of halves and bootstrap.
         watch: told how far it is.
-
-    Raises:
-        ValueError: all units of a task have one name.
     """
     named = [u.head(limit or MOST_UNITS) for u in unit_sets if u.task in TASKS]
     part, entries = Part(), []
     with watch.phase("text before the image", sum(map(len, named)) * len(CONDITIONS)) as tick:
         for units in named:
-            found = run_prefixes(units, mlm, folder, tick=tick)
+            try:
+                found = run_prefixes(units, mlm, folder, tick=tick)
+            except NoContrast as error:
+                part.notes.append(f"Text before the image, {units.task}: not measured, {error}")
+                continue
             part.results += prefix_results(found, seed=seed)
             part.findings += prefix_findings(found, seed=seed)
             part.left_out += [e for run in found.runs.values() for e in run.left_out]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvfix.commands.session import Part, Watch
+from kvfix.commands.trained_readouts import TRAINED, n_trained, trained_readouts
 from kvfix.data.units import Question, UnitSet
 from kvfix.diagnose.surfacing import (
     SCORINGS,
@@ -17,9 +18,13 @@ from kvfix.diagnose.surfacing import (
     surfacing_result,
 )
 from kvfix.eval.blink import McqProtocol, concatenate
-from kvfix.eval.dumps import task_of
-from kvfix.eval.questions import answer_results, run_answers, run_readouts, without_readout
-from kvfix.eval.readouts import READOUTS
+from kvfix.eval.questions import (
+    READOUT,
+    answer_results,
+    run_answers,
+    run_readouts,
+    without_readout,
+)
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.samples import Row
 from kvfix.eval.source import MlmSource
@@ -30,18 +35,13 @@ SHOWN = 2  # example questions a subtask
 MOST_QUESTIONS = 160  # of a dataset, where the user sets no limit
 
 
-def readable(units: UnitSet, limit: int | None = None) -> UnitSet:
-    """The questions of the subtasks that have a readout, told by their ids."""
-    chosen = [i for i, name in enumerate(units.ids) if task_of(name) in READOUTS]
-    return units.subset(chosen[:limit])
-
-
 def diagnose_surfacing(
     question_sets: Sequence[UnitSet],
     mlm: Mlm,
     folder: Path,
     protocol: McqProtocol,
     *,
+    limit: int | None,
     seed: int,
     watch: Watch,
 ) -> Part:
@@ -52,10 +52,11 @@ def diagnose_surfacing(
         mlm: the model.
         folder: the run folder.
         protocol: how questions are asked.
-        seed: of halves and bootstrap.
+        limit: questions to train a readout on at most, where the user sets a limit.
+        seed: of halves, folds and bootstrap.
         watch: told how far it is.
     """
-    part, records = Part(), []
+    part, records, trained = Part(), [], []
     source = MlmSource(mlm, kinds=("value",), position=False)
     for units in question_sets:
         with watch.phase("answering", len(units)) as tick:
@@ -69,30 +70,67 @@ def diagnose_surfacing(
         part.entries.setdefault("without_readout", {})[units.dataset] = without_readout(
             units, folder
         )
+        reported: dict[str, list[str]] = {}
         for run in readouts:
-            records += _subtask(run, answers, part, folder, seed)
-    part.entries["surfacing"] = records
+            found = _subtask(run, answers, part, folder, seed)
+            records += found.records
+            reported[found.subtask] = found.reported
+        with watch.phase("reading out, trained", n_trained(units, reported, limit)) as tick:
+            learned = trained_readouts(
+                units, reported, source, folder, limit=limit, seed=seed, tick=tick
+            )
+        part.notes += learned.notes
+        for run in learned.runs:
+            trained += _trained(run, answers, part, seed)
+    part.entries |= {"surfacing": records, "surfacing_trained": trained}
     return part
 
 
-def _subtask(
-    run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int
-) -> list[dict[str, Any]]:
+class _Found(NamedTuple):
+    """A subtask's records, and the ids of the questions that they report on."""
+
+    subtask: str
+    records: list[dict[str, Any]]
+    reported: list[str]
+
+
+def _subtask(run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int) -> _Found:
     """Both scorings of one subtask; its findings and examples go to `part`."""
-    subtask = run.units.task.removeprefix("readout_")
+    subtask = run.units.task.removeprefix(f"{READOUT}_")
     mine = [row for row in answers.rows if row["task"] == subtask]
-    records = []
+    records, reported = [], []
     for scoring in SCORINGS:
         readings, table = align(run.rows, mine, scoring)
         columns = table.columns("value")
         if not readings.ids or not columns:
             continue
         found = surfacing(readings, columns=columns, seed=seed)
+        reported = list(found.ids)
         named = {"dataset": run.units.dataset, "subtask": subtask, "scoring": scoring}
         records.append(surfacing_result(found, table, **named))
         part.findings.append(surfacing_finding(found, table, **named))
         if scoring == "generation":
             part.overlays += _examples(found, table, run, mine, folder)
+    return _Found(subtask, records, reported)
+
+
+def _trained(run: TaskRun, answers: TaskRun, part: Part, seed: int) -> list[dict[str, Any]]:
+    """Both scorings of one subtask by its trained readout."""
+    subtask = run.units.task.removeprefix(f"{READOUT}_")
+    mine = [row for row in answers.rows if row["task"] == subtask]
+    training = next(iter(run.rows))["training"]
+    how = (
+        f"linear, on {training['n']} questions of the {training['split']} split, layer by "
+        f"{training['folds']}-fold cross-validation on them"
+    )
+    part.results += summarise(run, control=TRAINED, seed=seed)
+    records = []
+    for scoring in SCORINGS:
+        readings, table = align(run.rows, mine, scoring)
+        found = surfacing(readings, columns=table.columns("value"), chosen=True, seed=seed)
+        named = {"dataset": run.units.dataset, "subtask": subtask, "scoring": scoring}
+        records.append(surfacing_result(found, table, **named) | {"training": training})
+        part.findings.append(surfacing_finding(found, table, **named, trained=how))
     return records
 
 

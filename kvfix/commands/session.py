@@ -13,6 +13,7 @@ import torch
 
 from kvfix.data.units import UnitSet
 from kvfix.models import Mlm, load_mlm
+from kvfix.repair.gate import gated
 from kvfix.report.run import model_card
 from kvfix.shipped import nano_dir
 
@@ -39,13 +40,13 @@ class ModelOptions:
         return None if self.device == "auto" else self.device
 
     def load(self) -> Mlm:
-        """The model with its adapter.
+        """The model with its adapter, and the adapter's gate if it has one.
 
         Raises:
             ValueError: options or files that do not fit; see `load_mlm`.
             FileNotFoundError: no such folder, or it lacks a file.
         """
-        return load_mlm(
+        mlm = load_mlm(
             self.model or str(nano_dir()),
             adapter=self.adapter,
             dtype=self._dtype(),
@@ -53,6 +54,7 @@ class ModelOptions:
             quant=self.quant,
             attn=self.attn,
         )
+        return gated(mlm)
 
     def load_random(self, seed: int) -> Mlm:
         """The control: the architecture alone, without adapter or quantised weights."""
@@ -106,6 +108,7 @@ class Part:
     left_out: list[dict[str, str]] = field(default_factory=list)
     overlays: list[dict[str, Any]] = field(default_factory=list)
     entries: dict[str, Any] = field(default_factory=dict)  # further keys of run.json
+    notes: list[str] = field(default_factory=list)  # what was not measured, and why
     failed: bool = False  # more than 5 % of a task's units were left out
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvfix.capture import Around
 from kvfix.data.units import BadUnit, Episode, Question
 from kvfix.diagnose.flow import FEWEST_CLUSTERS, Finding
 from kvfix.eval.answering import score_options
@@ -32,6 +31,7 @@ from kvfix.eval.stats import paired_bootstrap
 from kvfix.intervene import Edit, Keys, intervene, on_tokens, random_keys
 from kvfix.layout import Layout
 from kvfix.models import Encoded, Mlm
+from kvfix.prompts import Around
 
 CONDITIONS = ("base", "nothing", "chosen", "random")
 TASK = "key_blocking"
@@ -212,6 +212,7 @@ def effect_record(effects: Effects, *, queries: str, chosen: str, seed: int) -> 
         "keys": chosen,
         "metric": effects.metric,
         "n": len(effects.clusters),
+        "unit": effects.unit,
         "skipped": effects.skipped,
         "means": {c: float(np.mean(s)) for c, s in effects.scores.items()},
         "differences": differences,
@@ -231,6 +232,11 @@ def effect_finding(record: dict[str, Any], *, dataset: str) -> Finding:
         f"base {_figures(base)}, against random {_figures(against)} "
         f"(n = {record['n']}){certain}."
     )
+    if record["skipped"]:
+        text += (
+            f" Left out: {record['skipped']} {record['unit']}s whose images lie on another grid "
+            "than these keys, as several images in one prompt do where one alone is tiled."
+        )
     return {
         "id": f"keys.block_{record['queries']}",
         "text": text,

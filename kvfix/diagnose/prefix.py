@@ -12,18 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from kvfix.data.units import UnitSet
-from kvfix.diagnose.flow import (
-    FEWEST_CLUSTERS,
-    Finding,
-    best_value_layer,
-)
-from kvfix.eval.results import Result, Table, site_result
+from kvfix.data.units import BadUnit, UnitSet
+from kvfix.eval.samples import Row, Rows
 from kvfix.eval.source import MlmSource
-from kvfix.eval.stats import paired_bootstrap
-from kvfix.eval.suite import TaskRun, Tick, run_task
+from kvfix.eval.suite import TaskRun, Tick, run_task, sample_path
 from kvfix.models import Mlm, Prompt
 
 CONDITIONS = ("none", "correct", "wrong", "neutral")
@@ -32,6 +24,10 @@ CONTRASTS = (("correct", "neutral"), ("correct", "wrong"), ("correct", "none"), 
 TEMPLATE = "Look for: {}."
 NEUTRAL_NAME = "thing"
 FILLERS = (".", ",", "!", " .", " ,", " the", "\n")  # tried in turn
+
+
+class NoContrast(ValueError):
+    """Units whose names yield no texts to compare; the message says why."""
 
 
 class Prefixes(NamedTuple):
@@ -64,11 +60,13 @@ def prefixes(count: Callable[[str], int], correct: str, others: Sequence[str]) -
         others: names of other things; at least one differs from `correct`.
 
     Raises:
-        ValueError: no other name, or no filler that fits in this tokenizer.
+        NoContrast: no other name, or no filler that fits in this tokenizer.
     """
     wrong_names = [o for o in dict.fromkeys(others) if o != correct]
     if not wrong_names:
-        raise ValueError(f"expected a name other than {correct!r} among the units, found none")
+        raise NoContrast(
+            f"expected a name other than {correct!r} among the units, found none; take more units"
+        )
     length = count(TEMPLATE.format(correct))
     texts = [TEMPLATE.format(n) for n in wrong_names]
     wrong = min(texts, key=lambda t: abs(count(t) - length))
@@ -85,7 +83,7 @@ def _filled(count: Callable[[str], int], text: str, length: int) -> str:
             longer = filler * times + space * (times > 0) + text
             if count(longer) == length:
                 return longer
-    raise ValueError(
+    raise NoContrast(
         f"expected a filler that brings {text!r} from {count(text)} to {length} tokens, found none "
         f"among {FILLERS}"
     )
@@ -109,6 +107,9 @@ def run_prefixes(
 ) -> PrefixRuns:
     """Score a task under the four conditions, resumably: `samples/<task>.prefix_<condition>.jsonl`.
 
+    No text before the image is what every other probe reads, too. Where the run has scored these
+    units so already, their rows are taken, and a quarter of the work is saved.
+
     Args:
         units: of a task whose units have a class or a text.
         mlm: the model.
@@ -117,29 +118,66 @@ def run_prefixes(
         tick: called after each unit and condition.
 
     Raises:
-        ValueError: units without a name, or all of one name.
+        NoContrast: units without a name, all of one name, or none that can be read.
     """
-    names = [named(units.load(i)) for i in range(len(units))]
-    if None in names:
-        raise ValueError(
-            f"{units.task}: expected units that name what they show, found none; clips and groups "
-            "have no such name"
-        )
-    texts = _texts(mlm, [str(n) for n in names])
+    names = _names(units)
+    texts = _texts(mlm, list(names.values()))
 
     def source_of(condition: str) -> Callable[[Any], MlmSource]:
         return lambda unit: MlmSource(
             mlm, kinds=kinds, position=False, prefix=texts[str(named(unit))].text(condition)
         )
 
-    runs = {
-        condition: run_task(
-            units, source_of(condition), folder, control=f"prefix_{condition}", tick=tick
-        )
-        for condition in CONDITIONS
-    }
+    plain = _scored_plain(units, folder, kinds)
+    runs = {} if plain is None else {"none": plain}
+    for condition in CONDITIONS:
+        if condition not in runs:
+            runs[condition] = run_task(
+                units, source_of(condition), folder, control=f"prefix_{condition}", tick=tick
+            )
+        else:
+            for _ in units.ids:
+                tick(units.task)
     lengths = [p.tokens for p in texts.values()]
-    return PrefixRuns(runs, _orders(mlm, units, texts[str(names[0])]), (min(lengths), max(lengths)))
+    first, name = next(iter(names.items()))
+    return PrefixRuns(runs, _orders(mlm, units, first, texts[name]), (min(lengths), max(lengths)))
+
+
+def _names(units: UnitSet) -> dict[int, str]:
+    """What each readable unit names, by its index; the others are left out when they are scored."""
+    names: dict[int, str] = {}
+    for i in range(len(units)):
+        try:
+            name = named(units.load(i))
+        except BadUnit:
+            continue
+        if name is None:
+            raise NoContrast(
+                f"{units.task}: expected units that name what they show, found none; clips and "
+                "groups have no such name"
+            )
+        names[i] = name
+    if not names:
+        raise NoContrast(f"{units.task}: expected units that can be read, found none")
+    return names
+
+
+def _scored_plain(units: UnitSet, folder: Path, kinds: Sequence[str]) -> TaskRun | None:
+    """The rows of a run that has scored every unit at these sites without a prefix."""
+    path, wanted = sample_path(folder, units), set(units.ids)
+
+    def is_mine(row: Row) -> bool:
+        return row["id"] in wanted and row.get("head") is None and row.get("site") in kinds
+
+    left_out = [
+        {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}
+        for r in Rows(path, lambda r: r["id"] in wanted and "left_out" in r)
+    ]
+    sites: dict[str, set[str]] = {e["id"]: set(kinds) for e in left_out}
+    for row in Rows(path, is_mine):
+        sites.setdefault(row["id"], set()).add(row["site"])
+    whole = {name for name, read in sites.items() if read == set(kinds)}
+    return TaskRun(units, Rows(path, is_mine), left_out) if whole == wanted else None
 
 
 def _texts(mlm: Mlm, names: Sequence[str]) -> dict[str, Prefixes]:
@@ -151,112 +189,13 @@ def _texts(mlm: Mlm, names: Sequence[str]) -> dict[str, Prefixes]:
     return {name: prefixes(count, name, names) for name in dict.fromkeys(names)}
 
 
-def _orders(mlm: Mlm, units: UnitSet, texts: Prefixes) -> dict[str, str]:
+def _orders(mlm: Mlm, units: UnitSet, index: int, texts: Prefixes) -> dict[str, str]:
     """The rendered prompt of a unit's image under each condition, placeholders included."""
-    unit = units.load(0)
+    unit = units.load(index)
     image = next(
         getattr(unit, field) for field in ("image", "query", "source") if hasattr(unit, field)
     )
     said = getattr(unit, "text", "Describe the image.")
     return {
         c: mlm.encode([Prompt((image,), said, texts.text(c))]).order_texts[0] for c in CONDITIONS
-    }
-
-
-def prefix_results(found: PrefixRuns, *, seed: int = 0) -> list[Result]:
-    """Paired differences at every site, `control` naming the contrast (`correct-neutral`)."""
-    results: list[Result] = []
-    for after, before in CONTRASTS:
-        pair = _pair(found, after, before)
-        if pair is None:
-            continue
-        now, was = pair
-        got = paired_bootstrap(was.score_NS, now.score_NS, now.clusters, seed=seed)
-        units = found.runs[after].units
-        results += [
-            site_result(
-                units,
-                site,
-                f"{now.metric} difference",
-                got,
-                s,
-                control=f"prefix {after} - {before}",
-            )
-            for s, site in enumerate(now.sites)
-        ]
-    return results
-
-
-def _pair(found: PrefixRuns, after: str, before: str) -> tuple[Table, Table] | None:
-    """Two conditions over the units that both scored, in one order."""
-    sides = [list(found.runs[c].rows) for c in (after, before)]
-    shared = set.intersection(*({r["id"] for r in side} for side in sides))
-    now, was = (Table(r for r in side if r["id"] in shared) for side in sides)
-    return (now, was) if now.ids else None
-
-
-def prefix_findings(found: PrefixRuns, *, seed: int = 0) -> list[Finding]:
-    """What each contrast does at the value layer that is best without a prefix.
-
-    The layer is chosen on one half of the clusters without a prefix, the difference is taken on
-    the other half.
-    """
-    plain = Table(found.runs["none"].rows)
-    best = best_value_layer(plain, seed=seed) if plain.ids else None
-    if best is None:
-        return []
-    reporting = {u for u, use in zip(plain.ids, best.report_N, strict=True) if use}
-    findings = []
-    for after, before in CONTRASTS:
-        pair = _pair(found, after, before)
-        if pair is not None:
-            findings.append(_contrast(found, pair, (after, before), best.layer, reporting, seed))
-    return findings
-
-
-def _contrast(
-    found: PrefixRuns,
-    pair: tuple[Table, Table],
-    names: tuple[str, str],
-    layer: int,
-    reporting: set[str],
-    seed: int,
-) -> Finding:
-    now, was = pair
-    rows = np.array([u in reporting for u in now.ids])
-    column = next(c for c in now.columns("value") if now.sites[c].layer == layer)
-    got = paired_bootstrap(
-        was.score_NS[rows, column],
-        now.score_NS[rows, column],
-        [c for c, use in zip(now.clusters, rows, strict=True) if use],
-        seed=seed,
-    )
-    value, low, high = (float(x[0]) for x in (got.value_S, got.low_S, got.high_S))
-    enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
-    clear = enough and (low > 0 or high < 0)
-    units = found.runs[names[0]].units
-    task = units.task.replace("_", " ").capitalize()
-    where = "" if units.dataset == "scenes" else f" ({units.dataset})"
-    what = {
-        "none": "no prefix",
-        "correct": "the right name before the image",
-        "wrong": "a wrong name",
-        "neutral": "a neutral text",
-    }
-    certain = "" if clear else " (no clear difference)" if enough else " (too few clusters to tell)"
-    text = (
-        f"{task}{where}: {what[names[0]]} against {what[names[1]]} moves {now.metric} of value "
-        f"layer {layer} by {value:+.3f} [{low:+.3f}, {high:+.3f}] (n = {int(got.n_S[0])})"
-        f"{certain}."
-    )
-    return {
-        "id": f"prefix.{names[0]}_{names[1]}",
-        "text": text,
-        "task": units.task,
-        "dataset": units.dataset,
-        "value": value,
-        "ci": None if np.isnan(low) else [low, high],
-        "n": int(got.n_S[0]),
-        "layer": layer,
-        "clear": clear,
     }

@@ -77,6 +77,7 @@ class Surfacing:
         beyond: `of_all` minus `shuffled`.
         clear: the interval of `beyond` leaves 0 out, and there are clusters enough to tell.
         examples: ids of unsurfaced questions.
+        ids: of the questions that all figures are of.
     """
 
     column: int
@@ -92,9 +93,12 @@ class Surfacing:
     beyond: Share
     clear: bool
     examples: tuple[str, ...]
+    ids: tuple[str, ...]
 
 
-def surfacing(readings: Readings, *, columns: Sequence[int], seed: int = 0) -> Surfacing:
+def surfacing(
+    readings: Readings, *, columns: Sequence[int], chosen: bool = False, seed: int = 0
+) -> Surfacing:
     """The 2 x 2 table of a subtask and its shares.
 
     The site is chosen by the readout's accuracy on one half of the clusters; all figures are of the
@@ -103,6 +107,8 @@ def surfacing(readings: Readings, *, columns: Sequence[int], seed: int = 0) -> S
     Args:
         readings: readout and answers of the same questions.
         columns: sites that may be chosen.
+        chosen: the site, the first of `columns`, was chosen on questions that are not among these,
+            so that all of these report.
         seed: of halves and bootstrap.
 
     Raises:
@@ -112,12 +118,15 @@ def surfacing(readings: Readings, *, columns: Sequence[int], seed: int = 0) -> S
         raise ValueError(
             f"expected questions and sites, found {len(readings.ids)} and {len(columns)}"
         )
-    held_out = len(set(readings.clusters)) >= 4
     everyone = np.ones(len(readings.ids), bool)
-    chooses_N = halves(readings.clusters, seed=seed) if held_out else everyone
     right_NS = readings.choice_NS == readings.answer_N[:, None]
-    column = columns[int(right_NS[chooses_N][:, list(columns)].mean(0).argmax())]
-    at = ~chooses_N if held_out else everyone
+    if chosen:
+        held_out, at, column = True, everyone, columns[0]
+    else:
+        held_out = len(set(readings.clusters)) >= 4
+        chooses_N = halves(readings.clusters, seed=seed) if held_out else everyone
+        column = columns[int(right_NS[chooses_N][:, list(columns)].mean(0).argmax())]
+        at = ~chooses_N if held_out else everyone
     right_N, wrong_N = right_NS[at, column], ~readings.answered_N[at]
     clusters = [c for c, use in zip(readings.clusters, at, strict=True) if use]
     unsurfaced_N = right_N & wrong_N
@@ -149,6 +158,7 @@ def surfacing(readings: Readings, *, columns: Sequence[int], seed: int = 0) -> S
         beyond,
         enough and (beyond.low > 0 or beyond.high < 0),
         tuple(name for name, use in zip(ids, unsurfaced_N, strict=True) if use),
+        tuple(ids),
     )
 
 
@@ -228,23 +238,39 @@ def surfacing_result(
 
 
 def surfacing_finding(
-    found: Surfacing, table: Table, *, dataset: str, subtask: str, scoring: str
+    found: Surfacing,
+    table: Table,
+    *,
+    dataset: str,
+    subtask: str,
+    scoring: str,
+    trained: str | None = None,
 ) -> Finding:
-    """One sentence a subtask."""
+    """One sentence a subtask.
+
+    Args:
+        found: the shares.
+        table: whose sites are the columns of `found`.
+        dataset: name.
+        subtask: name.
+        scoring: of the answers.
+        trained: for a readout with training: on what, and how its layer was chosen.
+    """
     site = table.sites[found.column]
     where = subtask.replace("_", " ") + ("" if dataset == "scenes" else f" ({dataset})")
     how = "written answer" if scoring == "generation" else "answer by log-probability"
     chosen = "chosen on the other half" if found.held_out else "too few questions to split"
+    readout = "readout" if trained is None else "trained readout"
     certain = "beyond" if found.clear else "not clearly beyond"
     text = (
-        f"{where}: in {_percent(found.of_all)} of {found.n} questions the readout of {site.site} "
-        f"layer {site.layer} ({chosen}) is right and the {how} wrong, in "
+        f"{where}: in {_percent(found.of_all)} of {found.n} questions the {readout} of {site.site} "
+        f"layer {site.layer} ({trained or chosen}) is right and the {how} wrong, in "
         f"{_percent(found.of_wrong)} of the wrong answers; {certain} the "
         f"{100 * found.shuffled.value:.0f} % of shuffled features "
         f"(difference {_percent(found.beyond, signed=True)})."
     )
     return {
-        "id": f"surfacing.{scoring}",
+        "id": f"surfacing.{scoring}" if trained is None else f"surfacing_trained.{scoring}",
         "text": text,
         "task": "mcq",
         "subtask": subtask,

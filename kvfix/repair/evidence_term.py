@@ -36,10 +36,12 @@ class EvidenceTerm(LayerTerm):
     Attributes:
         source: Decoder layer whose values the readout compares, 0-based.
         shared: One head for all layers.
+        kinds: Of question; empty: all that have a readout.
     """
 
     source: int = 0
     shared: bool = False
+    kinds: tuple[str, ...] = ()
 
     def needs(self) -> Needs:
         """Values where evidence is read and where it is written."""
@@ -52,12 +54,19 @@ class EvidenceTerm(LayerTerm):
 
     def amount(self, batch: Batch) -> float:
         """Questions with a readout."""
-        return sum(extras.readable is not None for extras in batch.extras)
+        return sum(
+            extras.readable is not None and extras.readable.among(self.kinds)
+            for extras in batch.extras
+        )
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over questions of the mean over layers and cells."""
         assert isinstance(head, MaskHead)
-        asked = [(n, e.readable) for n, e in enumerate(step.extras) if e.readable is not None]
+        asked = [
+            (n, extras.readable)
+            for n, extras in enumerate(step.extras)
+            if extras.readable is not None and extras.readable.among(self.kinds)
+        ]
         if not asked:
             zero = head.dummy()
             return Mean(zero, torch.zeros((), device=zero.device))
@@ -77,9 +86,7 @@ class EvidenceTerm(LayerTerm):
         stacked = torch.stack(errors)
         return masked_mean(stacked, torch.ones_like(stacked))
 
-    def _evidence(
-        self, step: Step, sample: int, readable: Readable
-    ) -> list[tuple[int, Tensor]]:
+    def _evidence(self, step: Step, sample: int, readable: Readable) -> list[tuple[int, Tensor]]:
         """(image, evidence of its cells) of every image that holds options."""
 
         def of(image: int) -> Tensor:

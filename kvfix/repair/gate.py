@@ -4,8 +4,8 @@ The safest handle on input-agnostic keys: neither keys nor values change, only h
 looks at them. Clipping or blocking outliers outright damages models, learnable gating helps
 (arXiv 2601.22966). It starts at zero, where the model is the base model.
 
-`kvfix.intervene` applies it. In the adapter's folder it is one more file, which plain PEFT ignores:
-without kvfix the adapter acts ungated.
+`kvfix.intervene` applies it; every command of kvfix does (`gated`). In the adapter's folder it is
+one more file, which plain PEFT ignores: without kvfix the adapter acts ungated.
 
 Shapes: S layers of the model, H KV heads, V tokens of an image, E gated layers.
 """
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,12 +23,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kvfix.checkpoint import tensor_names
+from kvfix.checkpoint import GATE, tensor_names
 from kvfix.edges import Edit
+from kvfix.intervene import intervene
+from kvfix.models import Mlm
 from kvfix.prompts import Encoded
 from kvfix.repair.losses import Mean, masked_mean
 
-FILE = "kvfix_gate.safetensors"
+FILE = GATE
 _FORMAT = "1"
 
 
@@ -154,3 +158,27 @@ class KeyGate(nn.Module):
         with torch.no_grad():
             gate.bias_EH.copy_(bias_EH)
         return gate
+
+
+def gated(mlm: Mlm) -> Mlm:
+    """The model with the gate of its adapter's folder held open in every pass; itself without one.
+
+    Raises:
+        ValueError: A damaged gate, or one of another model.
+    """
+    if mlm.adapter is None or not (mlm.adapter.folder / FILE).is_file():
+        return mlm
+    gate = KeyGate.load(mlm.adapter.folder)
+    expected = (mlm.n_layers, mlm.n_kv_heads)
+    if gate.keys_SHV.shape[:2] != expected:
+        raise ValueError(
+            f"{mlm.adapter.folder / FILE}: expected a gate of {expected} layers x KV heads, found "
+            f"{tuple(gate.keys_SHV.shape[:2])}"
+        )
+    with torch.no_grad():
+        bias_SH = gate()
+
+    def around(encoded: Encoded) -> AbstractContextManager[None]:
+        return intervene(mlm, encoded, [gate.edit(encoded, bias_SH)])
+
+    return replace(mlm, around=around)

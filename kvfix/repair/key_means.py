@@ -15,8 +15,9 @@ class KeyMeans(nn.Module):
     """Exponential running mean of the keys at one resolution.
 
     `observe` what every micro-batch saw; `advance` once an optimizer step. In between the mean
-    stands still, so a step's loss does not depend on how its images were shared out over ranks and
-    micro-batches, nor on their order; and a key is never compared with a mean that it is part of.
+    stands still: every rank and micro-batch compares with the same mean, in whatever order, and a
+    key is never compared with a mean that it is part of. (r is still a ratio of sums over the
+    images of ONE micro-batch, so fewer images a micro-batch make it noisier.)
 
     It is no part of the model: do not attach it, or a bf16 engine would round it. Save its
     `state_dict` with the optimizer's, or a resumed run differs.

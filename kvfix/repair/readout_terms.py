@@ -203,10 +203,13 @@ class DistilTerm(Term):
     Attributes:
         temperature: Of the standardised scores; the smaller, the surer it is.
         layer: Decoder layer that is read out, 0-based; the diagnosis names the best one.
+        kinds: Of question; empty: all that have a readout. Name those whose readout the diagnosis
+            found to be right: another one teaches noise.
     """
 
     temperature: float = 0.5
     layer: int = 0
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a temperature that is none."""
@@ -220,7 +223,8 @@ class DistilTerm(Term):
 
     def amount(self, batch: Batch) -> float:
         """Questions with a readout."""
-        return sum(e.choice is not None and e.readable is not None for e in batch.extras)
+        asked = (e.readable for e in batch.extras if e.choice is not None)
+        return sum(readable is not None and readable.among(self.kinds) for readable in asked)
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over questions with a readout, nats."""
@@ -258,7 +262,7 @@ class DistilTerm(Term):
     def _scores(self, step: Step, sample: int) -> Tensor | None:
         """Standardised scores of a question's options; None where no rule reads it."""
         readable = step.extras[sample].readable
-        if readable is None:
+        if readable is None or not readable.among(self.kinds):
             return None
         views = [
             View({"value": step.image("value", (self.layer,), sample, image).detach()}, span.layout)

@@ -247,6 +247,8 @@ def _train(
         remove_unused_columns=False,
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=False,
+        # Else the last batch of an epoch is filled up from its start, on several ranks only.
+        dataloader_drop_last=len(examples) >= recipe.batch * launch.world,
         ddp_find_unused_parameters=False,
         report_to=recipe.report_to,
         disable_tqdm=True,

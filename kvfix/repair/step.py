@@ -78,6 +78,10 @@ class Readable(NamedTuple):
     sub_task: str
     compared: Images | Points
 
+    def among(self, kinds: tuple[str, ...]) -> bool:
+        """Whether it is of one of these kinds; empty is any."""
+        return not kinds or self.sub_task in kinds
+
 
 @dataclass(frozen=True)
 class Extras:

@@ -16,9 +16,9 @@ variance, so at n = 2 a key of r = 1 would look like 0.5, and a hinge would push
   product of two different images' keys) / mean |k_i|^2. It is the r of `kvfix.diagnose` without
   the clip there, so it may exceed 1; it needs n >= 2.
 - running mean: mean |k_i - m|^2 / (1 + e) / mean |k_i|^2, m a mean of EARLIER steps' keys without a
-  gradient and e its variance as a share of Var(k) (see `KeyMeans`). It works from n = 1 and is the
-  same however a step is shared out over ranks. Its cost: while the mean key moves, m lags behind,
-  and the lag counts as variance.
+  gradient and e its variance as a share of Var(k) (see `KeyMeans`). It works from n = 1, and m is
+  the same on every rank (the ratio is still one micro-batch's). Its cost: while the mean key moves,
+  m lags behind, and the lag counts as variance.
 
 Seen on Gaussian keys of 64 channels at n = 2 (standard deviation over keys, decay 0.9): r = 0.3 is
 estimated as 0.15 plainly, 0.31 +- 0.07 by the batch, 0.31 +- 0.05 by the running mean; at n = 8 as

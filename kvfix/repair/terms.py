@@ -6,7 +6,8 @@
 
 Several ranks or micro-batches agree with one only if each divides its `mean.total` by the weight of
 ALL of them (times the ranks, where gradients are averaged): samples with a mask are not dealt out
-evenly. `dependence` compares images of one micro-batch, unless it has running means.
+evenly. `dependence` alone is a ratio within each micro-batch, with running means as well: two ranks
+of two images do not give quite the loss of one rank of four.
 
 YAML maps 1:1, for instance `losses: {mask: {weight: 0.5, layers: [8, 12]}}`.
 """

@@ -1,0 +1,44 @@
+"""`kvfix merge`: a model and its adapter -> one checkpoint folder for serving."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from kvfix.models import load_mlm
+from kvfix.repair.lora import merge as merge_adapter
+from kvfix.shipped import nano_dir
+
+
+def merge(model: str | None, *, adapter: str, out: Path, dtype: str = "auto") -> Path:
+    """Write merged weights and processor; needs a process that has not started DeepSpeed.
+
+    Args:
+        model: Hub id or folder; None is the shipped nano.
+        adapter: PEFT LoRA folder.
+        out: Folder to write: new, or empty.
+        dtype: "auto" or a torch dtype's name; below float32 the sum is rounded once.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: No such model or adapter.
+        ValueError: A folder that holds something, a quantised checkpoint, an adapter that does not
+            fit, or a process under a launcher.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: expected a new or empty folder to merge into, found files in it")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"expected one process, found {os.environ['WORLD_SIZE']}; start kvfix merge without "
+            "the deepspeed launcher"
+        )
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    merged = merge_adapter(load_mlm(model or str(nano_dir()), adapter=adapter, dtype=kind))
+    # Only now: a failure above must not leave a folder that looks like a checkpoint.
+    merged.model.save_pretrained(out)
+    merged.processor.save_pretrained(out)
+    return out

@@ -1,0 +1,159 @@
+"""`correlate.json`, `correlate.html`, `correlate.md` and the terminal's table of a correlation over
+runs. Whatever came from data counts as hostile text, as in the report of one run.
+"""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvfix.report.compare import p_value, pct, signed, task_name
+from kvfix.report.html import (
+    html_environment,
+    markdown_environment,
+    readable_date,
+    readable_duration,
+    write_atomically,
+)
+from kvfix.report.stages import clean, interval, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PLACES = {"best": "best value layer", "last": "last value layer"}
+SCORINGS = {"generation": "written", "logprob": "log-prob."}
+GLOSSARY = (
+    (
+        "Gain",
+        "A probe's score of the image values of a layer minus its score of what the projector "
+        "passes in: what the language model adds.",
+    ),
+    ("Accuracy", "Macro accuracy of the model's answers to multiple-choice questions."),
+    (
+        "Spearman's rho",
+        "How far the order of the runs by gain is their order by accuracy: 1 the same order, -1 "
+        "the reverse, 0 none.",
+    ),
+    (
+        "Interval",
+        "95 % by Bonett and Wright (2000), over runs that count as independent. It says what other "
+        "models like these would show.",
+    ),
+    (
+        "p, Holm p",
+        "The share of all pairings of gains with accuracies whose rho is as far from 0 (up to 8 "
+        "runs, else Student's t); Holm's correction for all rows of the table.",
+    ),
+)
+
+
+def write_correlation(out: Path, record: dict[str, Any]) -> Path:
+    """Write correlate.json, correlate.html and correlate.md.
+
+    Args:
+        out: folder, made if missing; other files in it are left alone.
+        record: what `kvfix.commands.correlate` found.
+
+    Returns:
+        The path of correlate.html.
+    """
+    from markupsafe import Markup
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1, allow_nan=False)
+    page = _page(clean(record))
+    write_atomically(out / "correlate.json", text + "\n")
+    plain = lambda text: Markup(escape(text, quote=False))  # noqa: E731 - numbers of this package
+    for name, env, kind in (
+        ("correlate.html", html_environment(), str),
+        ("correlate.md", markdown_environment(), plain),
+    ):
+        for filter_name, way in (("pct", pct), ("signed", signed)):
+            env.filters[filter_name] = lambda v, way=way, kind=kind: kind(way(v))
+        write_atomically(out / name, env.get_template(f"{name}.j2").render(**page))
+    return out / "correlate.html"
+
+
+def _page(record: dict[str, Any]) -> dict[str, Any]:
+    facts = [
+        ("Runs", str(len(record["runs"]))),
+        ("Started", readable_date(record["started"])),
+        ("Took", readable_duration(number(record["seconds"]))),
+        ("kvfix", record["kvfix"]),
+    ]
+    return {
+        "run": record,
+        "facts": facts,
+        "rows": [cells(r) for r in record["correlations"] if r["place"] in PLACES],
+        "layers": [cells(r) for r in record["correlations"] if r["place"] not in PLACES],
+        "points": points(record),
+        "glossary": GLOSSARY,
+    }
+
+
+def cells(row: dict[str, Any]) -> dict[str, Any]:
+    """A correlation as texts."""
+    low, high = interval(row["ci"])
+    rho = number(row["rho"])
+    return {
+        "probe": _probe(row),
+        "metric": row["metric"] or "mean",
+        "questions": row["questions"],
+        "scoring": SCORINGS.get(row["scoring"], row["scoring"]),
+        "place": PLACES.get(row["place"], f"value layer {row['layer']}"),
+        "rho": "–" if rho is None else f"{rho:+.2f}",
+        "span": "too few" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]",
+        "p": p_value(row["p"]),
+        "p_holm": p_value(row["p_holm"]),
+        "n": row["n"],
+        "clear": row["clear"],
+    }
+
+
+def points(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry a run: its gains and accuracies."""
+    return [
+        {
+            "name": run["name"],
+            "folder": run["folder"],
+            "command": run["command"],
+            "gains": [{**g, "probe": _probe(g)} for g in run["gains"]],
+            "answers": [
+                {**a, "scoring": SCORINGS.get(a["scoring"], a["scoring"])} for a in run["answers"]
+            ],
+        }
+        for run in record["runs"]
+    ]
+
+
+def _probe(row: dict[str, Any]) -> str:
+    return row["task"] if row["dataset"] is None else task_name(row)
+
+
+def table(record: dict[str, Any]) -> Table:
+    """One row a probe, place and way of answering; at most 100 columns wide."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name, width in (("gain of the LM at", 26), ("layer", 5), ("answers", 18)):
+        shown.add_column(name, overflow="fold", max_width=width)
+    for name in ("rho", "95 % CI", "p", "Holm p", "n"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in clean(record)["correlations"]:
+        if row["place"] in PLACES:
+            c = cells(row)
+            answers = f"{c['questions']}, {c['scoring']}"
+            shown.add_row(
+                Text(c["probe"]),
+                row["place"],
+                Text(answers),
+                *(str(c[k]) for k in ("rho", "span", "p", "p_holm", "n")),
+                style="bold" if c["clear"] else "",
+            )
+    shown.caption = "Spearman's rho of gain and accuracy over runs; bold = Holm p below 0.05"
+    shown.caption_justify = "left"
+    return shown
