@@ -25,6 +25,7 @@ from kvfix.repair.gradients import GradientProbe
 from kvfix.repair.heads import check_trained
 from kvfix.repair.lora import LoraReport, Rates, parameter_groups
 from kvfix.repair.module import Repair
+from kvfix.repair.speed import Clock
 
 BESIDE = "kvfix_heads.safetensors"
 MEANS = "kvfix_key_means.pt"
@@ -68,7 +69,7 @@ class RepairTrainer(Trainer):
         self._amount_T = torch.full((len(repair.names),), float("nan"))
         self._micro = 1
         self._sums_T2 = torch.zeros(len(repair.names), 2, dtype=torch.float64)
-        self._clock = _Clock()
+        self._clock = Clock(sum(_numel(p) for p in repair.mlm.lm.parameters()), repair.mlm.device)
         self.probe: GradientProbe | None = None if resumes else GradientProbe(repair)
         self._advanced = 0
 
@@ -136,7 +137,8 @@ class RepairTrainer(Trainer):
                     logs[f"loss_{name}"] = float(total / weight)
             self._sums_T2.zero_()
             counts = torch.tensor([self._clock.images, self._clock.tokens * 1.0])
-            logs.update(self._clock.read(*self._summed(counts.to(self.args.device)).tolist()))
+            images, tokens = self._summed(counts.to(self.args.device)).tolist()
+            logs.update(self._clock.read(images, tokens, self.args.world_size))
             if logs.get("grad_norm", 0.0) is None:
                 del logs["grad_norm"]  # DeepSpeed keeps none at stage 0
         super().log(logs, start_time)
@@ -229,24 +231,7 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> Any:
     return GatheredParameters(parameters)
 
 
-class _Clock:
-    """Rates since the last line of the log."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self.start = time.perf_counter()
-        self.waited, self.images, self.tokens = 0.0, 0.0, 0.0
-
-    def read(self, images: float, tokens: float) -> dict[str, float]:
-        """Of all ranks together; the share of time spent waiting for data is this rank's."""
-        seconds = time.perf_counter() - self.start
-        rates = {
-            "images_per_s": images / seconds,
-            "tokens_per_s": tokens / seconds,
-            "data_wait": self.waited / seconds,
-            "seconds": seconds,
-        }
-        self._restart()
-        return rates
+def _numel(parameter: torch.nn.Parameter) -> int:
+    """Also of one that is quantised to two numbers a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else int(torch.Size(packed.shape).numel())
