@@ -19,6 +19,7 @@ from kvfix.eval.blink import McqProtocol, ask
 from kvfix.eval.options import OptionTree, answer_gap, option_tokens, option_tree
 from kvfix.eval.prefill import Prefill
 from kvfix.eval.samples import Row
+from kvfix.intervene import intervene
 from kvfix.models import Encoded, Mlm, Prompt
 from kvfix.prompts import Around
 
@@ -76,7 +77,7 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
         encoded, tree = _asked(mlm, batch, protocol)
-        with mlm.around(encoded):
+        with intervene(mlm, encoded, ()):
             prefill = Prefill(mlm, encoded)
             scores = _scored(prefill, tree)
             texts = prefill.write(protocol.max_new_tokens)
@@ -115,14 +116,14 @@ def score_options(
         mlm: the model.
         questions: any number.
         protocol: everything that moves a score.
-        around: what to hold open while a batch is run, such as an intervention; None is the
-            model's own.
+        around: what to hold open while a batch is run, such as an intervention; None for nothing
+            but the model's own edits.
     """
     out: list[Scores] = []
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
         encoded, tree = _asked(mlm, batch, protocol)
-        with (around or mlm.around)(encoded):
+        with intervene(mlm, encoded, ()) if around is None else around(encoded):
             out += _scored(Prefill(mlm, encoded), tree)
     return out
 

@@ -66,8 +66,8 @@ class MlmSource:
         heads: also every KV head apart, as kinds `key/head` and `value/head`.
         position: whether to add the position-only control.
         prefix: text before every image; None for none.
-        around: what to hold open during every pass, such as an intervention; None is the model's
-            own.
+        around: what to hold open during every pass, such as an intervention; None for nothing
+            but the model's own edits.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MlmSource:
         around: Around | None = None,
     ):
         self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
-        self.prefix, self.around = prefix, around or mlm.around
+        self.prefix, self.around = prefix, around
         self._tokens: dict[tuple[int, int], int] = {}  # image size -> image tokens
 
     def sites(self, kind: str) -> list[Site]:

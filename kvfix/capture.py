@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from kvfix.intervene import intervene
 from kvfix.layout import Layout
 from kvfix.models import Encoded, Mlm, Prompt
 from kvfix.prompts import Around
@@ -77,7 +78,7 @@ def extract(
         text: Also read hidden, key and value at the last token of each text.
         padding_side: "left" or "right".
         around: What to hold open during the pass, such as `kvfix.intervene`, made for the batch;
-            None is the model's own.
+            None for nothing but the model's own edits.
 
     Returns:
         One entry a prompt, in the model's dtype on its device.
@@ -91,7 +92,7 @@ def extract(
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
         mode,
-        (around or mlm.around)(encoded),
+        intervene(mlm, encoded, ()) if around is None else around(encoded),
         Capture(mlm, encoded, sites=sites, layers=layers, rope=rope, grad=grad, text=text) as cap,
     ):
         # The base model stops before the language model's head.

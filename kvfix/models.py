@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kvfix import checkpoint
+from kvfix.edges import Edit, no_edits
 from kvfix.families import FAMILIES, Family, check_language_model, family_of, submodule
-from kvfix.prompts import Around, Encoded, ImageSpan, Prompt, encode, unchanged
+from kvfix.prompts import Encoded, ImageSpan, Prompt, encode
 from kvfix.reference import ReferenceEncoder, load_reference_encoder
 
 __all__ = [
@@ -40,8 +41,9 @@ class Mlm:
         weights: The checkpoint folder and what was read from it.
         adapter: The adapter folder, None without one.
         dtype: Of activations.
-        around: Held open in every pass that kvfix runs: what belongs to the adapter beside its
-            weights, such as a gate (`kvfix.repair.gate`).
+        edits: Of attention, for a batch, in every pass that kvfix runs: what belongs to the adapter
+            beside its weights, such as a gate (`kvfix.repair.gate`). `kvfix.intervene` adds to
+            them.
     """
 
     id: str
@@ -51,7 +53,7 @@ class Mlm:
     weights: checkpoint.Weights = field(repr=False)
     adapter: checkpoint.Adapter | None
     dtype: torch.dtype
-    around: Around = field(default=unchanged, repr=False)
+    edits: Callable[[Encoded], Sequence[Edit]] = field(default=no_edits, repr=False)
 
     @property
     def base(self) -> Any:

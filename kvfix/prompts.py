@@ -6,7 +6,7 @@ Shapes: B samples, L sequence positions, V image tokens of one image.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,11 +64,6 @@ class Encoded:
 
 Around = Callable[[Encoded], AbstractContextManager[None]]
 """What is held open during a forward pass, made for the batch that is run."""
-
-
-def unchanged(encoded: Encoded) -> AbstractContextManager[None]:
-    """The `Around` that changes nothing."""
-    return nullcontext()
 
 
 def encode(

@@ -42,6 +42,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "suppression": (*OFF, *SUPPRESS),
     "both": SUPPRESS,
 }
+# What of the value readout does it: run by `arms=[without_distil,...]`, no part of the grid.
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "without_distil": ("losses.distil.weight=0",),
+    "without_evidence": ("losses.evidence.weight=0",),
+    "without_both": ("losses.distil.weight=0", "losses.evidence.weight=0"),
+}
 BASE = "base"
 
 
@@ -97,7 +103,7 @@ def train(trial: Trial, grid: Grid) -> None:
         f"seed={trial.seed}",
         f"rates.lm={trial.rate}",
         "threads=1",
-        *ARMS[trial.arm],
+        *(ARMS | ABLATIONS)[trial.arm],
     )
     _run(trial, "train", [sys.executable, str(HERE / "train_surfacing.py"), *options])
 

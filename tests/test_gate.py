@@ -14,7 +14,7 @@ from kvfix.capture import extract
 from kvfix.commands.session import ModelOptions
 from kvfix.data.units import Question
 from kvfix.eval.answering import McqProtocol, answer, score_options
-from kvfix.intervene import intervene
+from kvfix.intervene import Edit, intervene
 from kvfix.models import Prompt, load_mlm
 from kvfix.repair.gate import FILE, KeyGate
 from kvfix.repair.queries import QueryKeys
@@ -161,6 +161,34 @@ def test_every_command_holds_the_gate_open(load, checkpoint, tmp_path: Path) -> 
         for name, mlm, a in (("held", held, None), ("edit", plain, around), ("off", plain, None))
     }
     assert torch.equal(text["held"], text["edit"]) and not torch.equal(text["held"], text["off"])
+
+
+def test_blocking_adds_to_the_gate(load, checkpoint, tmp_path: Path) -> None:
+    """A diagnosis that blocks keys of a gated adapter changes that adapter, not the ungated one."""
+    folder, adapter = str(checkpoint("llava")), tmp_path / "adapter"
+    steps.tuned(folder).model.save_pretrained(adapter)
+    plain = ModelOptions(model=folder, adapter=str(adapter)).load()
+    prompt = Prompt((tiny.photo(60, 100),), "a cat")
+    encoded = plain.encode([prompt])
+    tokens = len(encoded.images[0][0].positions_V)
+    gate = KeyGate(torch.ones(plain.n_layers, plain.n_kv_heads, tokens, dtype=torch.bool), [0])
+    torch.nn.init.constant_(gate.bias_EH, -2.0)
+    gate.save(adapter)
+    held = ModelOptions(model=folder, adapter=str(adapter)).load()
+    one_key = torch.arange(tokens) == 1
+    block, own = Edit("text", one_key, scale=0.0), gate.edit(encoded, gate().detach())
+
+    def values(mlm, edits):
+        def around(batch):
+            return intervene(mlm, batch, edits)
+
+        [sample] = extract(mlm, [prompt], sites=("value",), text=True, around=around)
+        return sample.text["value"]
+
+    assert torch.equal(values(held, [block]), values(plain, [own, block]))
+    assert torch.equal(values(held, []), values(plain, [own]))
+    assert not torch.equal(values(held, [block]), values(plain, [block]))
+    assert not torch.equal(values(held, [block]), values(held, []))
 
 
 def test_a_gate_of_another_model_is_refused(checkpoint, tmp_path: Path) -> None:

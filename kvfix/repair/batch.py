@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,6 +137,11 @@ class Collator:
             n_images=sum(len(example.images) for example in examples),
         )
 
+    @cached_property
+    def _gap(self) -> str:
+        """The same for every question, and two renderings of the template."""
+        return answer_gap(self.processor)
+
     def _adds_special(self, text: str) -> bool:
         """As the processor's own chat rendering decides it."""
         bos = self.processor.tokenizer.bos_token
@@ -206,12 +212,11 @@ class Collator:
 
     def _choice(self, question: Question, chat: Chat, at: _Tokens, first_row: int) -> Choice:
         """The row that predicts the letter: the first token in which the options differ."""
-        gap = answer_gap(self.processor)
         [options] = option_tokens(
             [chat.asked],
             [len(question.choices)],
             form="(A)",
-            gap=gap,
+            gap=self._gap,
             tokenizer=self.processor.tokenizer,
         )
         differs = next(i for i, ids in enumerate(zip(*options, strict=False)) if len(set(ids)) > 1)

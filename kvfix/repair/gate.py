@@ -4,8 +4,9 @@ The safest handle on input-agnostic keys: neither keys nor values change, only h
 looks at them. Clipping or blocking outliers outright damages models, learnable gating helps
 (arXiv 2601.22966). It starts at zero, where the model is the base model.
 
-`kvfix.intervene` applies it; every command of kvfix does (`gated`). In the adapter's folder it is
-one more file, which plain PEFT ignores: without kvfix the adapter acts ungated.
+`kvfix.intervene` applies it, and adds what it is asked for; every command of kvfix does (`gated`).
+In the adapter's folder it is one more file, which plain PEFT ignores: without kvfix the adapter
+acts ungated.
 
 Shapes: S layers of the model, H KV heads, V tokens of an image, E gated layers.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from kvfix.checkpoint import GATE, tensor_names
 from kvfix.edges import Edit
-from kvfix.intervene import intervene
 from kvfix.models import Mlm
 from kvfix.prompts import Encoded
 from kvfix.repair.losses import Mean, masked_mean
@@ -161,7 +160,7 @@ class KeyGate(nn.Module):
 
 
 def gated(mlm: Mlm) -> Mlm:
-    """The model with the gate of its adapter's folder held open in every pass; itself without one.
+    """The model with the gate of its adapter's folder in every pass; itself without one.
 
     Raises:
         ValueError: A damaged gate, or one of another model.
@@ -177,8 +176,4 @@ def gated(mlm: Mlm) -> Mlm:
         )
     with torch.no_grad():
         bias_SH = gate()
-
-    def around(encoded: Encoded) -> AbstractContextManager[None]:
-        return intervene(mlm, encoded, [gate.edit(encoded, bias_SH)])
-
-    return replace(mlm, around=around)
+    return replace(mlm, edits=lambda encoded: (gate.edit(encoded, bias_SH),))

@@ -5,7 +5,6 @@ Both `deepspeed recipes/x.py` and `python recipes/x.py` start; the second is one
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from kvfix.checkpoint import read_json
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -81,10 +82,7 @@ def _config(zero: str, presets: Path) -> dict[str, Any] | None:
         raise FileNotFoundError(
             f"zero={zero}: expected one of {', '.join(names)} or a DeepSpeed config, found neither"
         )
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, found {error}") from None
+    return read_json(file)
 
 
 def check_tools() -> None:

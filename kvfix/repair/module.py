@@ -26,7 +26,7 @@ from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.losses import Mean, answer_nll
 from kvfix.repair.queries import QueryKeys, key_biases
 from kvfix.repair.step import Rows, Step
-from kvfix.repair.terms import Heads, Losses
+from kvfix.repair.terms import Heads, Losses, Term
 
 LM = "lm"
 
@@ -81,6 +81,7 @@ class Repair(nn.Module):
         self._means = _running_means(mlm, losses, keys)
         self._open = ExitStack()
         self.names = (LM, *losses.active())
+        self._only_here = any(type(t).amount is Term.amount for t in losses.active().values())
 
     @property
     def means(self) -> KeyMeans | None:
@@ -130,8 +131,8 @@ class Repair(nn.Module):
             means = self._means_of(batch, step, number)
         total_T = torch.stack([mean.total for mean in means])
         weight_T = torch.stack([mean.weight for mean in means]).detach()
-        pooled_T = pool(weight_T)
-        amount_T = torch.where(amount_T.isnan(), pooled_T, amount_T)
+        if self._only_here:  # else the ranks need not talk in every micro-batch
+            amount_T = torch.where(amount_T.isnan(), pool(weight_T), amount_T)
         # Nothing of a kind in the whole step: its totals are 0, whatever divides them.
         factor_T = total_T.new_tensor(self.weights(number)) * scale / amount_T.clamp(min=1e-9)
         factor_T = torch.where(amount_T > 0, factor_T, 0.0)

@@ -68,7 +68,8 @@ class RepairTrainer(Trainer):
         self.repair, self._report, self._rates, self._show = repair, report, rates, show
         self._amount_T = torch.full((len(repair.names),), float("nan"))
         self._micro = 1
-        self._sums_T2 = torch.zeros(len(repair.names), 2, dtype=torch.float64)
+        # On the device until it is logged: reading it in every micro-batch would wait for it.
+        self._sums_T2 = torch.zeros(len(repair.names), 2, device=args.device)
         self._clock = Clock(sum(_numel(p) for p in repair.mlm.lm.parameters()), repair.mlm.device)
         self.probe: GradientProbe | None = None if resumes else GradientProbe(repair)
         self._advanced = 0
@@ -113,7 +114,7 @@ class RepairTrainer(Trainer):
             float(self.args.world_size),
             lambda x: self._summed(x.clone()) * self._micro,
         )
-        self._sums_T2 += table_T2.double().cpu()
+        self._sums_T2 += table_T2
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -131,7 +132,7 @@ class RepairTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every term, all ranks' mean, and how fast it went; every rank calls this."""
         if "loss" in logs:
-            total_T, weight_T = self._summed(self._sums_T2.to(self.args.device)).cpu().unbind(1)
+            total_T, weight_T = self._summed(self._sums_T2).cpu().unbind(1)
             for name, total, weight in zip(self.repair.names, total_T, weight_T, strict=True):
                 if weight > 0:  # nothing of the kind since the last line: no value
                     logs[f"loss_{name}"] = float(total / weight)
