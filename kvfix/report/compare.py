@@ -87,20 +87,31 @@ def write_comparison(out: Path, record: dict[str, Any]) -> Path:
     Returns:
         The path of compare.html.
     """
+    return write_pages(out, "compare", record, _page(clean(record)))
+
+
+def write_pages(out: Path, name: str, record: dict[str, Any], page: dict[str, Any]) -> Path:
+    """Write NAME.json, NAME.html and NAME.md of the templates of that name.
+
+    Args:
+        out: folder, made if missing; other files in it are left alone.
+        name: `compare` or `correlate`.
+        record: for the JSON file.
+        page: for the templates.
+
+    Returns:
+        The path of NAME.html.
+    """
     from markupsafe import Markup
 
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, allow_nan=False)
-    page = _page(clean(record))
-    write_atomically(out / "compare.json", text + "\n")
-    write_atomically(
-        out / "compare.html",
-        _with(html_environment(), str).get_template("compare.html.j2").render(**page),
-    )
-    env = _with(markdown_environment(), lambda text: Markup(escape(text, quote=False)))
-    markdown = env.get_template("compare.md.j2").render(**page)
-    write_atomically(out / "compare.md", markdown)
-    return out / "compare.html"
+    write_atomically(out / f"{name}.json", text + "\n")
+    html = _with(html_environment(), str)
+    markdown = _with(markdown_environment(), lambda text: Markup(escape(text, quote=False)))
+    for end, env in (("html", html), ("md", markdown)):
+        write_atomically(out / f"{name}.{end}", env.get_template(f"{name}.{end}.j2").render(**page))
+    return out / f"{name}.html"
 
 
 def _with(env: Environment, kind: Callable[[str], str]) -> Environment:

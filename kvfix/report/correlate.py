@@ -4,18 +4,13 @@ runs. Whatever came from data counts as hostile text, as in the report of one ru
 
 from __future__ import annotations
 
-import json
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvfix.report.compare import p_value, pct, signed, task_name
+from kvfix.report.compare import p_value, task_name, write_pages
 from kvfix.report.html import (
-    html_environment,
-    markdown_environment,
     readable_date,
     readable_duration,
-    write_atomically,
 )
 from kvfix.report.stages import clean, interval, number
 
@@ -59,21 +54,7 @@ def write_correlation(out: Path, record: dict[str, Any]) -> Path:
     Returns:
         The path of correlate.html.
     """
-    from markupsafe import Markup
-
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, allow_nan=False)
-    page = _page(clean(record))
-    write_atomically(out / "correlate.json", text + "\n")
-    plain = lambda text: Markup(escape(text, quote=False))  # noqa: E731 - numbers of this package
-    for name, env, kind in (
-        ("correlate.html", html_environment(), str),
-        ("correlate.md", markdown_environment(), plain),
-    ):
-        for filter_name, way in (("pct", pct), ("signed", signed)):
-            env.filters[filter_name] = lambda v, way=way, kind=kind: kind(way(v))
-        write_atomically(out / name, env.get_template(f"{name}.j2").render(**page))
-    return out / "correlate.html"
+    return write_pages(out, "correlate", record, _page(clean(record)))
 
 
 def _page(record: dict[str, Any]) -> dict[str, Any]:
