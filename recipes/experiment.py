@@ -5,9 +5,17 @@
     python recipes/experiment_tables.py                   # print the tables
 
 Arms: the base as it is; LoRA on the model's own loss alone; with the value readout's losses; with
-the suppression of keys; with both. Each arm tries every learning rate with the first seed and keeps
-the best on val scenes, for every family; the others seeds take it. Two kinds of question are held
-out of training entirely. Tests are on unseen scenes.
+the suppression of keys; with both. Where several learning rates are given, each arm tries them all
+with the first seed and keeps the best on val scenes; the other seeds take it. Two kinds of question
+are held out of training entirely. Tests are on unseen scenes.
+
+A model and photos of your own, in place of the nanos and the scenes:
+
+    python recipes/experiment.py families=[pico] own=PICO config=train_surfacing_pico.yaml \
+        data=train.jsonl asked=[blink=DIR] probed=[refcoco=DIR] arms=[format,lora,readout] \
+        rates=[1e-3] seeds=[0] steps=60
+
+Its arm `format` learns to write an option's letter from questions without an image, and no more.
 
 What is done stays: the same command goes on, and adds what is missing.
 """
@@ -18,10 +26,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiment_format import write_format_lines
 
 from kvfix.config import load_config
 
@@ -31,24 +42,35 @@ OFF = tuple(
     f"losses.{name}.weight=0"
     for name in ("evidence", "distil", "mask", "text_value", "correspondence")
 )
+PLAIN = (*OFF, "losses.kl.weight=0")
 SUPPRESS = (
     "losses.dependence={weight: 10.0, layers: [4, 5, 6, 7], floor: 0.1, decay: 0.9}",
     "losses.mass={weight: 1.0, layers: [4, 5, 6, 7], ceiling: 0.02}",
 )
 # Overrides of train_surfacing.yaml, whose own losses are the readout's.
 ARMS: dict[str, tuple[str, ...]] = {
-    "lora": (*OFF, "losses.kl.weight=0"),
+    "lora": PLAIN,
     "readout": (),
     "suppression": (*OFF, *SUPPRESS),
     "both": SUPPRESS,
 }
-# What of the value readout does it: run by `arms=[without_distil,...]`, no part of the grid.
-ABLATIONS: dict[str, tuple[str, ...]] = {
+# Run by `arms=[without_distil,...]`, no part of the grid: what of the value readout does it, LoRA
+# in the vision tower and projector too, and the form of an answer alone.
+MORE_ARMS: dict[str, tuple[str, ...]] = {
     "without_distil": ("losses.distil.weight=0",),
     "without_evidence": ("losses.evidence.weight=0",),
     "without_both": ("losses.distil.weight=0", "losses.evidence.weight=0"),
+    "all_parts": ("lora.parts=[lm, projector, vision]",),
+    "format": PLAIN,
 }
 BASE = "base"
+LINES = 2000  # of the arm `format`
+PROBES = (
+    "foreground_segmentation",
+    "semantic_segmentation",
+    "referring_segmentation",
+    "semantic_correspondence",
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,24 @@ class Grid:
     val: int = 270
     units: int = 48  # a probe
     jobs: int = 2
+    # A model of your own, its training data, and its tests as `kvfix eval --data` takes them.
+    own: str = ""
+    config: str = "train_surfacing.yaml"
+    data: str = "scenes"
+    asked: tuple[str, ...] = ()
+    probed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.own and (len(self.families) > 1 or len(self.rates) > 1):
+            raise ValueError(
+                "expected one name in families and one learning rate beside own= (val scenes are "
+                f"the nanos'), found {list(self.families)} and {list(self.rates)}"
+            )
+
+    def model(self, family: str) -> str:
+        """What its trials start from."""
+        return self.own or str(HERE.parent / "checkpoints" / "nano" / family)
 
 
 class Trial(NamedTuple):
@@ -82,11 +122,6 @@ class Trial(NamedTuple):
         return RUNS / self.family / name
 
     @property
-    def model(self) -> str:
-        """The nano that it starts from."""
-        return str(HERE.parent / "checkpoints" / "nano" / self.family)
-
-    @property
     def adapter(self) -> list[str]:
         """For a command of kvfix."""
         return [] if self.arm == BASE else ["--adapter", str(self.folder)]
@@ -97,50 +132,60 @@ def train(trial: Trial, grid: Grid) -> None:
     if trial.arm == BASE or (trial.folder / "training.json").exists():
         return
     options = (
-        f"model={trial.model}",
+        f"model={grid.model(trial.family)}",
+        f"data={_data(trial, grid)}",
         f"out={trial.folder}",
         f"steps={grid.steps}",
         f"seed={trial.seed}",
         f"rates.lm={trial.rate}",
         "threads=1",
-        *(ARMS | ABLATIONS)[trial.arm],
+        *(ARMS | MORE_ARMS)[trial.arm],
     )
-    _run(trial, "train", [sys.executable, str(HERE / "train_surfacing.py"), *options])
+    recipe = [str(HERE / "train_surfacing.py"), "--config", str(HERE / grid.config)]
+    _run(trial, "train", [sys.executable, *recipe, *options])
+
+
+def _data(trial: Trial, grid: Grid) -> str:
+    if trial.arm != "format":
+        return grid.data
+    file = trial.folder.parent / "format.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_format_lines(file, LINES)
+    return str(file)
 
 
 def validate(trial: Trial, grid: Grid) -> float:
     """Macro accuracy by log-probability on val scenes, the kinds that were trained."""
     file = trial.folder / "val.json"
     if not file.exists():
-        _run(trial, "val", _measure(trial, "val", grid.val, file))
+        _run(trial, "val", _measure(trial, grid, "val", grid.val, file))
     return json.loads(file.read_text())["macro"]
 
 
 def test(trial: Trial, grid: Grid) -> None:
     """Answers, readouts, probes and what else must not get worse, on unseen scenes."""
-    kvfix = [str(Path(sys.executable).parent / "kvfix"), "eval", "--model", trial.model]
-    kvfix += [*trial.adapter, "--dtype", "float32", "--site", "value"]
+    kvfix = [str(Path(sys.executable).parent / "kvfix"), "eval", *trial.adapter]
+    kvfix += ["--model", grid.model(trial.family), "--site", "value"]
+    kvfix += ["--dtype", "auto" if grid.own else "float32"]
     mcq, probes, rest = (trial.folder / name for name in ("mcq", "probes", "rest.json"))
     if not _complete(mcq):
-        asked = ["--task", "mcq", "--limit", str(grid.questions), "--out", str(mcq)]
-        _run(trial, "mcq", [*kvfix, *asked])
+        asked = ["--task", "mcq", *_from(grid.asked), "--limit", str(grid.questions)]
+        _run(trial, "mcq", [*kvfix, *asked, "--out", str(mcq)])
     if not _complete(probes):
-        tasks = [
-            "foreground_segmentation",
-            "semantic_segmentation",
-            "referring_segmentation",
-            "semantic_correspondence",
-        ]
-        asked = [word for task in tasks for word in ("--task", task)]
+        asked = _from(grid.probed) or [word for task in PROBES for word in ("--task", task)]
         _run(trial, "probes", [*kvfix, *asked, "--limit", str(grid.units), "--out", str(probes)])
     if not rest.exists():
-        _run(trial, "rest", _measure(trial, "rest", 64, rest))
+        _run(trial, "rest", _measure(trial, grid, "rest", 64, rest))
 
 
-def _measure(trial: Trial, what: str, n: int, file: Path) -> list[str]:
+def _from(data: Sequence[str]) -> list[str]:
+    return [word for spec in data for word in ("--data", spec)]
+
+
+def _measure(trial: Trial, grid: Grid, what: str, n: int, file: Path) -> list[str]:
     adapter = "" if trial.arm == BASE else str(trial.folder)
     script = str(HERE / "experiment_measures.py")
-    return [sys.executable, script, what, trial.model, adapter, str(n), str(file)]
+    return [sys.executable, script, what, grid.model(trial.family), adapter, str(n), str(file)]
 
 
 def _complete(folder: Path) -> bool:
@@ -161,15 +206,15 @@ def _run(trial: Trial, what: str, command: list[str]) -> None:
 
 def best_rate(family: str, arm: str, grid: Grid) -> float:
     """The learning rate that was best on val scenes with the first seed."""
+    if len(grid.rates) == 1:
+        return grid.rates[0]
     return max(grid.rates, key=lambda rate: validate(Trial(family, arm, rate, grid.seeds[0]), grid))
 
 
 def search(family: str, arm: str, grid: Grid) -> None:
     """Every learning rate with the first seed, then the test of the best."""
     for rate in grid.rates:
-        trial = Trial(family, arm, rate, grid.seeds[0])
-        train(trial, grid)
-        validate(trial, grid)
+        train(Trial(family, arm, rate, grid.seeds[0]), grid)
     test(Trial(family, arm, best_rate(family, arm, grid), grid.seeds[0]), grid)
 
 
@@ -177,7 +222,6 @@ def repeat(family: str, arm: str, seed: int, grid: Grid) -> None:
     """Another seed at the best learning rate."""
     trial = Trial(family, arm, best_rate(family, arm, grid), seed)
     train(trial, grid)
-    validate(trial, grid)
     test(trial, grid)
 
 
@@ -187,10 +231,8 @@ def finished(grid: Grid) -> list[Trial]:
     for family in grid.families:
         found += [Trial(family, BASE)]
         for arm in grid.arms:
-            if all(
-                (Trial(family, arm, r, grid.seeds[0]).folder / "val.json").exists()
-                for r in grid.rates
-            ):
+            tried = [Trial(family, arm, rate, grid.seeds[0]) for rate in grid.rates]
+            if len(tried) == 1 or all((t.folder / "val.json").exists() for t in tried):
                 rate = best_rate(family, arm, grid)
                 found += [Trial(family, arm, rate, seed) for seed in grid.seeds]
     return [t for t in found if _complete(t.folder / "mcq") and (t.folder / "rest.json").exists()]
