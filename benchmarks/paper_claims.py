@@ -183,7 +183,7 @@ CLAIMS = (
     Claim("Art Style: 33.3 % of questions unsurfaced (BLINK)", _surfacing("Art_Style")),
     Claim("More is perceived than surfaces (similarity)", _surfacing("Visual_Similarity")),
     Claim(
-        "More is perceived than surfaces (correspondence; no nano reads its drawn letters, letters.py)",
+        "More is perceived than surfaces (correspondence; its letters no nano reads, letters.py)",
         _surfacing("Visual_Correspondence", "Semantic_Correspondence"),
     ),
 )
