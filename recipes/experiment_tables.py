@@ -35,10 +35,12 @@ LETTERED = (
 
 
 class Answers(NamedTuple):
-    """Of one test: ids and kinds of its questions, and which are right."""
+    """Of one test: ids, kinds and right letters of its questions, and what was answered."""
 
     ids: list[str]
     tasks: list[str]
+    letters: list[str]
+    said: list[str]  # by log-probability
     logprob_N: np.ndarray
     generation_N: np.ndarray
     read_N: np.ndarray  # whether a letter could be read
@@ -54,6 +56,8 @@ def answers(trial: Trial) -> Answers:
     return Answers(
         [r["id"] for r in rows],
         [r["task"] for r in rows],
+        [r["answer"] for r in rows],
+        [r["logprob_letter"] for r in rows],
         column(lambda r: r["logprob_correct"]),
         column(lambda r: r["correct"]),
         column(lambda r: not r["unparsed"]),
@@ -100,6 +104,24 @@ def macro(values_N: np.ndarray, tasks: Sequence[str], among: Sequence[str]) -> f
     return float(np.mean([values_N[at == task].mean() for task in among]))
 
 
+def balanced(right_N: np.ndarray, of: Answers) -> float:
+    """Mean over kinds of the mean over right letters: one letter for all scores as chance does."""
+    kinds: dict[str, dict[str, list[float]]] = {}
+    for task, letter, right in zip(of.tasks, of.letters, right_N, strict=True):
+        kinds.setdefault(task, {}).setdefault(letter, []).append(float(right))
+    return float(np.mean([np.mean([np.mean(x) for x in kind.values()]) for kind in kinds.values()]))
+
+
+def one_letter(of: Answers) -> float:
+    """Share of the letter that is said most often, mean over kinds."""
+    at = np.array(of.tasks)
+    said = np.array(of.said)
+    counts = [
+        np.unique(said[at == task], return_counts=True)[1] for task in dict.fromkeys(of.tasks)
+    ]
+    return float(np.mean([count.max() / count.sum() for count in counts]))
+
+
 def difference(
     before_N: np.ndarray, after_SN: np.ndarray, tasks: Sequence[str], among: Sequence[str]
 ) -> tuple[float, float, float]:
@@ -127,10 +149,10 @@ def accuracy_table(trials: Sequence[Trial], family: str) -> Iterator[str]:
     plain = arms.get("lora")
     yield (
         "| arm | seeds | macro, log-prob | over seeds | beyond base | beyond plain LoRA "
-        "| macro, written | unread | held-out kinds, log-prob "
+        "| letters balanced | one letter | macro, written | unread | held-out kinds, log-prob "
         "| kinds without drawn letters, log-prob, beyond base |"
     )
-    yield "|---|---:|---:|---|---|---|---:|---:|---:|---:|"
+    yield "|---|---:|---:|---|---|---|---:|---:|---:|---:|---:|---:|"
     for arm, of in arms.items():
         mine = [answers(trial) for trial in of]
         right_SN = np.stack([a.logprob_N for a in mine])
@@ -145,6 +167,8 @@ def accuracy_table(trials: Sequence[Trial], family: str) -> Iterator[str]:
         else:
             other_N = np.stack([answers(t).logprob_N for t in plain]).mean(0)
             cells.append(points(difference(other_N, right_SN, base.tasks, kinds)))
+        cells.append(percent(np.mean([balanced(a.logprob_N, a) for a in mine])))
+        cells.append(percent(np.mean([one_letter(a) for a in mine])))
         cells.append(percent(np.mean([macro(a.generation_N, base.tasks, kinds) for a in mine])))
         cells.append(percent(np.mean([1 - a.read_N.mean() for a in mine])))
         for among in (held_out, no_letters):
@@ -271,7 +295,7 @@ def main() -> None:
     trials = finished(grid)
     for family in dict.fromkeys(trial.family for trial in trials):
         rates = {t.arm: f"{t.rate:g}" for t in trials if t.family == family and t.arm != BASE}
-        print(f"### {family}\n\nLearning rates chosen on val: {rates}\n")
+        print(f"### {family}\n\nLearning rates: {rates}\n")
         for table in (accuracy_table, kinds_table, surfacing_table, rest_table):
             print("\n".join(table(trials, family)), end="\n\n")
 
