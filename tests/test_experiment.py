@@ -1,0 +1,104 @@
+"""The experiment's own arithmetic: balanced letters, what is finished, lines that teach a form."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+import experiment  # noqa: E402
+from experiment import Grid, Trial, finished  # noqa: E402
+from experiment_format import KINDS, write_format_lines  # noqa: E402
+from experiment_tables import Answers, balanced, difference, macro, one_letter  # noqa: E402
+
+from kvfix.data.conversations import read_conversations  # noqa: E402
+from kvfix.data.examples import conversation_examples  # noqa: E402
+
+
+def said(letters: str, right: str, tasks: list[str]) -> Answers:
+    hit_N = np.array([float(a == b) for a, b in zip(letters, right, strict=True)])
+    ids = [str(i) for i in range(len(right))]
+    return Answers(ids, tasks, list(right), list(letters), hit_N, hit_N, np.ones(len(right)))
+
+
+def test_one_letter_for_all_scores_as_chance_does_however_the_right_ones_are_spread() -> None:
+    of = said("AAAA" + "BBBBB", "AAAB" + "ABCDB", ["two"] * 4 + ["four"] * 5)
+    assert macro(of.logprob_N, of.tasks, ["two", "four"]) == pytest.approx((3 / 4 + 2 / 5) / 2)
+    assert balanced(of.logprob_N, of) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert one_letter(of) == 1.0
+
+
+def test_right_answers_score_one_and_their_letters_are_counted() -> None:
+    of = said("ABAB", "ABAB", ["a", "a", "b", "b"])
+    assert balanced(of.logprob_N, of) == 1.0
+    assert one_letter(of) == 0.5
+
+
+def test_a_difference_is_of_the_mean_over_seeds_with_its_sign() -> None:
+    before_N, tasks = np.zeros(40), ["a"] * 20 + ["b"] * 20
+    after_SN = np.stack([np.ones(40), np.r_[np.ones(20), np.zeros(20)]])
+    value, low, high = difference(before_N, after_SN, tasks, ["a", "b"])
+    assert value == pytest.approx(0.75)  # 1 in kind a, 0.5 in kind b
+    assert low == high == pytest.approx(0.75)  # all questions of a kind are alike
+    assert difference(after_SN[0], 0 * after_SN, tasks, ["a"])[0] == -1
+
+
+def test_lines_of_the_format_arm_are_read_and_only_one_option_is_right(tmp_path: Path) -> None:
+    write_format_lines(tmp_path / "lines.jsonl", 200)
+    lines = read_conversations(tmp_path / "lines.jsonl")
+    assert len(lines) == 200 and not lines.bad
+    kind_of = {word: kind for kind, words in KINDS.items() for word in words.split()}
+    assert sum(len(words.split()) for words in KINDS.values()) == len(
+        kind_of
+    )  # no word is two things
+    right_letters = set()
+    for example in conversation_examples(lines):
+        question = example.question
+        assert question is not None and not example.images
+        asked = question.question.splitlines()[0].removeprefix("Which word names ").rstrip("?")
+        fitting = [i for i, word in enumerate(question.choices) if kind_of[word] == asked]
+        assert fitting == [question.answer]
+        right_letters.add(question.letter)
+    assert right_letters == {"(A)", "(B)", "(C)", "(D)"}
+
+
+def test_only_tested_trials_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    grid = Grid(families=("one",), arms=("lora", "readout"), seeds=(0, 1))
+
+    def test_of(trial: Trial, *, complete: bool) -> None:
+        (trial.folder / "mcq").mkdir(parents=True)
+        (trial.folder / "mcq" / "run.json").write_text(json.dumps({"complete": complete}))
+        (trial.folder / "rest.json").write_text("{}")
+
+    test_of(Trial("one", "base"), complete=True)
+    test_of(Trial("one", "lora", 3e-3, 1), complete=True)
+    test_of(Trial("one", "readout", 3e-3, 0), complete=False)
+    assert finished(grid) == [Trial("one", "base"), Trial("one", "lora", 3e-3, 1)]
+
+
+def test_several_rates_wait_for_all_of_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    grid = Grid(families=("one",), arms=("lora",), seeds=(0,), rates=(1e-3, 3e-3))
+    for rate, macro_val in ((1e-3, 0.5), (3e-3, 0.4)):
+        trial = Trial("one", "lora", rate, 0)
+        (trial.folder / "mcq").mkdir(parents=True)
+        (trial.folder / "mcq" / "run.json").write_text('{"complete": true}')
+        (trial.folder / "rest.json").write_text("{}")
+        assert finished(grid) == []
+        (trial.folder / "val.json").write_text(json.dumps({"macro": macro_val}))
+    assert finished(grid) == [Trial("one", "lora", 1e-3, 0)]
+
+
+def test_a_model_of_your_own_stands_alone() -> None:
+    with pytest.raises(ValueError, match="one name in families"):
+        Grid(own="pico")
+    assert Grid(own="pico", families=("pico",)).model("pico") == "pico"
