@@ -78,7 +78,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _like(value: Any, default: Any, key: str) -> Any:
-    """Convert harmless spellings (1 for 1.0 or "1", 1e-3 as text, list for tuple); no others."""
+    """Convert harmless spellings (1 for 1.0 or "1", 1e-3 as text, list for tuple); no others.
+
+    The items of a tuple are like those of the default, where it has any.
+    """
     if is_dataclass(default) and isinstance(value, dict):
         return _filled(default, value, f"{key}.")
     if default is None or type(value) is type(default):
@@ -91,7 +94,7 @@ def _like(value: Any, default: Any, key: str) -> Any:
     if isinstance(default, str) and (value is None or type(value) is int):
         return "" if value is None else str(value)  # `zero=`, `zero=2`
     if isinstance(default, tuple) and isinstance(value, list):
-        return tuple(value)
+        return tuple(_like(item, default[0], key) if default else item for item in value)
     expected, found = type(default).__name__, type(value).__name__
     raise ValueError(f"config key {key!r}: expected {expected}, found {found} ({value!r})")
 

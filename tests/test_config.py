@@ -19,6 +19,7 @@ class Config:
     lr: float = 1e-3
     resume: bool = True
     layers: tuple[int, ...] = (1, 2)
+    rates: tuple[float, ...] = (1e-2,)
     out: str | None = None
 
 
@@ -42,6 +43,7 @@ def test_defaults_file_and_overrides_in_that_order(tmp_path: Path) -> None:
         ("lr=1e-4", "lr", 1e-4),  # YAML 1.1 reads it as text
         ("lr=3", "lr", 3.0),
         ("layers=[3, 4]", "layers", (3, 4)),
+        ("rates=[1e-3, 2]", "rates", (1e-3, 2.0)),
         ("resume=false", "resume", False),
         (" steps =7", "steps", 7),
         ("out=runs/a", "out", "runs/a"),
@@ -65,6 +67,7 @@ def test_spellings_that_mean_the_same(override: str, field: str, value: object) 
         ("resume=1", "'resume': expected bool, found int"),
         ("family=[a]", "'family': expected str, found list"),
         ("layers=3", "'layers': expected tuple, found int"),
+        ("layers=[a]", "'layers': expected int, found str"),
     ],
 )
 def test_what_does_not_fit_is_refused(override: str, says: str) -> None:

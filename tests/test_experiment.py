@@ -35,9 +35,9 @@ def test_one_letter_for_all_scores_as_chance_does_however_the_right_ones_are_spr
 
 
 def test_right_answers_score_one_and_their_letters_are_counted() -> None:
-    of = said("ABAB", "ABAB", ["a", "a", "b", "b"])
+    of = said("ABAAB", "ABAAB", ["a", "a", "b", "b", "b"])
     assert balanced(of.logprob_N, of) == 1.0
-    assert one_letter(of) == 0.5
+    assert one_letter(of) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_a_difference_is_of_the_mean_over_seeds_with_its_sign() -> None:
