@@ -31,9 +31,11 @@ VALUE_TERMS = ("mask", "text_value", "correspondence", "evidence", "gram")
 LAYER_TERMS = (*VALUE_TERMS, "dependence", "mass")
 
 
-def tuned(folder: Any, *, spread: float = 0.02, **options: Any) -> Mlm:
+def tuned(
+    folder: Any, *, spread: float = 0.02, dtype: torch.dtype | None = None, **options: Any
+) -> Mlm:
     """A tiny model with LoRA; `lora_B` off zero, so that `lora_A` has a gradient, too."""
-    mlm = attach(load_mlm(str(folder)), LoraOptions(rank=2, **options)).mlm
+    mlm = attach(load_mlm(str(folder), dtype=dtype or "auto"), LoraOptions(rank=2, **options)).mlm
     generator = torch.Generator().manual_seed(0)
     for name, parameter in mlm.model.named_parameters():
         if "lora_B" in name:

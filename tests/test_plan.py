@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from kvfix.models import Prompt, load_mlm
 from kvfix.repair.anchors import kl_anchor
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.dry_run import PeakBytes, reading_peak, skeleton, training_peak
-from kvfix.repair.lora import LoraOptions, attach
+from kvfix.repair.lora import LoraOptions, adapter_precision, attach
 from kvfix.repair.plan import (
     Plan,
     PlanOptions,
@@ -179,12 +180,15 @@ def test_pixel_limits_are_the_processors_or_the_given_ones(checkpoint) -> None:
         lay_out(lone, [(60, 40)], PixelLimits())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", tiny.FAMILIES)
-def test_planned_activations_are_those_of_a_real_step(name, checkpointing, checkpoint) -> None:
+def test_planned_activations_are_those_of_a_real_step(
+    name, checkpointing, dtype, checkpoint
+) -> None:
     """A pass over the processor's own batch, real tensors counted by the same counter."""
     lora = LoraOptions(parts=("lm", "projector", "vision"), rank=4)
-    mlm = load_mlm(str(checkpoint(name)))
+    mlm = load_mlm(str(checkpoint(name)), dtype=dtype)
     sizes = (steps.IMAGE_HW,)
     encoded = mlm.encode([Prompt((tiny.photo(*sizes[0]),), "what is this and where?")])
     length = encoded.inputs["input_ids"].shape[1]
@@ -211,7 +215,8 @@ def test_planned_activations_are_those_of_a_real_step(name, checkpointing, check
 
     with torch.no_grad(), PeakBytes([*mlm.model.parameters(), *mlm.model.buffers()]) as reading:
         logits()
-    tuned = attach(mlm, lora).mlm.model.train()
+    adapted = attach(mlm, lora).mlm
+    tuned = adapted.model.train()
     if checkpointing:
         tuned.gradient_checkpointing_enable({"use_reentrant": False})
     known = [*tuned.parameters(), *tuned.buffers()]
@@ -222,7 +227,10 @@ def test_planned_activations_are_those_of_a_real_step(name, checkpointing, check
     with PeakBytes(known) as counter:
         with torch.no_grad():
             base = logits()
-        kl_anchor(logits(), base, torch.ones(8)).value.backward()
+        with ExitStack() as backward:
+            with adapter_precision(adapted, backward):
+                after = logits()
+            kl_anchor(after, base, torch.ones(8)).value.backward()
     assert planned == pytest.approx(counter.peak, rel=0.1)
     assert planned_reading == pytest.approx(reading.peak, rel=0.1)
 

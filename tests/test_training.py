@@ -250,6 +250,41 @@ def test_micro_batches_have_the_gradient_of_the_whole(term, family, checkpoint, 
         torch.testing.assert_close(grads[name], grad, atol=1e-4 * largest, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_float32_adapter_multiplies_in_its_models_bfloat16(
+    checkpointing, checkpoint, examples
+) -> None:
+    """Nothing of it in float32 but weights and gradients, which are near those of float32."""
+    found, seen = {}, []
+    for dtype in (torch.float32, torch.bfloat16):
+        mlm = steps.tuned(checkpoint("llava_onevision"), dtype=dtype)
+        if checkpointing:
+            mlm.model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        repair = Repair(mlm, losses_of(*READ), lm=1.0, seed=0)
+        adapters = [m for n, m in repair.named_modules() if "lora_" in n and "default" in n]
+        for module in adapters:
+            module.register_forward_hook(
+                lambda m, args, out: seen.append((args[0].dtype, out.dtype))
+            )
+        batch = collator(mlm)(examples).moved(mlm.device, dtype)
+        loss, _ = repair(batch, 0, torch.tensor(repair.amounts(batch)), 1.0, lambda x: x)
+        before_backward = len(seen)
+        loss.backward()
+        repair.close()
+        assert (len(seen) > before_backward) == checkpointing
+        assert set(seen) == {(dtype, dtype)}
+        seen.clear()
+        gradient = gradients(repair)
+        assert {g.dtype for name, g in gradient.items() if "lora_" in name} == {torch.float32}
+        found[dtype] = torch.cat([g.flatten() for n, g in gradient.items() if "lora_" in n])
+        # Outside of a step the model is used as PEFT leaves it.
+        with torch.no_grad():
+            mlm.base.model(**batch.encoded.inputs)
+        seen.clear()
+    exact, rounded = found.values()
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.98
+
+
 def test_an_anchor_every_few_steps_pulls_as_much(checkpoint, examples) -> None:
     """As many times the weight in its steps, and no pass of the base in between."""
     often, seldom = steps.only("kl", "gram"), steps.only("kl", "gram", every=4)

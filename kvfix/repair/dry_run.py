@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from kvfix.checkpoint import Weights
 from kvfix.families import check_language_model, family_of
 from kvfix.models import Mlm
 from kvfix.repair.anchors import kl_anchor
+from kvfix.repair.lora import adapter_precision
 
 
 class Batch(NamedTuple):
@@ -129,8 +130,10 @@ def training_peak(mlm: Mlm, batch: Batch, *, checkpointing: bool) -> int:
         with PeakBytes(known) as counter:
             with torch.no_grad():
                 base_NW = _logits(mlm, batch)
-            tuned_NW = _logits(mlm, batch)
-            kl_anchor(tuned_NW, base_NW, torch.ones(len(base_NW))).value.backward()
+            with ExitStack() as backward:
+                with adapter_precision(mlm, backward):
+                    tuned_NW = _logits(mlm, batch)
+                kl_anchor(tuned_NW, base_NW, torch.ones(len(base_NW))).value.backward()
             return counter.peak
 
 

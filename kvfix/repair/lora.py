@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -268,6 +269,26 @@ def parameter_groups(
         for name, parameters in of.items()
         if parameters
     ]
+
+
+def adapter_precision(mlm: Mlm, backward: ExitStack) -> AbstractContextManager[Any]:
+    """Hold it open in a forward pass: a float32 adapter multiplies as its bfloat16 model does.
+
+    PEFT alone copies the input of every layer to float32, multiplies there, and keeps the copy for
+    the backward pass. The adapter's weights and their gradients stay float32. Where an engine has
+    rounded the adapter itself, nothing is done.
+
+    Args:
+        mlm: With an adapter.
+        backward: Closed after the backward pass, in which checkpointed layers run again.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    kept = next(p.dtype for p in mlm.model.parameters() if p.requires_grad)
+    if mlm.dtype != torch.bfloat16 or kept == torch.bfloat16:
+        return nullcontext()
+    backward.enter_context(disable_input_dtype_casting(mlm.model))
+    return torch.autocast(mlm.device.type, dtype=torch.bfloat16)
 
 
 def merge(mlm: Mlm) -> Mlm:
