@@ -2,6 +2,7 @@
 
     python benchmarks/train.py                  # the recipes beside plain LoRA in the same trainer
     pip install trl && python benchmarks/train.py --trl      # and beside TRL's SFTTrainer
+    python benchmarks/train.py --trl --dtype bfloat16 --model DIR --batch 4 --steps 8 --rounds 2
 
 Every side is a process of its own with the same model, adapter, examples, batch and data type, on
 one thread; sides take turns for some rounds. Time is the median step of a process without its first
@@ -48,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trl", action="store_true", help="beside TRL, on questions alone")
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "nano" / "llava_onevision"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
@@ -66,7 +68,7 @@ def main() -> None:
 
 def _in_a_process(name: str, asked: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", name, "--model", asked.model]
-    command += ["--steps", str(asked.steps), "--batch", str(asked.batch)]
+    command += ["--dtype", asked.dtype, "--steps", str(asked.steps), "--batch", str(asked.batch)]
     command += ["--trl"] if asked.trl else []
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     said = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -95,6 +97,7 @@ def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
         data = [f"data={_questions(Path(folder), asked)}"] if asked.trl else []
         options = [
             f"model={asked.model}",
+            f"dtype={asked.dtype}",
             f"out={folder}/run",
             f"steps={asked.steps}",
             f"batch={asked.batch}",
@@ -145,7 +148,7 @@ def _trl_steps(asked: argparse.Namespace) -> list[float]:
     config = load_config(
         Recipe, ROOT / "recipes" / "train_surfacing.yaml", [f"model={asked.model}"]
     )
-    mlm = load_mlm(asked.model, dtype=config.dtype, device="cpu")
+    mlm = load_mlm(asked.model, dtype=asked.dtype, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         lines = map(json.loads, _questions(Path(folder), asked).read_text().splitlines())
         rows = [_prompt_completion(line, Path(folder)) for line in lines]
@@ -160,7 +163,7 @@ def _trl_steps(asked: argparse.Namespace) -> list[float]:
             max_length=None,
             completion_only_loss=True,
             gradient_checkpointing=False,
-            bf16=False,
+            bf16=asked.dtype == "bfloat16",
             use_cpu=True,
             report_to="none",
             save_strategy="no",
