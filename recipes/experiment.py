@@ -138,7 +138,6 @@ def train(trial: Trial, grid: Grid) -> None:
         f"steps={grid.steps}",
         f"seed={trial.seed}",
         f"rates.lm={trial.rate}",
-        "threads=1",
         *(ARMS | MORE_ARMS)[trial.arm],
     )
     recipe = [str(HERE / "train_surfacing.py"), "--config", str(HERE / grid.config)]
@@ -196,9 +195,7 @@ def _complete(folder: Path) -> bool:
 def _run(trial: Trial, what: str, command: list[str]) -> None:
     trial.folder.mkdir(parents=True, exist_ok=True)
     with (trial.folder / f"{what}.txt").open("w") as said:
-        done = subprocess.run(
-            command, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        done = subprocess.run(command, stdout=said, stderr=said)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}, see {said.name}")
     print(f"{trial.family} {trial.arm} {trial.rate:g} seed {trial.seed}: {what}", flush=True)
@@ -241,6 +238,8 @@ def finished(grid: Grid) -> list[Trial]:
 def main() -> None:
     """Run what is missing, the first family's search first."""
     grid = load_config(Grid, None, sys.argv[1:])
+    # Torch takes all cores otherwise, and processes that share them stand in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // grid.jobs)))
     families = sorted(grid.families, key=lambda name: name != grid.first)
     steps: list[list[Any]] = []
     for family in families:

@@ -97,7 +97,6 @@ def keys(mlm: Mlm) -> dict[str, Any]:
 def main() -> None:
     """Measure, and write a JSON file."""
     what, model, adapter, n, file = sys.argv[1:]
-    torch.set_num_threads(1)
     mlm = load_mlm(model, adapter=adapter or None, dtype=torch.float32)
     found = {"val": val_accuracy, "rest": rest}[what](mlm, int(n))
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
