@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ from kvfix.checkpoint import Weights
 from kvfix.families import check_language_model, family_of
 from kvfix.models import Mlm
 from kvfix.repair.anchors import kl_anchor
-from kvfix.repair.lora import adapter_precision
 
 
 class Batch(NamedTuple):
@@ -130,10 +129,8 @@ def training_peak(mlm: Mlm, batch: Batch, *, checkpointing: bool) -> int:
         with PeakBytes(known) as counter:
             with torch.no_grad():
                 base_NW = _logits(mlm, batch)
-            with ExitStack() as backward:
-                with adapter_precision(mlm, backward):
-                    tuned_NW = _logits(mlm, batch)
-                kl_anchor(tuned_NW, base_NW, torch.ones(len(base_NW))).value.backward()
+            tuned_NW = _logits(mlm, batch)
+            kl_anchor(tuned_NW, base_NW, torch.ones(len(base_NW))).value.backward()
             return counter.peak
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -168,6 +167,7 @@ def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> A
             be trained (see `kvfix.repair.quant`).
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     if hasattr(mlm.model, "peft_config"):
         raise ValueError(
@@ -188,12 +188,38 @@ def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> A
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(mlm.base, config)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            _multiply_in_bfloat16(layer)
     tuned = replace(mlm, model=model)
     trainable = dict.fromkeys(modules, 0)
     for part, _, parameter in adapter_parameters(tuned, modules):
         trainable[part] += _numel(parameter)
     total = model.get_nb_trainable_parameters()[1]
     return Attached(tuned, LoraReport(modules, trainable, total))
+
+
+def _multiply_in_bfloat16(layer: Any) -> None:
+    """Let the float32 adapter of a layer that computes in bfloat16 do so, too.
+
+    PEFT alone copies the layer's input to float32, multiplies there, and keeps the copy for the
+    backward pass. Weights and gradients of the adapter stay float32. Autocast is on for this layer
+    alone: elsewhere it would change what the model computes, and with it the base's own answers.
+    """
+    forward = layer.forward
+
+    def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        adapter = next(layer.lora_A.parameters()).dtype  # an engine may have rounded it
+        if x.dtype != torch.bfloat16 or adapter != torch.float32:
+            return forward(x, *args, **kwargs)
+        layer.cast_input_dtype_enabled = False
+        try:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                return forward(x, *args, **kwargs)
+        finally:
+            layer.cast_input_dtype_enabled = True
+
+    layer.forward = run
 
 
 def setup_of(mlm: Mlm, options: LoraOptions, *, zero: int, offload_params: bool = False) -> Setup:
@@ -269,26 +295,6 @@ def parameter_groups(
         for name, parameters in of.items()
         if parameters
     ]
-
-
-def adapter_precision(mlm: Mlm, backward: ExitStack) -> AbstractContextManager[Any]:
-    """Hold it open in a forward pass: a float32 adapter multiplies as its bfloat16 model does.
-
-    PEFT alone copies the input of every layer to float32, multiplies there, and keeps the copy for
-    the backward pass. The adapter's weights and their gradients stay float32. Where an engine has
-    rounded the adapter itself, nothing is done.
-
-    Args:
-        mlm: With an adapter.
-        backward: Closed after the backward pass, in which checkpointed layers run again.
-    """
-    from peft.helpers import disable_input_dtype_casting
-
-    kept = next(p.dtype for p in mlm.model.parameters() if p.requires_grad)
-    if mlm.dtype != torch.bfloat16 or kept == torch.bfloat16:
-        return nullcontext()
-    backward.enter_context(disable_input_dtype_casting(mlm.model))
-    return torch.autocast(mlm.device.type, dtype=torch.bfloat16)
 
 
 def merge(mlm: Mlm) -> Mlm:

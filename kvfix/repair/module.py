@@ -23,7 +23,6 @@ from kvfix.repair.batch import Batch
 from kvfix.repair.gate import KeyGate
 from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.key_means import KeyMeans
-from kvfix.repair.lora import adapter_precision
 from kvfix.repair.losses import Mean, answer_nll
 from kvfix.repair.queries import QueryKeys, key_biases
 from kvfix.repair.step import Rows, Step
@@ -184,8 +183,7 @@ class Repair(nn.Module):
             )
         if needs.attention:
             reader = passing.enter_context(QueryKeys(mlm, encoded, layers=sorted(needs.attention)))
-        with adapter_precision(mlm, self._open):
-            hidden_BLC = mlm.base.model(**forward_inputs(mlm, encoded), use_cache=False)[0]
+        hidden_BLC = mlm.base.model(**forward_inputs(mlm, encoded), use_cache=False)[0]
         return Step(
             encoded=encoded,
             features=[] if capture is None else capture.collect(),
