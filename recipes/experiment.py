@@ -24,25 +24,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiment_format import write_format_lines
 
 from kvfix.config import load_config
+from kvfix.repair.lora import PARTS
+from kvfix.repair.terms import Losses
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "checkpoints" / "experiment"
-OFF = tuple(
-    f"losses.{name}.weight=0"
-    for name in ("evidence", "distil", "mask", "text_value", "correspondence")
-)
-PLAIN = (*OFF, "losses.kl.weight=0")
+KL = "losses.kl.weight=0"
+OFF = tuple(f"losses.{f.name}.weight=0" for f in fields(Losses) if f.name != "kl")
+PLAIN = (*OFF, KL)
 SUPPRESS = (
     "losses.dependence={weight: 10.0, layers: [4, 5, 6, 7], floor: 0.1, decay: 0.9}",
     "losses.mass={weight: 1.0, layers: [4, 5, 6, 7], ceiling: 0.02}",
@@ -54,8 +55,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "suppression": (*OFF, *SUPPRESS),
     "both": SUPPRESS,
 }
-# Run by `arms=[without_distil,...]`, no part of the grid: what of the value readout does it, LoRA
-# in the vision tower and projector too, and the form of an answer alone.
+# Run by `arms=[without_distil,...]`, no part of the grid: which term of the value readout does the
+# work, LoRA in the vision tower and projector too, and the form of an answer alone.
 MORE_ARMS: dict[str, tuple[str, ...]] = {
     "without_distil": ("losses.distil.weight=0",),
     "without_evidence": ("losses.evidence.weight=0",),
@@ -78,8 +79,7 @@ class Grid:
     """What is run."""
 
     families: tuple[str, ...] = ("llava_onevision", "qwen2_5_vl", "llava_next")
-    first: str = "llava_onevision"  # the family with all seeds
-    seeds: tuple[int, ...] = (0, 1, 2)  # other families take the first
+    seeds: tuple[int, ...] = (0, 1, 2)  # all for the first family, the first for the others
     rates: tuple[float, ...] = (3e-3,)
     arms: tuple[str, ...] = tuple(ARMS)
     steps: int = 600
@@ -96,6 +96,12 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
+        unknown = [arm for arm in self.arms if arm not in ARMS | MORE_ARMS]
+        if unknown or self.jobs < 1:
+            raise ValueError(
+                f"expected arms out of {', '.join(ARMS | MORE_ARMS)} and at least one job, found "
+                f"{list(self.arms)} and {self.jobs}"
+            )
         if self.own and (len(self.families) > 1 or len(self.rates) > 1):
             raise ValueError(
                 "expected one name in families and one learning rate beside own= (val scenes are "
@@ -105,6 +111,16 @@ class Grid:
     def model(self, family: str) -> str:
         """What its trials start from."""
         return self.own or str(HERE.parent / "checkpoints" / "nano" / family)
+
+    @property
+    def dtype(self) -> str:
+        """Of tests; the nanos are trained in float32, too."""
+        return "auto" if self.own else "float32"
+
+    def settings(self) -> dict[str, Any]:
+        """What all trials of a family must share to be compared."""
+        apart = ("families", "seeds", "rates", "arms", "jobs", "val")
+        return {name: value for name, value in asdict(self).items() if name not in apart}
 
 
 class Trial(NamedTuple):
@@ -127,20 +143,45 @@ class Trial(NamedTuple):
         return [] if self.arm == BASE else ["--adapter", str(self.folder)]
 
 
+def check_settings(family: str, grid: Grid) -> None:
+    """Refuse to mix trials that were made by other settings.
+
+    Raises:
+        ValueError: The family's folder holds such trials.
+    """
+    file = RUNS / family / "settings.json"
+    mine = json.loads(json.dumps(grid.settings()))
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(mine, indent=1) + "\n")
+    there = json.loads(file.read_text())
+    other = [name for name in mine if mine[name] != there.get(name)]
+    if other:
+        raise ValueError(
+            f"{file}: expected the settings of this run, found others in {', '.join(other)}; give "
+            "the family another name, or remove its folder"
+        )
+
+
 def train(trial: Trial, grid: Grid) -> None:
-    """Unless it was trained before."""
+    """Unless it was trained before; one that was cut short goes on from its last checkpoint."""
     if trial.arm == BASE or (trial.folder / "training.json").exists():
         return
+    resume = any(trial.folder.glob("checkpoint-*"))
+    if trial.folder.exists() and not resume:
+        shutil.rmtree(trial.folder)
     options = (
         f"model={grid.model(trial.family)}",
         f"data={_data(trial, grid)}",
         f"out={trial.folder}",
         f"steps={grid.steps}",
         f"seed={trial.seed}",
-        f"rates.lm={trial.rate}",
+        *(f"rates.{part}={trial.rate}" for part in PARTS),
         *(ARMS | MORE_ARMS)[trial.arm],
+        *(["resume=true"] if resume else []),
     )
-    recipe = [str(HERE / "train_surfacing.py"), "--config", str(HERE / grid.config)]
+    config = Path(grid.config) if Path(grid.config).exists() else HERE / grid.config
+    recipe = [str(HERE / "train_surfacing.py"), "--config", str(config)]
     _run(trial, "train", [sys.executable, *recipe, *options])
 
 
@@ -148,8 +189,8 @@ def _data(trial: Trial, grid: Grid) -> str:
     if trial.arm != "format":
         return grid.data
     file = trial.folder.parent / "format.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_format_lines(file, LINES)
+    if not file.exists():
+        write_format_lines(file, LINES)
     return str(file)
 
 
@@ -165,7 +206,7 @@ def test(trial: Trial, grid: Grid) -> None:
     """Answers, readouts, probes and what else must not get worse, on unseen scenes."""
     kvfix = [str(Path(sys.executable).parent / "kvfix"), "eval", *trial.adapter]
     kvfix += ["--model", grid.model(trial.family), "--site", "value"]
-    kvfix += ["--dtype", "auto" if grid.own else "float32"]
+    kvfix += ["--dtype", grid.dtype]
     mcq, probes, rest = (trial.folder / name for name in ("mcq", "probes", "rest.json"))
     if not _complete(mcq):
         asked = ["--task", "mcq", *_from(grid.asked), "--limit", str(grid.questions)]
@@ -184,7 +225,8 @@ def _from(data: Sequence[str]) -> list[str]:
 def _measure(trial: Trial, grid: Grid, what: str, n: int, file: Path) -> list[str]:
     adapter = "" if trial.arm == BASE else str(trial.folder)
     script = str(HERE / "experiment_measures.py")
-    return [sys.executable, script, what, grid.model(trial.family), adapter, str(n), str(file)]
+    model = grid.model(trial.family), adapter, grid.dtype
+    return [sys.executable, script, what, *model, str(n), str(file)]
 
 
 def _complete(folder: Path) -> bool:
@@ -240,12 +282,12 @@ def main() -> None:
     grid = load_config(Grid, None, sys.argv[1:])
     # Torch takes all cores otherwise, and processes that share them stand in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // grid.jobs)))
-    families = sorted(grid.families, key=lambda name: name != grid.first)
     steps: list[list[Any]] = []
-    for family in families:
+    for family in grid.families:
+        check_settings(family, grid)
         steps.append([lambda f=family: test(Trial(f, BASE), grid)])
         steps[-1] += [lambda f=family, a=arm: search(f, a, grid) for arm in grid.arms]
-        if family == grid.first:
+        if family == grid.families[0]:
             later = [(arm, seed) for seed in grid.seeds[1:] for arm in grid.arms]
             steps.append([lambda f=family, a=a, s=s: repeat(f, a, s, grid) for a, s in later])
     with ThreadPoolExecutor(grid.jobs) as pool:

@@ -13,7 +13,7 @@ import numpy as np
 
 KINDS = {
     "an animal": "dog cat horse cow sheep bird bear zebra snake lion goat",
-    "a colour": "red green blue yellow white black orange purple brown grey pink",
+    "a colour": "red green blue yellow white black purple brown grey pink",
     "a food": "bread cheese apple rice soup cake egg pear bean corn pie salad",
     "a vehicle": "car bus train truck boat bicycle plane tram van ship cart",
     "a piece of furniture": "chair table bed sofa desk shelf bench stool wardrobe",
@@ -24,7 +24,7 @@ ASKED = "Select from the following choices."
 def write_format_lines(file: Path, n: int) -> None:
     """Write `n` lines of conversations without an image (`kvfix.data.conversations`).
 
-    Two to four options, as in perception benchmarks; the right one is at every letter alike.
+    Two to four options, as in perception benchmarks; the right one is at each of them alike.
     """
     rng = np.random.default_rng(0)
     file.write_text("".join(json.dumps(_line(i, rng)) + "\n" for i in range(n)))

@@ -1,6 +1,6 @@
 """Measures of a trial that no command of kvfix gives: `experiment.py` runs it for each.
 
-python recipes/experiment_measures.py val|rest MODEL ADAPTER N FILE
+python recipes/experiment_measures.py val|rest MODEL ADAPTER DTYPE N FILE
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kvfix.commands.session import ModelOptions
 from kvfix.data.examples import MIX, TRAINED, Example, Turn, from_question, scene_examples
 from kvfix.data.scene_units import scene_units
 from kvfix.data.scenes import generator, sample_scene
@@ -22,7 +23,7 @@ from kvfix.data.units import Question
 from kvfix.diagnose.key_calibration import detect, lowest_keys
 from kvfix.diagnose.key_statistics import stream_keys
 from kvfix.eval.answering import McqProtocol, answer
-from kvfix.models import Mlm, load_mlm
+from kvfix.models import Mlm
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.batch import Collator
 from kvfix.repair.losses import answer_nll
@@ -96,8 +97,8 @@ def keys(mlm: Mlm) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, and write a JSON file."""
-    what, model, adapter, n, file = sys.argv[1:]
-    mlm = load_mlm(model, adapter=adapter or None, dtype=torch.float32)
+    what, model, adapter, dtype, n, file = sys.argv[1:]
+    mlm = ModelOptions(model, adapter or None, dtype).load()
     found = {"val": val_accuracy, "rest": rest}[what](mlm, int(n))
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
 

@@ -2,26 +2,27 @@
 
     python recipes/experiment_tables.py
 
+Shapes: N questions, S seeds.
+
 Differences are paired by question. Their intervals resample questions inside each kind, the same
 questions for all seeds; the spread over seeds stands beside.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from experiment import BASE, Grid, Trial, finished
+from experiment_samples import Answers, answers, probe_mean, probe_tasks, read_json, readouts
 
 from kvfix.config import load_config
-from kvfix.data.examples import TRAINED
-from kvfix.diagnose.surfacing import align
+from kvfix.data.examples import HELD_OUT
 from kvfix.eval.paired import stratified_paired_bootstrap
-from kvfix.eval.readouts import READOUTS
-from kvfix.eval.samples import Rows
+
+Arms = dict[str, list[Trial]]
 
 RESAMPLES = 10_000
 # Kinds of scene questions whose options are letters drawn on the image: no nano can read those
@@ -32,70 +33,6 @@ LETTERED = (
     "Semantic_Correspondence",
     "Visual_Correspondence",
 )
-
-
-class Answers(NamedTuple):
-    """Of one test: ids, kinds and right letters of its questions, and what was answered."""
-
-    ids: list[str]
-    tasks: list[str]
-    letters: list[str]
-    said: list[str]  # by log-probability
-    logprob_N: np.ndarray
-    generation_N: np.ndarray
-    read_N: np.ndarray  # whether a letter could be read
-
-
-def answers(trial: Trial) -> Answers:
-    """From the samples of `kvfix eval`."""
-    rows = list(Rows(trial.folder / "mcq" / "samples" / "mcq.jsonl", lambda r: "correct" in r))
-
-    def column(of: Any) -> np.ndarray:
-        return np.array([float(of(r)) for r in rows])
-
-    return Answers(
-        [r["id"] for r in rows],
-        [r["task"] for r in rows],
-        [r["answer"] for r in rows],
-        [r["logprob_letter"] for r in rows],
-        column(lambda r: r["logprob_correct"]),
-        column(lambda r: r["correct"]),
-        column(lambda r: not r["unparsed"]),
-    )
-
-
-def readouts(trial: Trial, base: Trial) -> dict[str, np.ndarray]:
-    """Whether the readout of each question is right, at the layer best for the base's kind.
-
-    The layer is chosen on the odd questions and the figures are of the even ones.
-    """
-    right: dict[str, np.ndarray] = {}
-    mine = {}
-    for which in (trial, base):
-        file = which.folder / "mcq" / "samples"
-        said = list(Rows(file / "mcq.jsonl", lambda r: "correct" in r))
-        read = list(Rows(file / "readout.jsonl", lambda r: "score" in r))
-        mine[which] = {
-            task: align(
-                [r for r in read if r["task"] == f"readout_{task}"],
-                [r for r in said if r["task"] == task],
-                "logprob",
-            )[0]
-            for task in READOUTS
-            if any(r["task"] == f"readout_{task}" for r in read)
-        }
-    for task, readings in mine[base].items():
-        correct_NS = readings.choice_NS == readings.answer_N[:, None]
-        layer = int(correct_NS[1::2].mean(0).argmax())
-        now = mine[trial][task]
-        right[task] = np.stack(
-            [
-                correct_NS[::2, layer],
-                (now.choice_NS == now.answer_N[:, None])[::2, layer],
-                now.answered_N[::2],
-            ]
-        )
-    return right
 
 
 def macro(values_N: np.ndarray, tasks: Sequence[str], among: Sequence[str]) -> float:
@@ -139,72 +76,78 @@ def difference(
     return got.value, got.low, got.high
 
 
-def accuracy_table(trials: Sequence[Trial], family: str) -> Iterator[str]:
+def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     """Macro accuracy of every arm and its difference from the base and from plain LoRA."""
-    arms = grouped(trials, family)
-    base = answers(arms[BASE][0])
+    first = arms[BASE][0]
+    base = answers(first)
     kinds = list(dict.fromkeys(base.tasks))
-    held_out = [task for task in kinds if task not in TRAINED]
-    no_letters = [task for task in kinds if task not in LETTERED]
-    plain = arms.get("lora")
-    yield (
-        "| arm | seeds | macro, log-prob | over seeds | beyond base | beyond plain LoRA "
-        "| letters balanced | one letter | macro, written | unread | held-out kinds, log-prob "
-        "| kinds without drawn letters, log-prob, beyond base |"
-    )
-    yield "|---|---:|---:|---|---|---|---:|---:|---:|---:|---:|---:|"
+    groups = {}
+    if scenes:  # of other data nothing says which kinds were trained
+        groups["held-out kinds"] = [task for task in kinds if task in HELD_OUT]
+        groups["kinds without drawn letters"] = [task for task in kinds if task not in LETTERED]
+    columns = ["arm", "seeds", "macro, log-prob", "over seeds", "beyond base", "beyond plain LoRA"]
+    columns += ["letters balanced", "one letter", "macro, written", "unread"]
+    columns += [f"{name}, log-prob, beyond base" for name in groups]
+    yield row(columns)
+    yield row(["---"] + ["---:"] * (len(columns) - 1))
+    plain_SN = logprobs(arms.get("lora", []), first)
     for arm, of in arms.items():
-        mine = [answers(trial) for trial in of]
-        right_SN = np.stack([a.logprob_N for a in mine])
+        mine = [answers(trial, first) for trial in of]
+        right_SN = logprobs(of, first)
         each = [macro(x_N, base.tasks, kinds) for x_N in right_SN]
         cells = [arm, str(len(of)), percent(np.mean(each))]
         cells.append("" if len(each) < 2 else f"{percent(min(each))}-{percent(max(each))}")
-        cells.append(
-            "" if arm == BASE else points(difference(base.logprob_N, right_SN, base.tasks, kinds))
-        )
-        if arm in (BASE, "lora") or plain is None:
-            cells.append("")
-        else:
-            other_N = np.stack([answers(t).logprob_N for t in plain]).mean(0)
-            cells.append(points(difference(other_N, right_SN, base.tasks, kinds)))
+        for other_SN, known in ((base.logprob_N[None], (BASE,)), (plain_SN, (BASE, "lora"))):
+            if arm in known or not len(other_SN):
+                cells.append("")
+            else:
+                change = difference(other_SN.mean(0), right_SN, base.tasks, kinds)
+                cells.append(points(change))
         cells.append(percent(np.mean([balanced(a.logprob_N, a) for a in mine])))
         cells.append(percent(np.mean([one_letter(a) for a in mine])))
         cells.append(percent(np.mean([macro(a.generation_N, base.tasks, kinds) for a in mine])))
         cells.append(percent(np.mean([1 - a.read_N.mean() for a in mine])))
-        for among in (held_out, no_letters):
-            cells.append(percent(np.mean([macro(x_N, base.tasks, among) for x_N in right_SN])))
-        if arm != BASE:
-            gain = difference(base.logprob_N, right_SN, base.tasks, no_letters)
-            cells[-1] += f", {points(gain)}"
-        yield "| " + " | ".join(cells) + " |"
+        for among in groups.values():
+            cell = percent(np.mean([macro(x_N, base.tasks, among) for x_N in right_SN]))
+            if arm != BASE:
+                gain = difference(base.logprob_N, right_SN, base.tasks, among)
+                cell += f", {points(gain)}"
+            cells.append(cell)
+        yield row(cells)
 
 
-def kinds_table(trials: Sequence[Trial], family: str) -> Iterator[str]:
+def logprobs(trials: Sequence[Trial], base: Trial) -> np.ndarray:
+    """(S, N) which questions are right by log-probability."""
+    return np.array([answers(trial, base).logprob_N for trial in trials])
+
+
+def kinds_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     """Accuracy by log-probability of every kind of question, mean over seeds."""
-    arms = grouped(trials, family)
     base = answers(arms[BASE][0])
-    yield "| kind | n | " + " | ".join(arms) + " |"
-    yield "|---|---:|" + "---:|" * len(arms)
-    for task in dict.fromkeys(base.tasks):
+    options = {
+        task: len({a for a, t in zip(base.letters, base.tasks, strict=True) if t == task})
+        for task in base.tasks
+    }
+    yield row(["kind", "n", "chance", *arms])
+    yield row(["---", "---:", "---:", *["---:"] * len(arms)])
+    for task, n_options in options.items():
         at = np.array([t == task for t in base.tasks])
-        cells = [
-            percent(np.mean([answers(t).logprob_N[at].mean() for t in of])) for of in arms.values()
-        ]
-        name = task.replace("_", " ") + ("" if task in TRAINED else " (held out)")
-        yield f"| {name} | {at.sum()} | " + " | ".join(cells) + " |"
+        cells = [percent(logprobs(of, arms[BASE][0])[:, at].mean()) for of in arms.values()]
+        name = task.replace("_", " ") + (" (held out)" if scenes and task in HELD_OUT else "")
+        yield row([name, str(at.sum()), percent(1 / n_options), *cells])
 
 
-def surfacing_table(trials: Sequence[Trial], family: str) -> Iterator[str]:
+def surfacing_table(arms: Arms, **_: bool) -> Iterator[str]:
     """Unsurfaced shares, kind by kind: the base's readout right, the arm's answer wrong."""
-    arms = grouped(trials, family)
     base = arms[BASE][0]
     kinds = [task.replace("_", " ") for task in readouts(base, base)]
-    yield (
-        "| arm | readout right, base | readout right, arm | "
-        + " | ".join(f"unsurfaced, {kind}" for kind in kinds)
-        + " | mean |"
-    )
-    yield "|---|---:|---:|" + "---:|" * (len(kinds) + 1)
+    if not kinds:
+        yield "No kind of question here has a readout."
+        return
+    columns = ["arm", "readout right, base", "readout right, arm"]
+    columns += [*(f"unsurfaced, {kind}" for kind in kinds), "mean"]
+    yield row(columns)
+    yield row(["---"] + ["---:"] * (len(columns) - 1))
     for arm, of in arms.items():
         found = np.array(  # seeds, kinds, three shares
             [
@@ -216,66 +159,45 @@ def surfacing_table(trials: Sequence[Trial], family: str) -> Iterator[str]:
             ]
         ).mean(0)
         shares = (*found[:, :2].mean(0), *found[:, 2], found[:, 2].mean())
-        yield f"| {arm} | " + " | ".join(percent(x) for x in shares) + " |"
+        yield row([arm, *map(percent, shares)])
 
 
-def rest_table(trials: Sequence[Trial], family: str) -> Iterator[str]:
+def rest_table(arms: Arms, **_: bool) -> Iterator[str]:
     """What must not get worse, and the keys; mean over seeds."""
-    arms = grouped(trials, family)
-    tasks = _probe_tasks(arms[BASE][0])
-    yield (
-        "| arm | text loss | talk loss | agnostic keys | r of the lowest 5 % | minutes | "
-        + " | ".join(task.replace("_", " ") for task in tasks)
-        + " |"
-    )
-    yield "|---|---:|---:|---:|---:|---:|" + "---:|" * len(tasks)
-    first = None
+    tasks = probe_tasks(arms[BASE][0])
+    columns = ["arm", "text loss", "talk loss", "agnostic keys", "r of the lowest 5 %", "minutes"]
+    columns += [task.replace("_", " ") for task in tasks]
+    yield row(columns)
+    yield row(["---"] + ["---:"] * (len(columns) - 1))
+    first = read_json(arms[BASE][0].folder / "rest.json")["text_loss"]
     for arm, of in arms.items():
-        rest = [json.loads((t.folder / "rest.json").read_text()) for t in of]
-
-        def mean(key: str, rest: list[dict[str, float]] = rest) -> float:
-            return float(np.mean([r[key] for r in rest]))
-
-        first = first or mean("text_loss")
+        rest = [read_json(trial.folder / "rest.json") for trial in of]
+        text, talk, agnostic, lowest = (
+            float(np.mean([r[key] for r in rest]))
+            for key in ("text_loss", "talk_loss", "agnostic", "r_lowest")
+        )
         minutes = ""
         if arm != BASE:
-            spent = [json.loads((t.folder / "training.json").read_text())["seconds"] for t in of]
+            spent = [read_json(trial.folder / "training.json")["seconds"] for trial in of]
             minutes = f"{np.mean(spent) / 60:.1f}"
-        cells = [
-            arm,
-            f"{mean('text_loss'):.3f} ({100 * (mean('text_loss') / first - 1):+.1f} %)",
-            f"{mean('talk_loss'):.3f}",
-            percent(mean("agnostic")),
-            f"{mean('r_lowest'):.3f}",
-            minutes,
-        ]
-        cells += [f"{np.mean([_best_value(t, task) for t in of]):.3f}" for task in tasks]
-        yield "| " + " | ".join(cells) + " |"
+        cells = [arm, f"{text:.3f} ({100 * (text / first - 1):+.1f} %)", f"{talk:.3f}"]
+        cells += [percent(agnostic), f"{lowest:.3f}", minutes]
+        cells += [f"{np.mean([probe_mean(trial, task) for trial in of]):.3f}" for task in tasks]
+        yield row(cells)
 
 
-def _probe_tasks(base: Trial) -> list[str]:
-    record = json.loads((base.folder / "probes" / "run.json").read_text())
-    return list(dict.fromkeys(r["task"] for r in record["results"] if r["site"] == "value"))
-
-
-def _best_value(trial: Trial, task: str) -> float:
-    """Mean over value layers: no layer is chosen, so no arm gains by choice."""
-    record = json.loads((trial.folder / "probes" / "run.json").read_text())
-    found = [
-        r["value"]
-        for r in record["results"]
-        if r["task"] == task and r["site"] == "value" and r["metric"] in ("IoU", "PCK@0.1")
-    ]
-    return float(np.mean(found))
-
-
-def grouped(trials: Sequence[Trial], family: str) -> dict[str, list[Trial]]:
+def grouped(trials: Sequence[Trial], family: str) -> Arms:
     """Trials of a family by arm, the base first."""
-    out: dict[str, list[Trial]] = {}
+    out: Arms = {}
     for trial in trials:
         if trial.family == family:
             out.setdefault(trial.arm, []).append(trial)
     return out
+
+
+def row(cells: Sequence[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def percent(share: Any) -> str:
@@ -293,11 +215,15 @@ def main() -> None:
     """Print everything."""
     grid = load_config(Grid, None, sys.argv[1:])
     trials = finished(grid)
-    for family in dict.fromkeys(trial.family for trial in trials):
-        rates = {t.arm: f"{t.rate:g}" for t in trials if t.family == family and t.arm != BASE}
+    for family in grid.families:
+        arms = grouped(trials, family)
+        if BASE not in arms:
+            print(f"{family}: the base has not been tested yet", file=sys.stderr)
+            continue
+        rates = {arm: f"{of[0].rate:g}" for arm, of in arms.items() if arm != BASE}
         print(f"### {family}\n\nLearning rates: {rates}\n")
         for table in (accuracy_table, kinds_table, surfacing_table, rest_table):
-            print("\n".join(table(trials, family)), end="\n\n")
+            print("\n".join(table(arms, scenes=not grid.asked)), end="\n\n")
 
 
 if __name__ == "__main__":

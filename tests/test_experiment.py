@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import experiment  # noqa: E402
 from experiment import Grid, Trial, finished  # noqa: E402
 from experiment_format import KINDS, write_format_lines  # noqa: E402
-from experiment_tables import Answers, balanced, difference, macro, one_letter  # noqa: E402
+from experiment_samples import Answers, answers, readouts  # noqa: E402
+from experiment_tables import balanced, difference, macro, one_letter  # noqa: E402
 
 from kvfix.data.conversations import read_conversations  # noqa: E402
 from kvfix.data.examples import conversation_examples  # noqa: E402

@@ -1,0 +1,120 @@
+"""What the trials of `experiment.py` left on disk, read back.
+
+Shapes: N questions, S value layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from experiment import Trial
+
+from kvfix.diagnose.surfacing import align
+from kvfix.eval.probes import TASKS
+from kvfix.eval.readouts import READOUTS
+from kvfix.eval.samples import Rows
+
+
+class Answers(NamedTuple):
+    """Of one test: ids, kinds and right letters of its questions, and what was answered."""
+
+    ids: list[str]
+    tasks: list[str]
+    letters: list[str]
+    said: list[str]  # by log-probability
+    logprob_N: np.ndarray
+    generation_N: np.ndarray
+    read_N: np.ndarray  # whether a letter could be read
+
+
+def answers(trial: Trial, base: Trial | None = None) -> Answers:
+    """From the samples of `kvfix eval`.
+
+    Raises:
+        FileNotFoundError: No samples.
+        ValueError: Other questions than the base's, or in another order.
+    """
+    rows = _rows(trial, "mcq", lambda r: "correct" in r)
+
+    def column(of: Callable[[dict[str, Any]], Any]) -> np.ndarray:
+        return np.array([float(of(r)) for r in rows])
+
+    found = Answers(
+        [r["id"] for r in rows],
+        [r["task"] for r in rows],
+        [r["answer"] for r in rows],
+        [r["logprob_letter"] for r in rows],
+        column(lambda r: r["logprob_correct"]),
+        column(lambda r: r["correct"]),
+        column(lambda r: not r["unparsed"]),
+    )
+    if base is not None and found.ids != answers(base).ids:
+        raise ValueError(f"{trial.folder}: expected the questions of {base.folder}, found others")
+    return found
+
+
+def readouts(trial: Trial, base: Trial) -> dict[str, np.ndarray]:
+    """Kind -> (3, N / 2): is the base's readout right, is the trial's, is the trial's answer.
+
+    Both read the layer at which the base reads that kind best; it is chosen on the odd questions,
+    and the figures are of the even ones. Kinds without a readout are left out.
+    """
+    mine, bases = _readings(trial), _readings(base)
+    right = {}
+    for task, readings in bases.items():
+        correct_NS = readings.choice_NS == readings.answer_N[:, None]
+        layer = int(correct_NS[1::2].mean(0).argmax())
+        now = mine[task]
+        now_N = now.choice_NS[:, layer] == now.answer_N
+        right[task] = np.stack([correct_NS[:, layer], now_N, now.answered_N])[:, ::2]
+    return right
+
+
+def _readings(trial: Trial) -> dict[str, Any]:
+    said = _rows(trial, "mcq", lambda r: "correct" in r)
+    read = _rows(trial, "readout", lambda r: "score" in r, needed=False)
+    found = {}
+    for task in READOUTS:
+        features = [r for r in read if r["task"] == f"readout_{task}"]
+        if features:
+            found[task] = align(features, [r for r in said if r["task"] == task], "logprob")[0]
+    return found
+
+
+def _rows(
+    trial: Trial, kind: str, keep: Callable[[dict[str, Any]], bool], *, needed: bool = True
+) -> list[dict[str, Any]]:
+    """Samples of all datasets: `mcq.jsonl` is of scenes, `mcq.blink.jsonl` of BLINK."""
+    folder = trial.folder / "mcq" / "samples"
+    files = sorted(folder.glob(f"{kind}.jsonl")) + sorted(folder.glob(f"{kind}.*.jsonl"))
+    if needed and not files:
+        raise FileNotFoundError(
+            f"{folder}: expected {kind}.jsonl or {kind}.<data>.jsonl, found none"
+        )
+    return [row for file in files for row in Rows(file, keep)]
+
+
+def probe_tasks(trial: Trial) -> list[str]:
+    """Probes of the values."""
+    return list(dict.fromkeys(r["task"] for r in _probes(trial)))
+
+
+def probe_mean(trial: Trial, task: str) -> float:
+    """A probe's own metric, mean over value layers: no layer is chosen, no arm gains by choice."""
+    metric = TASKS[task].metric
+    found = [r["value"] for r in _probes(trial) if r["task"] == task and r["metric"] == metric]
+    return float(np.mean(found))
+
+
+def _probes(trial: Trial) -> list[dict[str, Any]]:
+    results = read_json(trial.folder / "probes" / "run.json")["results"]
+    return [r for r in results if r["site"] == "value" and r["task"] in TASKS]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A small file."""
+    return json.loads(file.read_text())
