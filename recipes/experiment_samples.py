@@ -26,6 +26,7 @@ class Answers(NamedTuple):
     tasks: list[str]
     letters: list[str]
     said: list[str]  # by log-probability
+    options: list[int]  # how many
     logprob_N: np.ndarray
     generation_N: np.ndarray
     read_N: np.ndarray  # whether a letter could be read
@@ -48,6 +49,7 @@ def answers(trial: Trial, base: Trial | None = None) -> Answers:
         [r["task"] for r in rows],
         [r["answer"] for r in rows],
         [r["logprob_letter"] for r in rows],
+        [len(r["logprobs"]) for r in rows],
         column(lambda r: r["logprob_correct"]),
         column(lambda r: r["correct"]),
         column(lambda r: not r["unparsed"]),

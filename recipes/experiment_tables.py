@@ -124,17 +124,14 @@ def logprobs(trials: Sequence[Trial], base: Trial) -> np.ndarray:
 def kinds_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     """Accuracy by log-probability of every kind of question, mean over seeds."""
     base = answers(arms[BASE][0])
-    options = {
-        task: len({a for a, t in zip(base.letters, base.tasks, strict=True) if t == task})
-        for task in base.tasks
-    }
     yield row(["kind", "n", "chance", *arms])
     yield row(["---", "---:", "---:", *["---:"] * len(arms)])
-    for task, n_options in options.items():
+    for task in dict.fromkeys(base.tasks):
         at = np.array([t == task for t in base.tasks])
+        chance = np.mean(1 / np.array(base.options)[at])
         cells = [percent(logprobs(of, arms[BASE][0])[:, at].mean()) for of in arms.values()]
         name = task.replace("_", " ") + (" (held out)" if scenes and task in HELD_OUT else "")
-        yield row([name, str(at.sum()), percent(1 / n_options), *cells])
+        yield row([name, str(at.sum()), percent(chance), *cells])
 
 
 def surfacing_table(arms: Arms, **_: bool) -> Iterator[str]:

@@ -13,10 +13,18 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 import experiment  # noqa: E402
-from experiment import Grid, Trial, finished  # noqa: E402
+from experiment import Grid, Trial, check_settings, finished  # noqa: E402
 from experiment_format import KINDS, write_format_lines  # noqa: E402
 from experiment_samples import Answers, answers, readouts  # noqa: E402
-from experiment_tables import balanced, difference, macro, one_letter  # noqa: E402
+from experiment_tables import (  # noqa: E402
+    accuracy_table,
+    balanced,
+    difference,
+    kinds_table,
+    macro,
+    one_letter,
+    surfacing_table,
+)
 
 from kvfix.data.conversations import read_conversations  # noqa: E402
 from kvfix.data.examples import conversation_examples  # noqa: E402
@@ -25,7 +33,8 @@ from kvfix.data.examples import conversation_examples  # noqa: E402
 def said(letters: str, right: str, tasks: list[str]) -> Answers:
     hit_N = np.array([float(a == b) for a, b in zip(letters, right, strict=True)])
     ids = [str(i) for i in range(len(right))]
-    return Answers(ids, tasks, list(right), list(letters), hit_N, hit_N, np.ones(len(right)))
+    four = [4] * len(ids)
+    return Answers(ids, tasks, list(right), list(letters), four, hit_N, hit_N, np.ones(len(ids)))
 
 
 def test_one_letter_for_all_scores_as_chance_does_however_the_right_ones_are_spread() -> None:
@@ -99,7 +108,56 @@ def test_several_rates_wait_for_all_of_the_search(
     assert finished(grid) == [Trial("one", "lora", 1e-3, 0)]
 
 
-def test_a_model_of_your_own_stands_alone() -> None:
+def samples(trial: Trial, name: str, *, first: str = "a") -> None:
+    """Two questions of a kind that has no readout, one right, one with an unread answer."""
+    folder = trial.folder / "mcq" / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = {"task": "Counting", "logprobs": [-1.0, -2.0, -3.0], "logprob_letter": "A"}
+    rows = [
+        {"id": first, "correct": 1, "logprob_correct": 1, "answer": "A", "unparsed": False},
+        {"id": "b", "correct": 0, "logprob_correct": 0, "answer": "B", "unparsed": True},
+    ]
+    lines = "".join(json.dumps(shared | row) + "\n" for row in rows)
+    (folder / name).write_text(lines)
+
+
+@pytest.mark.parametrize("name", ["mcq.jsonl", "mcq.blink.jsonl"])
+def test_samples_of_scenes_and_of_other_data_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    base, trial = Trial("one", "base"), Trial("one", "lora", 1e-3, 0)
+    with pytest.raises(FileNotFoundError, match=r"expected mcq\.jsonl"):
+        answers(base)
+    samples(base, name)
+    samples(trial, name)
+    found = answers(trial, base)
+    assert found.ids == ["a", "b"] and found.options == [3, 3]
+    assert found.logprob_N.tolist() == [1, 0] and found.read_N.tolist() == [1, 0]
+    assert readouts(trial, base) == {}
+    arms = {"base": [base], "lora": [trial]}
+    table = list(accuracy_table(arms, scenes=False))
+    assert "held-out" not in table[0] and len(table) == 4 and table[3].startswith("| lora | 1 |")
+    assert list(kinds_table(arms, scenes=True))[2] == "| Counting | 2 | 33.3 | 50.0 | 50.0 |"
+    assert list(surfacing_table(arms)) == ["No kind of question here has a readout."]
+    samples(trial, name, first="other")
+    with pytest.raises(ValueError, match="expected the questions of"):
+        answers(trial, base)
+
+
+def test_trials_of_other_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    check_settings("one", Grid(steps=5, seeds=(0,)))
+    check_settings("one", Grid(steps=5, arms=("lora",)))
+    with pytest.raises(ValueError, match="found others in steps, asked"):
+        check_settings("one", Grid(steps=6, asked=("blink=DIR",)))
+
+
+def test_what_cannot_be_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected arms out of lora.*\['plain'\] and 1"):
+        Grid(arms=("plain",), jobs=1)
     with pytest.raises(ValueError, match="one name in families"):
         Grid(own="pico")
     assert Grid(own="pico", families=("pico",)).model("pico") == "pico"
