@@ -90,6 +90,8 @@ def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     columns += [f"{name}, log-prob, beyond base" for name in groups]
     yield row(columns)
     yield row(["---"] + ["---:"] * (len(columns) - 1))
+    chance = macro(1 / np.array(base.options), base.tasks, kinds)
+    yield row(["chance", "", percent(chance), *[""] * (len(columns) - 3)])
     plain_SN = logprobs(arms.get("lora", []), first)
     for arm, of in arms.items():
         mine = [answers(trial, first) for trial in of]

@@ -137,7 +137,10 @@ def test_samples_of_scenes_and_of_other_data_are_read(
     assert readouts(trial, base) == {}
     arms = {"base": [base], "lora": [trial]}
     table = list(accuracy_table(arms, scenes=False))
-    assert "held-out" not in table[0] and len(table) == 4 and table[3].startswith("| lora | 1 |")
+    assert "held-out" not in table[0] and len(table) == 5
+    assert table[2].startswith("| chance |  | 33.3 |") and table[4].startswith(
+        "| lora | 1 | 50.0 |"
+    )
     assert list(kinds_table(arms, scenes=True))[2] == "| Counting | 2 | 33.3 | 50.0 | 50.0 |"
     assert list(surfacing_table(arms)) == ["No kind of question here has a readout."]
     samples(trial, name, first="other")
