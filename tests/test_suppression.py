@@ -8,9 +8,11 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from kvfix.diagnose.key_calibration import dependence
 from kvfix.models import Prompt, load_mlm
+from kvfix.repair import suppression
 from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
 from kvfix.repair.suppression import (
@@ -175,10 +177,12 @@ def test_heads_without_a_chosen_key_count_for_nothing() -> None:
     assert mass.grad is not None and not mass.grad.any()
 
 
+@pytest.mark.parametrize("small", [0, suppression.SMALL])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", tiny.FAMILIES)
-def test_attention_mass_is_the_models_own(name, side, load) -> None:
+def test_attention_mass_is_the_models_own(name, side, small, load, monkeypatch) -> None:
     """Against the weights that the eager implementation returns."""
+    monkeypatch.setattr(suppression, "SMALL", small)
     mlm = load(name, attn="eager")
     prompts = [*_prompts(), Prompt((tiny.photo(50, 50),) * 2, "a longer text", prefix="Look: ")]
     encoded = mlm.encode(prompts, padding_side=side)
@@ -208,6 +212,41 @@ def test_attention_mass_is_the_models_own(name, side, load) -> None:
                     * chosen.repeat_interleave(shared, 0)[:, None]
                 )
                 torch.testing.assert_close(mass_QT, inside.sum(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_chunks_and_the_whole_have_one_gradient(monkeypatch) -> None:
+    """And of chunks nothing but their inputs is kept for backward."""
+    torch.manual_seed(0)
+    start = torch.randn(9, 4, 8), torch.randn(20, 2, 8), torch.randn(2)
+    chosen = torch.rand(2, 20) < 0.3
+    found, kept = [], []
+    for small in (0, suppression.SMALL):
+        monkeypatch.setattr(suppression, "SMALL", small)
+        q_TQD, k_LHD, bias_H = (x.clone().requires_grad_() for x in start)
+        sizes: list[int] = []
+
+        def keep(x: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(x.numel())
+            return x
+
+        with saved_tensors_hooks(keep, lambda x: x):
+            mass_QT = attention_mass(
+                q_TQD,
+                k_LHD,
+                at_T=torch.arange(11, 20),
+                real_L=torch.ones(20, dtype=torch.bool),
+                chosen_HL=chosen,
+                scale=0.3,
+                bias_H=bias_H,
+                chunk=4,
+            )
+        kept.append(max(sizes, default=0))
+        mass_QT.square().sum().backward()
+        found.append((mass_QT, q_TQD.grad, k_LHD.grad, bias_H.grad))
+    for chunked, whole in zip(*found, strict=True):
+        assert chunked is not None and chunked.abs().sum() > 0
+        torch.testing.assert_close(chunked, whole)
+    assert kept[0] <= k_LHD.numel() < 9 * 4 * 20 <= kept[1]
 
 
 def test_query_hooks_are_gone_and_wrong_use_is_refused(load) -> None:

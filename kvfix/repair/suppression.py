@@ -39,6 +39,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kvfix.repair.losses import Mean, masked_mean
 
+SMALL = 2**18  # logits that backward keeps: 1 MiB costs less than computing them twice
+
 
 def input_dependence(
     k_ISHND: Tensor, *, mean_SHND: Tensor | None = None, excess: float = 0.0
@@ -98,7 +100,8 @@ def attention_mass(
     """Attention that each text query of one sample gives to the chosen keys, in one layer.
 
     Only [queries of a chunk, all keys] is alive at a time, and no full [L, L] matrix ever; chunks
-    are computed again in backward. Query head h reads KV head h // (Q / H).
+    are computed again in backward, unless all of them together are small. Query head h reads KV
+    head h // (Q / H).
 
     Args:
         q_TQD: Queries, post-RoPE.
@@ -119,6 +122,8 @@ def attention_mass(
     def mass_of(q_TQD: Tensor, at_T: Tensor) -> Tensor:
         return _mass(q_TQD, at_T, k_LHD, real_L, chosen_HL, bias_H, scale)
 
+    if q_TQD.shape[0] * q_TQD.shape[1] * len(real_L) <= SMALL:
+        return mass_of(q_TQD, at_T)
     chunks = zip(q_TQD.split(chunk), at_T.split(chunk), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([mass_of(*part) for part in chunks], dim=1)
@@ -148,8 +153,7 @@ def _mass(
     at_L = torch.arange(len(real_L), device=at_T.device)
     hidden_TL = (at_L > at_T[:, None]) | ~real_L
     logits_HGTL = logits_HGTL.masked_fill(hidden_TL, -torch.inf)
-    weight_HGTL = (logits_HGTL - logits_HGTL.logsumexp(-1, keepdim=True)).exp()
-    return torch.where(chosen_H11L, weight_HGTL, 0.0).sum(-1).flatten(0, 1)
+    return torch.einsum("hgtl,hl->hgt", logits_HGTL.softmax(-1), chosen_HL.float()).flatten(0, 1)
 
 
 def mass_hinge(mass_QT: Tensor, counts_H: Tensor, *, ceiling: float) -> Mean:
