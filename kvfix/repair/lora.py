@@ -209,8 +209,7 @@ def _multiply_in_bfloat16(layer: Any) -> None:
     forward = layer.forward
 
     def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        adapter = next(layer.lora_A.parameters()).dtype  # an engine may have rounded it
-        if x.dtype != torch.bfloat16 or adapter != torch.float32:
+        if x.dtype != torch.bfloat16 or _kept_in(layer) != torch.float32:
             return forward(x, *args, **kwargs)
         layer.cast_input_dtype_enabled = False
         try:
@@ -220,6 +219,11 @@ def _multiply_in_bfloat16(layer: Any) -> None:
             layer.cast_input_dtype_enabled = True
 
     layer.forward = run
+
+
+def _kept_in(layer: Any) -> torch.dtype:
+    """Data type of an adapter's weights; an engine may have rounded them."""
+    return next(layer.lora_A.parameters()).dtype
 
 
 def setup_of(mlm: Mlm, options: LoraOptions, *, zero: int, offload_params: bool = False) -> Setup:
