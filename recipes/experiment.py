@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 from experiment_format import write_format_lines
 
+from kvfix.checkpoint import read_json
 from kvfix.config import load_config
 from kvfix.repair.lora import PARTS
 from kvfix.repair.terms import Losses
@@ -154,7 +155,7 @@ def check_settings(family: str, grid: Grid) -> None:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(mine, indent=1) + "\n")
-    there = json.loads(file.read_text())
+    there = read_json(file)
     other = [name for name in mine if mine[name] != there.get(name)]
     if other:
         raise ValueError(
@@ -199,14 +200,13 @@ def validate(trial: Trial, grid: Grid) -> float:
     file = trial.folder / "val.json"
     if not file.exists():
         _run(trial, "val", _measure(trial, grid, "val", grid.val, file))
-    return json.loads(file.read_text())["macro"]
+    return read_json(file)["macro"]
 
 
 def test(trial: Trial, grid: Grid) -> None:
     """Answers, readouts, probes and what else must not get worse, on unseen scenes."""
     kvfix = [str(Path(sys.executable).parent / "kvfix"), "eval", *trial.adapter]
-    kvfix += ["--model", grid.model(trial.family), "--site", "value"]
-    kvfix += ["--dtype", grid.dtype]
+    kvfix += ["--model", grid.model(trial.family), "--site", "value", "--dtype", grid.dtype]
     mcq, probes, rest = (trial.folder / name for name in ("mcq", "probes", "rest.json"))
     if not _complete(mcq):
         asked = ["--task", "mcq", *_from(grid.asked), "--limit", str(grid.questions)]
@@ -231,7 +231,7 @@ def _measure(trial: Trial, grid: Grid, what: str, n: int, file: Path) -> list[st
 
 def _complete(folder: Path) -> bool:
     file = folder / "run.json"
-    return file.exists() and json.loads(file.read_text()).get("complete", False)
+    return file.exists() and read_json(file).get("complete", False)
 
 
 def _run(trial: Trial, what: str, command: list[str]) -> None:

@@ -5,14 +5,13 @@ Shapes: N questions, S value layers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from experiment import Trial
 
+from kvfix.checkpoint import read_json
 from kvfix.diagnose.surfacing import align
 from kvfix.eval.probes import TASKS
 from kvfix.eval.readouts import READOUTS
@@ -115,8 +114,3 @@ def probe_mean(trial: Trial, task: str) -> float:
 def _probes(trial: Trial) -> list[dict[str, Any]]:
     results = read_json(trial.folder / "probes" / "run.json")["results"]
     return [r for r in results if r["site"] == "value" and r["task"] in TASKS]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A small file."""
-    return json.loads(file.read_text())

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from experiment import BASE, Grid, Trial, finished
-from experiment_samples import Answers, answers, probe_mean, probe_tasks, read_json, readouts
+from experiment_samples import Answers, answers, probe_mean, probe_tasks, readouts
 
+from kvfix.checkpoint import read_json
 from kvfix.config import load_config
 from kvfix.data.examples import HELD_OUT
 from kvfix.eval.paired import stratified_paired_bootstrap

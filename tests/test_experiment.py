@@ -82,14 +82,14 @@ def test_only_tested_trials_are_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(experiment, "RUNS", tmp_path)
     grid = Grid(families=("one",), arms=("lora", "readout"), seeds=(0, 1))
 
-    def test_of(trial: Trial, *, complete: bool) -> None:
+    def tested(trial: Trial, *, complete: bool) -> None:
         (trial.folder / "mcq").mkdir(parents=True)
         (trial.folder / "mcq" / "run.json").write_text(json.dumps({"complete": complete}))
         (trial.folder / "rest.json").write_text("{}")
 
-    test_of(Trial("one", "base"), complete=True)
-    test_of(Trial("one", "lora", 3e-3, 1), complete=True)
-    test_of(Trial("one", "readout", 3e-3, 0), complete=False)
+    tested(Trial("one", "base"), complete=True)
+    tested(Trial("one", "lora", 3e-3, 1), complete=True)
+    tested(Trial("one", "readout", 3e-3, 0), complete=False)
     assert finished(grid) == [Trial("one", "base"), Trial("one", "lora", 3e-3, 1)]
 
 
