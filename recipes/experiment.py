@@ -6,8 +6,9 @@
 
 Arms: the base as it is; LoRA on the model's own loss alone; with the value readout's losses; with
 the suppression of keys; with both. Where several learning rates are given, each arm tries them all
-with the first seed and keeps the best on val scenes; the other seeds take it. Two kinds of question
-are held out of training entirely. Tests are on unseen scenes.
+in the first family with the first seed and keeps the best on val scenes; the other seeds and
+families take it. Two kinds of question are held out of training entirely. Tests are on unseen
+scenes.
 
 A model and photos of your own, in place of the nanos and the scenes:
 
@@ -81,7 +82,7 @@ class Grid:
 
     families: tuple[str, ...] = ("llava_onevision", "qwen2_5_vl", "llava_next")
     seeds: tuple[int, ...] = (0, 1, 2)  # all for the first family, the first for the others
-    rates: tuple[float, ...] = (3e-3,)
+    rates: tuple[float, ...] = (1e-3, 3e-3)
     arms: tuple[str, ...] = tuple(ARMS)
     steps: int = 600
     questions: int = 720  # of the test, all kinds evenly
@@ -243,23 +244,35 @@ def _run(trial: Trial, what: str, command: list[str]) -> None:
     print(f"{trial.family} {trial.arm} {trial.rate:g} seed {trial.seed}: {what}", flush=True)
 
 
-def best_rate(family: str, arm: str, grid: Grid) -> float:
-    """The learning rate that was best on val scenes with the first seed."""
+def best_rate(arm: str, grid: Grid) -> float:
+    """The learning rate that was best on val scenes, first family and seed."""
     if len(grid.rates) == 1:
         return grid.rates[0]
-    return max(grid.rates, key=lambda rate: validate(Trial(family, arm, rate, grid.seeds[0]), grid))
+    return max(grid.rates, key=lambda rate: validate(_tried(arm, rate, grid), grid))
 
 
-def search(family: str, arm: str, grid: Grid) -> None:
-    """Every learning rate with the first seed, then the test of the best."""
+def searched(arm: str, grid: Grid) -> dict[float, float]:
+    """Accuracy on val scenes by learning rate; empty while one is missing."""
+    files = {rate: _tried(arm, rate, grid).folder / "val.json" for rate in grid.rates}
+    if not all(file.exists() for file in files.values()):
+        return {}
+    return {rate: read_json(file)["macro"] for rate, file in files.items()}
+
+
+def _tried(arm: str, rate: float, grid: Grid) -> Trial:
+    return Trial(grid.families[0], arm, rate, grid.seeds[0])
+
+
+def search(arm: str, grid: Grid) -> None:
+    """Every learning rate in the first family with the first seed, then the test of the best."""
     for rate in grid.rates:
-        train(Trial(family, arm, rate, grid.seeds[0]), grid)
-    test(Trial(family, arm, best_rate(family, arm, grid), grid.seeds[0]), grid)
+        train(_tried(arm, rate, grid), grid)
+    test(_tried(arm, best_rate(arm, grid), grid), grid)
 
 
 def repeat(family: str, arm: str, seed: int, grid: Grid) -> None:
-    """Another seed at the best learning rate."""
-    trial = Trial(family, arm, best_rate(family, arm, grid), seed)
+    """Another seed or family at the best learning rate."""
+    trial = Trial(family, arm, best_rate(arm, grid), seed)
     train(trial, grid)
     test(trial, grid)
 
@@ -270,9 +283,8 @@ def finished(grid: Grid) -> list[Trial]:
     for family in grid.families:
         found += [Trial(family, BASE)]
         for arm in grid.arms:
-            tried = [Trial(family, arm, rate, grid.seeds[0]) for rate in grid.rates]
-            if len(tried) == 1 or all((t.folder / "val.json").exists() for t in tried):
-                rate = best_rate(family, arm, grid)
+            if len(grid.rates) == 1 or searched(arm, grid):
+                rate = best_rate(arm, grid)
                 found += [Trial(family, arm, rate, seed) for seed in grid.seeds]
     return [t for t in found if _complete(t.folder / "mcq") and (t.folder / "rest.json").exists()]
 
@@ -282,17 +294,24 @@ def main() -> None:
     grid = load_config(Grid, None, sys.argv[1:])
     # Torch takes all cores otherwise, and processes that share them stand in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // grid.jobs)))
-    steps: list[list[Any]] = []
+    first, *others = grid.families
     for family in grid.families:
         check_settings(family, grid)
-        steps.append([lambda f=family: test(Trial(f, BASE), grid)])
-        steps[-1] += [lambda f=family, a=arm: search(f, a, grid) for arm in grid.arms]
-        if family == grid.families[0]:
-            later = [(arm, seed) for seed in grid.seeds[1:] for arm in grid.arms]
-            steps.append([lambda f=family, a=a, s=s: repeat(f, a, s, grid) for a, s in later])
+    together: list[list[Any]] = [
+        [lambda f=family: test(Trial(f, BASE), grid) for family in grid.families],
+        [lambda a=arm: search(a, grid) for arm in grid.arms],
+        [
+            lambda f=family, a=arm, s=seed: repeat(f, a, s, grid)
+            for family, seed in [
+                *((first, seed) for seed in grid.seeds[1:]),
+                *((family, grid.seeds[0]) for family in others),
+            ]
+            for arm in grid.arms
+        ],
+    ]
     with ThreadPoolExecutor(grid.jobs) as pool:
-        for together in steps:
-            for job in [pool.submit(one) for one in together]:
+        for jobs in together:
+            for job in [pool.submit(one) for one in jobs]:
                 job.result()
 
 

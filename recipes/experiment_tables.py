@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from experiment import BASE, Grid, Trial, finished
+from experiment import BASE, Grid, Trial, best_rate, finished, searched
 from experiment_samples import Answers, answers, probe_mean, probe_tasks, readouts
 
 from kvfix.checkpoint import read_json
@@ -75,6 +75,16 @@ def difference(
         seed=0,
     ).macro
     return got.value, got.low, got.high
+
+
+def search_table(grid: Grid) -> Iterator[str]:
+    """Macro accuracy on val scenes of each learning rate; the tests take the best."""
+    yield row(["arm", *(f"val at {rate:g}" for rate in grid.rates), "taken"])
+    yield row(["---"] + ["---:"] * (len(grid.rates) + 1))
+    for arm in grid.arms:
+        tried = searched(arm, grid)
+        if tried:
+            yield row([arm, *map(percent, tried.values()), f"{best_rate(arm, grid):g}"])
 
 
 def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
@@ -215,6 +225,9 @@ def main() -> None:
     """Print everything."""
     grid = load_config(Grid, None, sys.argv[1:])
     trials = finished(grid)
+    if len(grid.rates) > 1:
+        title = f"### Learning rates, {grid.families[0]}, seed {grid.seeds[0]}"
+        print(title, "", *search_table(grid), sep="\n", end="\n\n")
     for family in grid.families:
         arms = grouped(trials, family)
         if BASE not in arms:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
 
 import experiment  # noqa: E402
-from experiment import Grid, Trial, check_settings, finished  # noqa: E402
+from experiment import Grid, Trial, check_settings, finished, searched  # noqa: E402
 from experiment_format import KINDS, write_format_lines  # noqa: E402
 from experiment_samples import Answers, answers, readouts  # noqa: E402
 from experiment_tables import (  # noqa: E402
@@ -23,6 +23,7 @@ from experiment_tables import (  # noqa: E402
     kinds_table,
     macro,
     one_letter,
+    search_table,
     surfacing_table,
 )
 
@@ -80,7 +81,7 @@ def test_lines_of_the_format_arm_are_read_and_only_one_option_is_right(tmp_path:
 
 def test_only_tested_trials_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "RUNS", tmp_path)
-    grid = Grid(families=("one",), arms=("lora", "readout"), seeds=(0, 1))
+    grid = Grid(families=("one",), arms=("lora", "readout"), seeds=(0, 1), rates=(3e-3,))
 
     def tested(trial: Trial, *, complete: bool) -> None:
         (trial.folder / "mcq").mkdir(parents=True)
@@ -93,19 +94,23 @@ def test_only_tested_trials_are_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     assert finished(grid) == [Trial("one", "base"), Trial("one", "lora", 3e-3, 1)]
 
 
-def test_several_rates_wait_for_all_of_the_search(
+def test_the_search_in_the_first_family_is_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "RUNS", tmp_path)
-    grid = Grid(families=("one",), arms=("lora",), seeds=(0,), rates=(1e-3, 3e-3))
-    for rate, macro_val in ((1e-3, 0.5), (3e-3, 0.4)):
-        trial = Trial("one", "lora", rate, 0)
+    grid = Grid(families=("one", "two"), arms=("lora",), seeds=(0,), rates=(1e-3, 3e-3))
+    for family, rate in (("one", 1e-3), ("one", 3e-3), ("two", 1e-3), ("two", 3e-3)):
+        trial = Trial(family, "lora", rate, 0)
         (trial.folder / "mcq").mkdir(parents=True)
         (trial.folder / "mcq" / "run.json").write_text('{"complete": true}')
         (trial.folder / "rest.json").write_text("{}")
-        assert finished(grid) == []
-        (trial.folder / "val.json").write_text(json.dumps({"macro": macro_val}))
-    assert finished(grid) == [Trial("one", "lora", 1e-3, 0)]
+    for rate, macro_val in ((1e-3, 0.5), (3e-3, 0.4)):
+        assert finished(grid) == [] and searched("lora", grid) == {}
+        (Trial("one", "lora", rate, 0).folder / "val.json").write_text(
+            json.dumps({"macro": macro_val})
+        )
+    assert finished(grid) == [Trial("one", "lora", 1e-3, 0), Trial("two", "lora", 1e-3, 0)]
+    assert list(search_table(grid))[2:] == ["| lora | 50.0 | 40.0 | 0.001 |"]
 
 
 def samples(trial: Trial, name: str, *, first: str = "a") -> None:
@@ -163,4 +168,4 @@ def test_what_cannot_be_run_is_refused() -> None:
         Grid(arms=("plain",), jobs=1)
     with pytest.raises(ValueError, match="one name in families"):
         Grid(own="pico")
-    assert Grid(own="pico", families=("pico",)).model("pico") == "pico"
+    assert Grid(own="pico", families=("pico",), rates=(1e-3,)).model("pico") == "pico"
