@@ -47,7 +47,7 @@ KL = "losses.kl.weight=0"
 OFF = tuple(f"losses.{f.name}.weight=0" for f in fields(Losses) if f.name != "kl")
 PLAIN = (*OFF, KL)
 SUPPRESS = (
-    "losses.dependence={weight: 10.0, layers: [4, 5, 6, 7], floor: 0.1, decay: 0.9}",
+    "losses.dependence={weight: 0.3, layers: [4, 5, 6, 7], floor: 0.1}",
     "losses.mass={weight: 1.0, layers: [4, 5, 6, 7], ceiling: 0.02}",
 )
 # Overrides of train_surfacing.yaml, whose own losses are the readout's.

@@ -22,10 +22,10 @@ from kvfix.repair.base_pass import forward_inputs, logits_at, run_base
 from kvfix.repair.batch import Batch
 from kvfix.repair.gate import KeyGate
 from kvfix.repair.key_choice import ChosenKeys
-from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.losses import Mean, answer_nll
 from kvfix.repair.queries import QueryKeys, key_biases
 from kvfix.repair.step import Rows, Step
+from kvfix.repair.step_keys import StepKeys
 from kvfix.repair.terms import Heads, Losses, Term
 
 LM = "lm"
@@ -48,7 +48,7 @@ class Repair(nn.Module):
         seed: int,
         keys: ChosenKeys | None = None,
     ):
-        """Make the heads, the gate and the running means that the losses ask for.
+        """Make the heads and the gate that the losses ask for.
 
         Args:
             mlm: With a fresh adapter.
@@ -77,16 +77,10 @@ class Repair(nn.Module):
             self.gate = KeyGate(keys.keys_SHV, losses.gate.layers)
         self.keys = keys
         self._key_bias = key_biases(mlm, needs.layers)  # before anything is partitioned
-        # In a list, so that they are no submodule: an engine would round them to its data type.
-        self._means = _running_means(mlm, losses, keys)
+        self._seen = StepKeys()
         self._open = ExitStack()
         self.names = (LM, *losses.active())
         self._only_here = any(type(t).amount is Term.amount for t in losses.active().values())
-
-    @property
-    def means(self) -> KeyMeans | None:
-        """Running means of keys; None where no loss keeps them."""
-        return self._means[0] if self._means else None
 
     def beside(self) -> nn.ModuleDict:
         """Heads and gate: what is trained beside the adapter."""
@@ -160,6 +154,7 @@ class Repair(nn.Module):
 
     def _step(self, batch: Batch, number: int, passing: ExitStack) -> Step:
         mlm, needs, encoded = self.mlm, self.losses.needs(number), batch.encoded
+        self._seen.begin(number)
         layers = tuple(sorted(needs.layers))
         rows_R = self._rows(batch)
         base = None
@@ -199,7 +194,7 @@ class Repair(nn.Module):
             attention={} if reader is None else reader.collect(),
             agnostic_SHV=None if self.keys is None else self.keys.keys_SHV,
             key_bias=self._key_bias,
-            means=self.means,
+            seen=self._seen,
             gate=self.gate,
             gate_SH=gate_SH,
         )
@@ -219,11 +214,3 @@ class Repair(nn.Module):
                 for name, term in self.losses.active().items()
             ),
         ]
-
-
-def _running_means(mlm: Mlm, losses: Losses, keys: ChosenKeys | None) -> list[KeyMeans]:
-    term = losses.dependence
-    if term.weight <= 0 or term.decay <= 0 or keys is None:
-        return []
-    shape = (len(term.layers), mlm.n_kv_heads, keys.n_cells, mlm.head_dim)
-    return [KeyMeans(shape, decay=term.decay).to(mlm.device)]

@@ -17,9 +17,9 @@ from kvfix.capture import LM_SITES, SampleFeatures
 from kvfix.eval.readouts import Images, Points
 from kvfix.models import Encoded
 from kvfix.repair.gate import KeyGate
-from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.losses import Mean
 from kvfix.repair.queries import Attention
+from kvfix.repair.step_keys import StepKeys
 
 
 class MaskTarget(NamedTuple):
@@ -134,7 +134,7 @@ class Step:
             resolution: the keys to suppress, or a random control of equal count (`on_tokens` and
             `random_keys` of `kvfix.edges` make it from the diagnosis's map).
         key_bias: `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
-        means: Running means of keys; None takes the batch's.
+        seen: Keys of earlier micro-batches of the same optimizer step; None: of none.
         gate: The gate; None without one.
         gate_SH: What the gate gave for this step.
     """
@@ -148,7 +148,7 @@ class Step:
     attention: dict[int, list[Attention]] = field(default_factory=dict)
     agnostic_SHV: Tensor | None = None
     key_bias: dict[int, Tensor | None] = field(default_factory=dict)
-    means: KeyMeans | None = None
+    seen: StepKeys | None = None
     gate: KeyGate | None = None
     gate_SH: Tensor | None = None
 

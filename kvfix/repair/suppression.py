@@ -15,23 +15,28 @@ variance, so at n = 2 a key of r = 1 would look like 0.5, and a hinge would push
   are both unbiased, which leaves the ratio's own bias of order 1/n; it equals 1 - (mean inner
   product of two different images' keys) / mean |k_i|^2. It is the r of `kvfix.diagnose` without
   the clip there, so it may exceed 1; it needs n >= 2.
-- running mean: mean |k_i - m|^2 / (1 + e) / mean |k_i|^2, m a mean of EARLIER steps' keys without a
-  gradient and e its variance as a share of Var(k) (see `KeyMeans`). It works from n = 1, and m is
-  the same on every rank (the ratio is still one micro-batch's). Its cost: while the mean key moves,
-  m lags behind, and the lag counts as variance.
+- known mean, for n = 1: |k - m|^2 / (1 + e) / |k|^2, m the mean key of images in earlier
+  micro-batches of the SAME optimizer step, without a gradient, and e its variance as a share of
+  Var(k) (see `StepKeys`).
 
-Seen on Gaussian keys of 64 channels at n = 2 (standard deviation over keys, decay 0.9): r = 0.3 is
-estimated as 0.15 plainly, 0.31 +- 0.07 by the batch, 0.31 +- 0.05 by the running mean; at n = 8 as
-0.27, 0.30 +- 0.04 and 0.30 +- 0.04.
+Why of the same step. A mean that runs over earlier steps would be less noisy, but it lags behind
+while the mean key moves, and the lag counts as variance: on a nano with planted agnostic keys
+(`recipes/plant_keys.py`) such a loss fell from 0.1 to 0.0004 in 40 steps by keys that drifted from
+step to step and depended on no image at all.
 
-Both are noisy and the hinge is convex, so keys near the bound are pushed a little by noise alone:
-give the mask of keys that the diagnosis found, not all keys.
+Why the hinge is on ln r. The gradient of r itself vanishes with r, just where a key depends on the
+image least: there a hinge of floor - r did not move a planted key in 30 steps.
+
+Both estimators are noisy and the hinge is convex, so keys near the bound are pushed a little by
+noise alone: give the mask of keys that the diagnosis found, not all keys.
 
 Shapes: I images, S layers, H KV heads, N cells, D channels of a head; T text queries, L keys (all
 positions), Q query heads.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -49,20 +54,21 @@ def input_dependence(
 
     Args:
         k_ISHND: Pre-RoPE keys of images at one resolution, the bias of `k_proj` subtracted.
-        mean_SHND: Running mean of earlier keys; None takes the batch's own and needs I >= 2.
-        excess: Variance of the running mean as a share of the keys' variance, at least 0.
+        mean_SHND: Mean of other keys of the same weights; None takes the batch's own and needs
+            I >= 2.
+        excess: Variance of that mean as a share of the keys' variance, at least 0.
 
     Returns:
         r_SHN, float32, at least 0, 1 and more where keys share nothing.
 
     Raises:
-        ValueError: One image without a running mean.
+        ValueError: One image without a known mean.
     """
     k_ISHND = k_ISHND.float()
     if mean_SHND is None:
         if len(k_ISHND) < 2:
             raise ValueError(
-                f"expected keys of at least two images, found {len(k_ISHND)}; give a running mean "
+                f"expected keys of at least two images, found {len(k_ISHND)}; give a known mean "
                 "for batches of one"
             )
         variance_SHN = k_ISHND.var(0, unbiased=True).sum(-1)
@@ -73,7 +79,7 @@ def input_dependence(
 
 
 def dependence_hinge(r_SHN: Tensor, chosen_SHN: Tensor, *, floor: float) -> Mean:
-    """max(0, floor - r): how far each chosen key is below the floor.
+    """max(0, ln(floor / r)): how far each chosen key is below the floor.
 
     Args:
         r_SHN: Of `input_dependence`.
@@ -81,9 +87,10 @@ def dependence_hinge(r_SHN: Tensor, chosen_SHN: Tensor, *, floor: float) -> Mean
         floor: In (0, 1].
 
     Returns:
-        Mean over chosen keys, in [0, floor].
+        Mean over chosen keys, nats, at least 0; r counts as 1e-8 at least.
     """
-    return masked_mean((floor - r_SHN).clamp(min=0), chosen_SHN.to(r_SHN.device))
+    below_SHN = math.log(floor) - r_SHN.clamp(min=1e-8).log()
+    return masked_mean(below_SHN.clamp(min=0), chosen_SHN.to(r_SHN.device))
 
 
 def attention_mass(

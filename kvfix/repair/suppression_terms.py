@@ -29,17 +29,15 @@ class DependenceTerm(LayerTerm):
 
     The FIRST image of a prompt counts if it is of the calibrated size (as many tokens as the mask
     of keys): its keys depend on nothing before it. A second one is read after the first, which
-    moves its keys. Without running means a micro-batch with fewer than two such images counts for
-    nothing; with them, only the very first step does.
+    moves its keys. A micro-batch with one such image is held against those before it in the same
+    step; the first of a step counts for nothing then.
 
     Attributes:
         floor: r that a key should reach, in (0, 1]: the diagnosis's tau (at most 0.1) or a little
             more. Language models add one large constant to all image keys, so r is small for most.
-        decay: Of the running mean of keys, in [0, 1); 0 takes the batch's own mean.
     """
 
     floor: float = 0.1
-    decay: float = 0.0
 
     site: ClassVar[str] = "key"
 
@@ -48,27 +46,25 @@ class DependenceTerm(LayerTerm):
         super().__post_init__()
         if not 0 < self.floor <= 1:
             raise ValueError(f"expected a floor in (0, 1], found {self.floor}")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"expected a decay in [0, 1), found {self.decay}")
 
     def needs(self) -> Needs:
         """Pre-RoPE keys, and which of them are meant."""
         return super().needs() | Needs(agnostic=True)
 
     def loss(self, step: Step, head: Head | None) -> Mean:
-        """Mean over chosen keys of how far r is below the floor; a key weighs as its images."""
+        """Mean over chosen keys of ln(floor / r) where r is below; a key weighs as its images."""
         where = self._where(step)
         if not where:
             return step.zero(self.site, self.layers)
         keys_SHV = _agnostic(step)[list(self.layers)]
         k_ISHND = torch.stack([self._of(step, b, keys_SHV.shape[1]) for b in where])
         known, excess = None, 0.0
-        if step.means is not None:
-            known, excess = step.means.mean_SHND, step.means.excess
-            step.means.observe(k_ISHND)
-        if known is None and (step.means is not None or len(where) < 2):
+        if step.seen is not None:
+            if len(where) == 1:
+                known, excess = step.seen.mean_SHND, step.seen.excess
+            step.seen.observe(k_ISHND)
+        if known is None and len(where) == 1:
             return step.zero(self.site, self.layers)
-        known = None if known is None else known.to(k_ISHND.device)
         r_SHN = input_dependence(k_ISHND, mean_SHND=known, excess=excess)
         cells_N = step.encoded.images[where[0]][0].layout.index_HW.flatten()
         chosen_SHN = keys_SHV[..., cells_N.to(keys_SHV.device)]

@@ -6,8 +6,8 @@
 
 Several ranks or micro-batches agree with one only if each divides its `mean.total` by the weight of
 ALL of them (times the ranks, where gradients are averaged): samples with a mask are not dealt out
-evenly. `dependence` alone is a ratio within each micro-batch, with running means as well: two ranks
-of two images do not give quite the loss of one rank of four.
+evenly. `dependence` alone is a ratio within each micro-batch: two ranks of two images do not give
+quite the loss of one rank of four.
 
 YAML maps 1:1, for instance `losses: {mask: {weight: 0.5, layers: [8, 12]}}`.
 """

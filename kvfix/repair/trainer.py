@@ -28,7 +28,6 @@ from kvfix.repair.module import Repair
 from kvfix.repair.speed import Clock
 
 BESIDE = "kvfix_heads.safetensors"
-MEANS = "kvfix_key_means.pt"
 Show = Callable[[dict[str, float]], None]
 
 
@@ -72,7 +71,6 @@ class RepairTrainer(Trainer):
         self._sums_T2 = torch.zeros(len(repair.names), 2, device=args.device)
         self._clock = Clock(sum(_numel(p) for p in repair.mlm.lm.parameters()), repair.mlm.device)
         self.probe: GradientProbe | None = None if resumes else GradientProbe(repair)
-        self._advanced = 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a group a part."""
@@ -93,7 +91,6 @@ class RepairTrainer(Trainer):
     ) -> tuple[list[dict[str, Batch]], Tensor]:
         """The micro-batches of one optimizer step, and what all ranks' hold together."""
         start = time.perf_counter()
-        self._settle()
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [sample["batch"] for sample in samples]
         found = torch.tensor([self.repair.amounts(batch) for batch in batches]).sum(0)
@@ -149,7 +146,6 @@ class RepairTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter as PEFT writes it, the gate and the heads; gathered from all ranks first."""
         out = Path(output_dir or self.args.output_dir)
-        self._settle()
         trained = [p for p in self.repair.parameters() if p.requires_grad]
         with _gathered(trained):
             if self.args.should_save:
@@ -160,8 +156,6 @@ class RepairTrainer(Trainer):
                 heads = {n: p.detach().cpu().contiguous() for n, p in self._heads()}
                 if heads:
                     save_file(heads, out / BESIDE)
-                if self.repair.means is not None:
-                    torch.save(self.repair.means.state_dict(), out / MEANS)
 
     def _heads(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         yield from self.repair.beside().named_parameters()
@@ -194,20 +188,6 @@ class RepairTrainer(Trainer):
                 f"{folder}: expected this model's adapter, found {len(lost)} keys missing and "
                 f"{len(loaded.unexpected_keys)} unexpected; resume with the same config"
             )
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """And the running means of keys, which an engine's checkpoint does not hold."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.repair.means is not None:
-            means = torch.load(Path(checkpoint) / MEANS, weights_only=True)
-            self.repair.means.load_state_dict(means)
-
-    def _settle(self) -> None:
-        """Once an optimizer step: what its images taught the running means of keys."""
-        if self.repair.means is not None and self._advanced != self.state.global_step:
-            several = dist.is_initialized() and self.args.world_size > 1
-            self.repair.means.advance(dist.all_reduce if several else None)
-            self._advanced = self.state.global_step
 
     def _summed(self, x: Tensor) -> Tensor:
         """Over ranks."""
