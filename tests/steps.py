@@ -18,11 +18,11 @@ from kvfix.intervene import intervene
 from kvfix.models import Mlm, Prompt, load_mlm
 from kvfix.repair.base_pass import logits_at, run_base
 from kvfix.repair.gate import KeyGate
-from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.lora import LoraOptions, attach
 from kvfix.repair.losses import Mean
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
 from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable, Rows, Step
+from kvfix.repair.step_keys import StepKeys
 from kvfix.repair.terms import Heads, Losses
 
 IMAGE_HW = (60, 100)
@@ -99,7 +99,7 @@ def make_step(
     given: Sequence[Prompt],
     knows: Sequence[Extras],
     *,
-    means: KeyMeans | None = None,
+    seen: StepKeys | None = None,
     gate: KeyGate | None = None,
     grad: bool = True,
 ) -> Step:
@@ -144,7 +144,7 @@ def make_step(
             attention={} if reader is None else reader.collect(),
             agnostic_SHV=agnostic(mlm, given) if needs.agnostic else None,
             key_bias=key_biases(mlm, layers),
-            means=means,
+            seen=seen,
             gate=gate,
             gate_SH=gate_SH,
         )

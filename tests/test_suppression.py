@@ -13,8 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from kvfix.diagnose.key_calibration import dependence
 from kvfix.models import Prompt, load_mlm
 from kvfix.repair import suppression
-from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
+from kvfix.repair.step_keys import StepKeys
 from kvfix.repair.suppression import (
     attention_mass,
     dependence_hinge,
@@ -52,12 +52,12 @@ def test_dependence_by_hand() -> None:
     # By the other form: 1 - mean inner product of two images over the mean square.
     assert r.item() == pytest.approx(1 - (9 - 1) / 10)
     mean = dependence_hinge(r, torch.ones(1, 1, 1, dtype=torch.bool), floor=0.5)
-    assert mean.value.item() == pytest.approx(0.3)
+    assert mean.value.item() == pytest.approx(math.log(0.5 / 0.2))
     mean.value.backward()
     assert keys.grad is not None
     step = keys.detach() - 0.1 * keys.grad
     assert step[0, 0, 0, 0, 1] > 1 and step[0, 0, 0, 0, 0] < 3  # further apart, shorter mean
-    # With a running mean of (3, 0) of variance share 1/4.
+    # With a known mean of (3, 0) of variance share 1/4.
     known = input_dependence(keys, mean_SHND=_keys([3.0, 0])[0], excess=0.25)
     assert known.item() == pytest.approx(1 / 1.25 / 10)
     assert input_dependence(_keys([2.0, 2], [2, 2])).item() == 0
@@ -80,18 +80,37 @@ def test_the_estimator_is_right_for_small_batches(n: int, truth: float) -> None:
     assert r == pytest.approx(truth, abs=0.015)
     plain = (keys.var(0, unbiased=False).sum(-1) / keys.square().mean(0).sum(-1)).mean().item()
     assert plain == pytest.approx(truth * (n - 1) / n, abs=0.015)
-    # The running mean: 40 steps of n images, then one more step that it has not seen.
-    means = KeyMeans((1, 1, positions, width), decay=0.8)
-    for _ in range(40):
-        more = torch.randn(n, 1, 1, positions, width, generator=generator)
-        means.observe(math.sqrt(truth) * more + math.sqrt(1 - truth) * mean)
-        means.advance()
-    running = input_dependence(keys, mean_SHND=means.mean_SHND, excess=means.excess)
-    assert running.mean().item() == pytest.approx(truth, abs=0.015)
-    if n == 2:
-        assert running.std() < 0.9 * input_dependence(keys).std()
-    one = input_dependence(keys[:1], mean_SHND=means.mean_SHND, excess=means.excess)
+    # One image, held against the others of its step.
+    seen = StepKeys()
+    for key in keys[1:]:
+        seen.observe(key[None])
+    one = input_dependence(keys[:1], mean_SHND=seen.mean_SHND, excess=seen.excess)
     assert one.mean().item() == pytest.approx(truth, abs=0.02)
+    without = input_dependence(keys[:1], mean_SHND=seen.mean_SHND)
+    assert without.mean().item() == pytest.approx(truth * n / (n - 1), rel=0.03)
+
+
+def test_keys_that_drift_and_know_no_image_do_not_pass() -> None:
+    """Every image of a step has the same key, every step another: r is 0, not large."""
+    seen = StepKeys()
+    for number in range(3):
+        seen.begin(number)
+        assert seen.mean_SHND is None and seen.excess == 0
+        key = torch.full((1, 1, 1, 1, 4), 1.0 + number)
+        seen.observe(key)
+        assert input_dependence(key, mean_SHND=seen.mean_SHND, excess=seen.excess).item() == 0
+
+
+@pytest.mark.parametrize("r", [1e-6, 1e-3])
+def test_the_hinge_pulls_where_a_key_is_most_constant(r: float) -> None:
+    """Moving apart by one part in a thousand gains as much, however small r is."""
+    off = math.sqrt(r)
+    keys = _keys([1.0, off], [1.0, -off]).requires_grad_()
+    chosen = torch.ones(1, 1, 1, dtype=torch.bool)
+    dependence_hinge(input_dependence(keys), chosen, floor=0.1).value.backward()
+    assert keys.grad is not None
+    gain = (keys.grad * _keys([0.0, off], [0.0, -off])).sum().item()
+    assert gain == pytest.approx(-2, rel=0.01)  # r grows as the square of the distance
 
 
 def test_it_is_the_statistic_of_the_diagnosis() -> None:
@@ -106,41 +125,25 @@ def test_the_hinge_counts_chosen_keys_only() -> None:
     r = torch.tensor([0.1, 0.3, 0.9]).view(1, 1, 3).requires_grad_()
     chosen = torch.tensor([True, False, True]).view(1, 1, 3)
     mean = dependence_hinge(r, chosen, floor=0.5)
-    assert mean.value.item() == pytest.approx(0.4 / 2) and mean.weight == 2
+    assert mean.value.item() == pytest.approx(math.log(5) / 2) and mean.weight == 2
     mean.value.backward()
-    assert r.grad is not None and r.grad.flatten().tolist() == [-0.5, 0, 0]
+    assert r.grad is not None and r.grad.flatten().tolist() == pytest.approx([-5, 0, 0])
     none = dependence_hinge(r, ~chosen & chosen, floor=0.5)
     assert none.value == 0 and none.value.requires_grad
 
 
-def test_running_means_by_hand_and_over_ranks() -> None:
-    means = KeyMeans((1, 1, 1, 2), decay=0.5)
-    assert means.mean_SHND is None and means.excess == 0
-    means.advance()  # a step without images
-    assert means.mean_SHND is None
-    means.observe(_keys([2.0, 0], [4, 0]))
-    means.advance()
-    assert means.mean_SHND is not None
-    assert means.mean_SHND.flatten().tolist() == [3, 0] and means.excess == pytest.approx(1 / 2)
-    # Another step, shared out: two micro-batches here, one image on another rank, which is (6, 3).
-    means.observe(_keys([6.0, 0]))
-    means.observe(_keys([6.0, 0]))
-    assert means.mean_SHND.flatten().tolist() == [3, 0]  # not within a step
-
-    def all_reduce(tensor: Tensor) -> None:
-        tensor += 1 if tensor.ndim == 0 else _keys([6.0, 3])[0]
-
-    means.advance(all_reduce)
-    # Weights 1/3 on the first mean and 2/3 on the second, (6, 1): debiased.
-    torch.testing.assert_close(means.mean_SHND.flatten(), torch.tensor([5.0, 2 / 3]))
-    assert means.excess == pytest.approx((1 / 3) ** 2 / 2 + (2 / 3) ** 2 / 3)
-    again = KeyMeans((1, 1, 1, 2), decay=0.5)
-    again.load_state_dict(means.state_dict())
-    assert torch.equal(again.mean_SHND, means.mean_SHND) and again.excess == means.excess
+def test_the_mean_key_of_a_step_by_hand() -> None:
+    seen = StepKeys()
+    seen.begin(4)
+    seen.observe(_keys([2.0, 0], [4, 0]).requires_grad_())
+    seen.begin(4)
+    seen.observe(_keys([6.0, 3]))
+    assert seen.mean_SHND is not None and not seen.mean_SHND.requires_grad
+    assert seen.mean_SHND.flatten().tolist() == [4, 1] and seen.excess == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="of one resolution"):
-        means.observe(torch.zeros(1, 1, 1, 2, 2))
-    with pytest.raises(ValueError, match=r"decay in \[0, 1\)"):
-        KeyMeans((1, 1, 1, 2), decay=1.0)
+        seen.observe(torch.zeros(1, 1, 1, 2, 2))
+    seen.begin(5)
+    assert seen.mean_SHND is None and seen.excess == 0
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -69,7 +69,6 @@ def test_losses_map_to_yaml(tmp_path: Path) -> None:
         ("kl.at=here", "expected at to be text, answer, both"),
         ("kl.chunk=0", "at least 1 position"),
         ("dependence.floor=0", r"floor in \(0, 1\]"),
-        ("dependence.decay=1", r"decay in \[0, 1\)"),
         ("mass.ceiling=1", r"ceiling in \[0, 1\)"),
         ("distil.temperature=0", "temperature above 0"),
         ("gram.chunk=0", "at least 1 row"),

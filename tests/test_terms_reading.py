@@ -1,4 +1,4 @@
-"""What exactly each loss term reads of a step: outputs, images, biases, running means, points."""
+"""What exactly each loss term reads of a step: outputs, images, biases, mean keys, points."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from steps import LAYER
 
 from kvfix.models import Prompt
-from kvfix.repair.key_means import KeyMeans
 from kvfix.repair.readout_terms import near_cells
 from kvfix.repair.step import Extras, Matches
+from kvfix.repair.step_keys import StepKeys
 
 
 def test_mask_categories_train_their_own_output(checkpoint) -> None:
@@ -79,20 +79,20 @@ def test_dependence_subtracts_the_bias_in_the_statistic(checkpoint) -> None:
     assert left > after + 0.1
 
 
-def test_dependence_with_running_means_works_from_one_image(checkpoint) -> None:
+def test_dependence_of_one_image_is_held_against_those_before_it(checkpoint) -> None:
     mlm = steps.tuned(checkpoint("llava"))
     losses, given = steps.only("dependence", floor=1.0), steps.prompts(3, images=1)
-    layout = mlm.encode(given).images[0][0].layout
-    cells = layout.index_HW.numel()
-    means = KeyMeans((1, mlm.n_kv_heads, cells, mlm.head_dim), decay=0.5)
-    found = []
-    for n in range(3):
-        step = steps.make_step(mlm, losses, given[n : n + 1], [Extras()], means=means)
-        mean = steps.mean_of("dependence", losses, step, steps.heads_of(mlm, losses))
-        found.append(mean)
-        means.advance()
-    assert found[0].weight == 0 and found[1].weight > 0 and found[2].value > 0
-    found[2].value.backward()
+    heads, seen, found = steps.heads_of(mlm, losses), StepKeys(), []
+    for number, n in ((0, 0), (0, 1), (1, 2)):  # two of one step, one of the next
+        seen.begin(number)
+        step = steps.make_step(mlm, losses, given[n : n + 1], [Extras()], seen=seen)
+        found.append(steps.mean_of("dependence", losses, step, heads))
+    assert [float(mean.weight) > 0 for mean in found] == [False, True, False]
+    # Of two images, each one's distance from the other is all that is known of their variance.
+    together = steps.make_step(mlm, losses, given[:2], [Extras()] * 2)
+    both = steps.mean_of("dependence", losses, together, heads).value
+    torch.testing.assert_close(found[1].value, both, rtol=0.05, atol=0.05)
+    found[1].value.backward()
     assert mlm.layer(LAYER).self_attn.k_proj.lora_B.default.weight.grad.any()
 
 

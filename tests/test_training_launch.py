@@ -38,7 +38,7 @@ SURFACING = [
 ARTIFACTS = [
     *("log_every=1", "threads=1", "warmup=3", "rates.lm=2e-3", "rates.gate=2e-2", "lora.rank=4"),
     *("keys.lowest=0.2", "losses.gate={weight: 0.01, layers: [0, 1]}"),
-    "losses.dependence={weight: 1.0, layers: [0, 1], floor: 1.0, decay: 0.9}",
+    "losses.dependence={weight: 1.0, layers: [0, 1], floor: 1.0}",
     "losses.mass={weight: 1.0, layers: [0, 1], ceiling: 0.0}",
 ]
 STAGES = ("0", "2", "3")

@@ -143,9 +143,9 @@ def test_losses_of_the_log_add_up(checkpoint, data, tmp_path) -> None:
         assert line["images_per_s"] > 0 and line["tokens_per_s"] > 0 and 0 < line["data_wait"] < 1
 
 
-def test_gate_and_running_means_train_are_saved_and_resumed(checkpoint, photos, tmp_path) -> None:
+def test_gate_and_dependence_train_and_are_resumed(checkpoint, photos, tmp_path) -> None:
     losses = steps.only("dependence", "mass", "gate")
-    losses = replace(losses, dependence=replace(losses.dependence, floor=1.0, decay=0.9))
+    losses = replace(losses, dependence=replace(losses.dependence, floor=1.0))
     losses = replace(losses, mass=replace(losses.mass, ceiling=0.0))
     keys = replace(Recipe().keys, lowest=0.5)
     more: dict[str, Any] = {"losses": losses, "keys": keys, "steps": 4}
@@ -156,19 +156,19 @@ def test_gate_and_running_means_train_are_saved_and_resumed(checkpoint, photos, 
         for name in one:
             if "loss" in name:
                 assert other[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), name
-    assert "loss_dependence" not in whole[0] and whole[1]["loss_dependence"] > 0
+    assert all(line["loss_dependence"] > 0 for line in whole)
     gates = [KeyGate.load(tmp_path / run).bias_EH.detach() for run in "ab"]
     assert gates[0].any() and torch.allclose(*gates, atol=1e-6)
-    means = [torch.load(tmp_path / run / "kvfix_key_means.pt") for run in "ab"]
-    assert means[0]["weight"] > 0 and means[0]["total_SHND"].any()
-    torch.testing.assert_close(*means, atol=1e-6, rtol=1e-6)
-    # Without the means of the checkpoint the next step is another.
-    train(recipe(checkpoint, photos, tmp_path / "c", **more, stop_at=2))
-    file = tmp_path / "c" / "checkpoint-2" / "kvfix_key_means.pt"
-    kept = torch.load(file)
-    torch.save({name: tensor * 0 for name, tensor in kept.items()}, file)
-    lost = train(recipe(checkpoint, photos, tmp_path / "c", **more, resume=True))
-    assert lost[2].get("loss_dependence") != pytest.approx(whole[2]["loss_dependence"], rel=1e-3)
+
+
+def test_dependence_needs_two_images_a_step(checkpoint, photos, tmp_path) -> None:
+    losses = steps.only("dependence")
+    more: dict[str, Any] = {"losses": losses, "batch": 1, "lm": 1.0}
+    with pytest.raises(ValueError, match="two examples a step for `dependence`, found batch=1"):
+        recipe(checkpoint, photos, tmp_path / "a", **more, accumulate=1)
+    more["keys"] = replace(Recipe().keys, lowest=0.5)
+    lines = train(recipe(checkpoint, photos, tmp_path / "b", **more, accumulate=6, steps=2))
+    assert all(line["loss_dependence"] > 0 for line in lines)
 
 
 def test_a_folder_with_another_run_is_left_alone(checkpoint, data, tmp_path) -> None:

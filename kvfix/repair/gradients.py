@@ -1,4 +1,4 @@
-"""After the first backward: does every part that should learn get a gradient?
+"""After the first step: does every part that should learn get a gradient?
 
 A loss can fall although the adapter learns nothing: because a head alone trains, or because a hook
 saw a tensor without a graph. So the first step is looked at.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class GradientProbe:
-    """Largest absolute gradient of each trainable parameter in the first backward pass.
+    """Largest absolute gradient of each trainable parameter in the first optimizer step.
 
     `lora_A` gets none in the first step, as `lora_B` starts at zero; `lora_B` must.
     """

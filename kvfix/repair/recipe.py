@@ -107,6 +107,11 @@ class Recipe:
             raise ValueError(f"expected quant to be empty or nf4, found {self.quant!r}")
         if min(self.steps, self.batch, self.accumulate, self.log_every, self.keep) < 1:
             raise ValueError("expected steps, batch, accumulate, log_every and keep of at least 1")
+        if self.losses.dependence.weight > 0 and self.batch * self.accumulate < 2:
+            raise ValueError(
+                "expected two examples a step for `dependence`, found batch=1 and accumulate=1: "
+                "one image does not tell what its keys depend on"
+            )
 
 
 def run(recipe: Recipe, name: str, *, root: Path, command: Sequence[str]) -> Path:

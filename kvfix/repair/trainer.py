@@ -66,7 +66,7 @@ class RepairTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.repair, self._report, self._rates, self._show = repair, report, rates, show
         self._amount_T = torch.full((len(repair.names),), float("nan"))
-        self._micro = 1
+        self._micro = self._left = 1  # micro-batches of a step, and those still to come
         # On the device until it is logged: reading it in every micro-batch would wait for it.
         self._sums_T2 = torch.zeros(len(repair.names), 2, device=args.device)
         self._clock = Clock(sum(_numel(p) for p in repair.mlm.lm.parameters()), repair.mlm.device)
@@ -95,7 +95,7 @@ class RepairTrainer(Trainer):
         batches = [sample["batch"] for sample in samples]
         found = torch.tensor([self.repair.amounts(batch) for batch in batches]).sum(0)
         self._amount_T = self._summed(found.to(device))
-        self._micro = max(len(batches), 1)
+        self._micro = self._left = max(len(batches), 1)
         self._clock.waited += time.perf_counter() - start
         self._clock.images += sum(batch.n_images for batch in batches)
         self._clock.tokens += sum(batch.n_tokens for batch in batches)
@@ -120,7 +120,8 @@ class RepairTrainer(Trainer):
             loss = super().training_step(*args, **kwargs)
         finally:
             self.repair.close()
-        if self.probe is not None:
+        self._left -= 1
+        if self.probe is not None and self._left == 0:  # one micro-batch may hold no answer
             self.probe.check()
             self.probe.close()
             self.probe = None
