@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -26,9 +27,12 @@ from experiment_tables import (  # noqa: E402
     search_table,
     surfacing_table,
 )
+from plant_keys import batches, forward, plant  # noqa: E402
 
 from kvfix.data.conversations import read_conversations  # noqa: E402
 from kvfix.data.examples import conversation_examples  # noqa: E402
+from kvfix.models import load_mlm  # noqa: E402
+from kvfix.shipped import nano_dir  # noqa: E402
 
 
 def said(letters: str, right: str, tasks: list[str]) -> Answers:
@@ -169,3 +173,18 @@ def test_what_cannot_be_run_is_refused() -> None:
     with pytest.raises(ValueError, match="one name in families"):
         Grid(own="pico")
     assert Grid(own="pico", families=("pico",), rates=(1e-3,)).model("pico") == "pico"
+
+
+def test_the_first_row_of_keys_is_planted_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    mlm = load_mlm(str(nano_dir("llava_onevision")), dtype=torch.float32)
+    layers = [mlm.n_layers - 2, mlm.n_layers - 1]
+    batch = next(batches(mlm, 1))
+    planted_N = torch.arange(batch.encoded.images[0][0].layout.index_HW.numel()) < 8
+    with torch.no_grad():
+        _, before_SHN = forward(mlm, batch, layers)
+    plant(mlm, layers, steps=8)
+    with torch.no_grad():
+        _, after_SHN = forward(mlm, batch, layers)
+    change_SHN = after_SHN / before_SHN
+    assert change_SHN[..., planted_N].median() < 0.6 * change_SHN[..., ~planted_N].median()
+    assert "median r of planted keys" in capsys.readouterr().out
