@@ -185,15 +185,12 @@ def test_a_killed_run_ends_as_an_undisturbed_one(zero, whole, trained) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_stopped_artifact_run_goes_on_with_its_gate_and_means(trained) -> None:
+def test_a_stopped_artifact_run_goes_on_with_its_gate(trained) -> None:
     whole, resumed = trained.out("artifacts"), trained.out("artifacts_resumed")
     assert_equal_losses(trained.log("artifacts_resumed"), trained.log("artifacts"), 1e-5)
     gates = [KeyGate.load(folder).bias_EH.detach() for folder in (resumed, whole)]
     assert gates[1].any()
     torch.testing.assert_close(*gates, atol=1e-5, rtol=1e-5)
-    means = [torch.load(folder / "kvfix_key_means.pt") for folder in (resumed, whole)]
-    torch.testing.assert_close(*means, atol=1e-5, rtol=1e-5)
-    assert means[1]["total_SHND"].any()
 
 
 @pytest.mark.parametrize("quant", ["", "nf4"])
