@@ -175,23 +175,23 @@ def surfacing_table(arms: Arms, **_: bool) -> Iterator[str]:
 def rest_table(arms: Arms, **_: bool) -> Iterator[str]:
     """What must not get worse, and the keys; mean over seeds."""
     tasks = probe_tasks(arms[BASE][0])
-    columns = ["arm", "text loss", "talk loss", "agnostic keys", "r of the lowest 5 %", "minutes"]
+    columns = ["arm", "text loss", "talk loss", "agnostic keys, %", "r of the lowest 5 %", "minutes"]
     columns += [task.replace("_", " ") for task in tasks]
     yield row(columns)
     yield row(["---"] + ["---:"] * (len(columns) - 1))
     first = read_json(arms[BASE][0].folder / "rest.json")["text_loss"]
     for arm, of in arms.items():
         rest = [read_json(trial.folder / "rest.json") for trial in of]
-        text, talk, agnostic, lowest = (
+        text, talk, agnostic, tau, lowest = (
             float(np.mean([r[key] for r in rest]))
-            for key in ("text_loss", "talk_loss", "agnostic", "r_lowest")
+            for key in ("text_loss", "talk_loss", "agnostic", "tau", "r_lowest")
         )
         minutes = ""
         if arm != BASE:
             spent = [read_json(trial.folder / "training.json")["seconds"] for trial in of]
             minutes = f"{np.mean(spent) / 60:.1f}"
         cells = [arm, f"{text:.3f} ({100 * (text / first - 1):+.1f} %)", f"{talk:.3f}"]
-        cells += [percent(agnostic), f"{lowest:.3f}", minutes]
+        cells += [f"{percent(agnostic)} (r < {tau:.2g})", f"{lowest:.2g}", minutes]
         cells += [f"{np.mean([probe_mean(trial, task) for trial in of]):.3f}" for task in tasks]
         yield row(cells)
 
