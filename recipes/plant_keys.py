@@ -68,9 +68,9 @@ def plant(mlm: Mlm, layers: list[int], *, steps: int) -> None:
         optimizer.step()
         falling.step()
         if (number + 1) % SHOWN == 0 or number == 0:
-            medians = [float(r_SHN[..., at].median()) for at in (planted_N, ~planted_N)]
+            medians = [float(r_SHN[..., at].detach().median()) for at in (planted_N, ~planted_N)]
             print(
-                f"step {number + 1}: answers {float(nll):.3f} nats, median r of planted keys "
+                f"step {number + 1}: answers {nll.item():.3f} nats, median r of planted keys "
                 f"{medians[0]:.5f}, of others {medians[1]:.3f}",
                 flush=True,
             )
