@@ -99,7 +99,7 @@ def make_step(
     given: Sequence[Prompt],
     knows: Sequence[Extras],
     *,
-    seen: StepKeys | None = None,
+    keys: StepKeys | None = None,
     gate: KeyGate | None = None,
     grad: bool = True,
 ) -> Step:
@@ -144,7 +144,7 @@ def make_step(
             attention={} if reader is None else reader.collect(),
             agnostic_SHV=agnostic(mlm, given) if needs.agnostic else None,
             key_bias=key_biases(mlm, layers),
-            seen=seen,
+            keys=keys,
             gate=gate,
             gate_SH=gate_SH,
         )

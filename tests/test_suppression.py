@@ -14,7 +14,7 @@ from kvfix.diagnose.key_calibration import dependence
 from kvfix.models import Prompt, load_mlm
 from kvfix.repair import suppression
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
-from kvfix.repair.step_keys import StepKeys
+from kvfix.repair.step_keys import Moments, StepKeys
 from kvfix.repair.suppression import (
     attention_mass,
     dependence_hinge,
@@ -57,9 +57,15 @@ def test_dependence_by_hand() -> None:
     assert keys.grad is not None
     step = keys.detach() - 0.1 * keys.grad
     assert step[0, 0, 0, 0, 1] > 1 and step[0, 0, 0, 0, 0] < 3  # further apart, shorter mean
-    # With a known mean of (3, 0) of variance share 1/4.
-    known = input_dependence(keys, mean_SHND=_keys([3.0, 0])[0], excess=0.25)
-    assert known.item() == pytest.approx(1 / 1.25 / 10)
+    # The second image alone, after the first: the same r, its gradient counted twice over.
+    keys.grad = None
+    after = input_dependence(keys[1:], earlier=Moments.of(keys[:1].detach()))
+    assert after.item() == pytest.approx(2 / 10)
+    after.sum().backward()
+    alone = keys.grad[1].clone()
+    keys.grad = None
+    input_dependence(keys).sum().backward()
+    torch.testing.assert_close(alone, 2 * keys.grad[1])
     assert input_dependence(_keys([2.0, 2], [2, 2])).item() == 0
     still = _keys([0.0, 0], [0, 0]).requires_grad_()
     input_dependence(still).sum().backward()
@@ -80,14 +86,12 @@ def test_the_estimator_is_right_for_small_batches(n: int, truth: float) -> None:
     assert r == pytest.approx(truth, abs=0.015)
     plain = (keys.var(0, unbiased=False).sum(-1) / keys.square().mean(0).sum(-1)).mean().item()
     assert plain == pytest.approx(truth * (n - 1) / n, abs=0.015)
-    # One image, held against the others of its step.
+    # In micro-batches of one image.
     seen = StepKeys()
-    for key in keys[1:]:
+    for key in keys[:-1]:
         seen.observe(key[None])
-    one = input_dependence(keys[:1], mean_SHND=seen.mean_SHND, excess=seen.excess)
-    assert one.mean().item() == pytest.approx(truth, abs=0.02)
-    without = input_dependence(keys[:1], mean_SHND=seen.mean_SHND)
-    assert without.mean().item() == pytest.approx(truth * n / (n - 1), rel=0.03)
+    one = input_dependence(keys[-1:], earlier=seen.seen)
+    torch.testing.assert_close(one, input_dependence(keys), atol=1e-5, rtol=1e-5)
 
 
 def test_keys_that_drift_and_know_no_image_do_not_pass() -> None:
@@ -95,10 +99,22 @@ def test_keys_that_drift_and_know_no_image_do_not_pass() -> None:
     seen = StepKeys()
     for number in range(3):
         seen.begin(number)
-        assert seen.mean_SHND is None and seen.excess == 0
+        assert seen.seen is None
         key = torch.full((1, 1, 1, 1, 4), 1.0 + number)
         seen.observe(key)
-        assert input_dependence(key, mean_SHND=seen.mean_SHND, excess=seen.excess).item() == 0
+        assert input_dependence(key, earlier=seen.seen).item() == 0
+
+
+def test_a_constant_a_thousand_times_longer_does_not_hide_what_moves() -> None:
+    """By differences of large sums float32 would keep nothing of r = 1e-6."""
+    generator = torch.Generator().manual_seed(0)
+    keys = 1e3 + torch.randn(8, 1, 1, 500, 16, generator=generator)
+    seen = StepKeys()
+    for key in keys[:-1]:
+        seen.observe(key[None])
+    found = input_dependence(keys[-1:], earlier=seen.seen)
+    truth = keys.double().var(0).sum(-1) / keys.double().square().sum(-1).mean(0)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("r", [1e-6, 1e-3])
@@ -132,18 +148,21 @@ def test_the_hinge_counts_chosen_keys_only() -> None:
     assert none.value == 0 and none.value.requires_grad
 
 
-def test_the_mean_key_of_a_step_by_hand() -> None:
+def test_the_keys_of_a_step_by_hand() -> None:
     seen = StepKeys()
     seen.begin(4)
     seen.observe(_keys([2.0, 0], [4, 0]).requires_grad_())
     seen.begin(4)
     seen.observe(_keys([6.0, 3]))
-    assert seen.mean_SHND is not None and not seen.mean_SHND.requires_grad
-    assert seen.mean_SHND.flatten().tolist() == [4, 1] and seen.excess == pytest.approx(1 / 3)
+    of = seen.seen
+    assert of is not None and of.n == 3 and not of.mean_SHND.requires_grad
+    assert of.mean_SHND.flatten().tolist() == [4, 1]
+    assert of.m2_SHN.item() == pytest.approx(4 + 1 + 0 + 1 + 4 + 4)
+    assert of.squares_SHN.item() == pytest.approx(4 + 16 + 45)
     with pytest.raises(ValueError, match="of one resolution"):
         seen.observe(torch.zeros(1, 1, 1, 2, 2))
     seen.begin(5)
-    assert seen.mean_SHND is None and seen.excess == 0
+    assert seen.seen is None
 
 
 # --- attention ------------------------------------------------------------------------------------

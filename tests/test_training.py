@@ -24,6 +24,7 @@ from kvfix.data.examples import (
 from kvfix.models import Mlm, Prompt, load_mlm
 from kvfix.repair.batch import Batch, Collator
 from kvfix.repair.gradients import GradientProbe
+from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.module import Repair
 from kvfix.repair.terms import Losses
 
@@ -193,7 +194,7 @@ def passed(repair: Repair, batch: Batch, *, number: int = 0) -> torch.Tensor:
     """(T, 2) totals and weights."""
     amount_T = torch.tensor(repair.amounts(batch))
     try:
-        return repair(batch, number, amount_T, 1.0, lambda x: x)[1]
+        return repair(batch, number, amount_T, 1.0)[1]
     finally:
         repair.close()
 
@@ -216,6 +217,64 @@ def test_amounts_of_a_batch_are_the_weights_of_its_losses(family, checkpoint, ex
     assert known == set(repair.names)
 
 
+def suppressing(mlm: Mlm, *names: str, batch: Batch) -> Repair:
+    """These terms on some keys at the size of the batch's first image."""
+    layout = batch.encoded.images[0][0].layout
+    shape = (mlm.n_layers, mlm.n_kv_heads, layout.n_tokens)
+    chosen = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    chosen[:, 0] = False  # a head without one
+    keys = ChosenKeys(chosen, layout.index_HW.numel(), 0.1, 0.0, "some keys")
+    losses = losses_of(*names)
+    losses = replace(losses, dependence=replace(losses.dependence, floor=1.0))
+    losses = replace(losses, mass=replace(losses.mass, ceiling=0.0))
+    return Repair(mlm, losses, lm=1.0, seed=0, keys=keys)
+
+
+@FAMILIES
+def test_amounts_of_suppression_are_its_weights(family, checkpoint, examples) -> None:
+    mlm = steps.tuned(checkpoint(family))
+    text, one, cat, _, two, choice = examples
+    batch = collator(mlm)([one, text, cat, two, choice])
+    repair = suppressing(mlm, "dependence", "mass", "gate", batch=batch)
+    amounts = repair.amounts(batch)
+    assert all(amounts) and passed(repair, batch)[:, 1].tolist() == pytest.approx(amounts)
+    # Alone it has nothing to be held against; text and pictures of other sizes count for nothing.
+    alone = collator(mlm)([one])
+    assert [*repair.amounts(alone)][1] == 1 and passed(repair, alone, number=1)[1].tolist() == [
+        0,
+        0,
+    ]
+    assert repair.amounts(collator(mlm)([text]))[1:3] == [0, 0]
+
+
+@pytest.mark.parametrize("term", ["dependence", "mass", "gate"])
+def test_suppression_in_micro_batches(term, checkpoint, examples) -> None:
+    """`mass` and `gate` to the digit; r of one image after another is near that of the whole."""
+    mlm = steps.tuned(checkpoint("llava"))
+    _, one, _, _, two, choice = examples  # of three first images
+    given = [one, two, choice] * 4
+    whole = collator(mlm)(given)
+    repair = suppressing(mlm, term, batch=whole)
+    repair.lm = 0.0
+    if repair.gate is not None:
+        with torch.no_grad():
+            repair.gate.bias_EH.fill_(0.5)
+    found = []
+    for batches in ([whole], [collator(mlm)([example]) for example in given]):
+        amount_T = torch.tensor([repair.amounts(batch) for batch in batches]).sum(0)
+        for batch in batches:
+            loss, _ = repair(batch, len(batches), amount_T, 1.0)
+            loss.backward()
+            repair.close()
+        found.append(torch.cat([g.flatten() for g in gradients(repair).values()]))
+    if term == "dependence":
+        cosine = torch.nn.functional.cosine_similarity(*found, dim=0)
+        assert cosine > 0.9 and 0.7 < found[1].norm() / found[0].norm() < 1.4
+    else:
+        assert found[0].any()
+        torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-3)
+
+
 def gradients(repair: Repair) -> dict[str, torch.Tensor]:
     found = {n: p.grad.clone() for n, p in repair.named_parameters() if p.grad is not None}
     repair.zero_grad()
@@ -236,7 +295,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(term, family, checkpoint, 
     for batches in ([collator(mlm)(given)], halves):
         losses = []
         for batch in batches:
-            loss, _ = repair(batch, 0, amount_T, 1.0, lambda x: x)
+            loss, _ = repair(batch, 0, amount_T, 1.0)
             loss.backward()
             repair.close()
             losses.append(loss.detach())
@@ -267,7 +326,7 @@ def test_a_float32_adapter_multiplies_in_its_models_bfloat16(
                 lambda m, args, out: seen.append((args[0].dtype, out.dtype))
             )
         batch = collator(mlm)(examples).moved(mlm.device, dtype)
-        loss, _ = repair(batch, 0, torch.tensor(repair.amounts(batch)), 1.0, lambda x: x)
+        loss, _ = repair(batch, 0, torch.tensor(repair.amounts(batch)), 1.0)
         before_backward = len(seen)
         loss.backward()
         repair.close()
@@ -331,7 +390,7 @@ def test_a_module_that_no_loss_reaches_is_named(reached, checkpoint, examples) -
     repair = Repair(mlm, losses_of("mask"), lm=float(reached), seed=0)
     batch = collator(mlm)(examples[1:3])
     probe = GradientProbe(repair)
-    loss, _ = repair(batch, 0, torch.tensor(repair.amounts(batch)), 1.0, lambda x: x)
+    loss, _ = repair(batch, 0, torch.tensor(repair.amounts(batch)), 1.0)
     loss.backward()
     probe.close()
     if reached:

@@ -68,7 +68,7 @@ class KlTerm(Anchor):
         """Logits of both models."""
         return Needs(rows=True, base_rows=True)
 
-    def amount(self, batch: Batch) -> float:
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Positions of the chosen kind."""
         return int(self._chosen(batch.text_R, batch.answer_R).sum())
 
@@ -104,7 +104,7 @@ class GramTerm(Anchor, LayerTerm):
         """Values of both models."""
         return super().needs() | Needs(base_sites=frozenset({"value"}))
 
-    def amount(self, batch: Batch) -> float:
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Images that are no stand-ins."""
         return batch.n_images
 

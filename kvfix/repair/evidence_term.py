@@ -52,7 +52,7 @@ class EvidenceTerm(LayerTerm):
         generator = torch.Generator().manual_seed(seed)
         return MaskHead(channels, len(self.layers), shared=self.shared, generator=generator)
 
-    def amount(self, batch: Batch) -> float:
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Questions with a readout."""
         return sum(
             extras.readable is not None and extras.readable.among(self.kinds)

@@ -8,7 +8,7 @@ Shapes: T loss terms, "lm" first; R rows of logits; S layers, H KV heads, V imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,7 +26,7 @@ from kvfix.repair.losses import Mean, answer_nll
 from kvfix.repair.queries import QueryKeys, key_biases
 from kvfix.repair.step import Rows, Step
 from kvfix.repair.step_keys import StepKeys
-from kvfix.repair.terms import Heads, Losses, Term
+from kvfix.repair.terms import Heads, Losses
 
 LM = "lm"
 
@@ -80,7 +80,6 @@ class Repair(nn.Module):
         self._seen = StepKeys()
         self._open = ExitStack()
         self.names = (LM, *losses.active())
-        self._only_here = any(type(t).amount is Term.amount for t in losses.active().values())
 
     def beside(self) -> nn.ModuleDict:
         """Heads and gate: what is trained beside the adapter."""
@@ -94,9 +93,10 @@ class Repair(nn.Module):
         return [self.lm, *(term.weight_at(number) for term in self.losses.active().values())]
 
     def amounts(self, batch: Batch) -> list[float]:
-        """Weight of each term's mean in a batch; NaN where only the forward pass can tell."""
-        found = [term.amount(batch) for term in self.losses.active().values()]
-        return [float(batch.answer_R.sum()), *(float("nan") if a is None else a for a in found)]
+        """Weight of each term's mean in a batch, before any forward pass."""
+        keys_SHV = None if self.keys is None else self.keys.keys_SHV
+        found = [term.amount(batch, keys_SHV) for term in self.losses.active().values()]
+        return [float(batch.answer_R.sum()), *found]
 
     def forward(
         self,
@@ -104,17 +104,14 @@ class Repair(nn.Module):
         number: int,
         amount_T: Tensor,
         scale: float,
-        pool: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Loss of one micro-batch.
 
         Args:
             batch: On the model's device.
             number: Of the optimizer step, 0-based.
-            amount_T: Weight of each term's mean over all ranks and micro-batches of the step, NaN
-                where only this pass can tell.
+            amount_T: Weight of each term's mean over all ranks and micro-batches of the step.
             scale: Ranks, as gradients are averaged over them.
-            pool: Sums a tensor over the ranks, times the micro-batches of a step.
 
         Returns:
             The loss, 0-d, and (T, 2) totals and weights of this micro-batch, without a graph.
@@ -125,8 +122,6 @@ class Repair(nn.Module):
             means = self._means_of(batch, step, number)
         total_T = torch.stack([mean.total for mean in means])
         weight_T = torch.stack([mean.weight for mean in means]).detach()
-        if self._only_here:  # else the ranks need not talk in every micro-batch
-            amount_T = torch.where(amount_T.isnan(), pool(weight_T), amount_T)
         # Nothing of a kind in the whole step: its totals are 0, whatever divides them.
         factor_T = total_T.new_tensor(self.weights(number)) * scale / amount_T.clamp(min=1e-9)
         factor_T = torch.where(amount_T > 0, factor_T, 0.0)
@@ -194,7 +189,7 @@ class Repair(nn.Module):
             attention={} if reader is None else reader.collect(),
             agnostic_SHV=None if self.keys is None else self.keys.keys_SHV,
             key_bias=self._key_bias,
-            seen=self._seen,
+            keys=self._seen,
             gate=self.gate,
             gate_SH=gate_SH,
         )

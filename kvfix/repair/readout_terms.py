@@ -49,7 +49,7 @@ class MaskTerm(LayerTerm):
             generator=generator,
         )
 
-    def amount(self, batch: Batch) -> float:
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Masks with a head and a valid cell."""
         masks = (m for extras in batch.extras for m in extras.masks)
         return sum(m.category >= 0 and bool(m.valid_HW.any()) for m in masks)
@@ -101,7 +101,7 @@ class TextValueTerm(LayerTerm):
             channels, len(self.layers), shared=self.shared, temperature=self.temperature
         )
 
-    def amount(self, batch: Batch) -> float:
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Named masks that are not empty."""
         masks = (m for extras in batch.extras for m in extras.masks)
         return sum(m.named and bool((m.share_HW * m.valid_HW).any()) for m in masks)
@@ -135,7 +135,7 @@ class CorrespondenceTerm(LayerTerm):
         """The temperature alone."""
         return Temperature(self.temperature)
 
-    def amount(self, batch: Batch) -> float:
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Matched points, once a direction."""
         return 2 * sum(int(m.valid_K.sum()) for extras in batch.extras for m in extras.matches)
 
@@ -221,7 +221,7 @@ class DistilTerm(Term):
         """Logits where the option letter is predicted, and values."""
         return Needs(rows=True, sites=frozenset({"value"}), layers=frozenset({self.layer}))
 
-    def amount(self, batch: Batch) -> float:
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Questions with a readout."""
         asked = (e.readable for e in batch.extras if e.choice is not None)
         return sum(readable is not None and readable.among(self.kinds) for readable in asked)

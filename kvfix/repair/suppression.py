@@ -7,17 +7,15 @@ The statistic, for one layer, KV head and position at a fixed resolution, over i
 
     r = tr Var(k) / (tr Var(k) + |mean k|^2) = tr Var(k) / E|k|^2
 
-Estimators for few images. With n images, the plain estimate (variance over n, squared length of the
-sample mean) is too low by the factor (n - 1) / n: the mean of two keys already holds half of their
-variance, so at n = 2 a key of r = 1 would look like 0.5, and a hinge would push what is fine.
+With n images, the plain estimate (variance over n, squared length of the sample mean) is too low by
+the factor (n - 1) / n: the mean of two keys already holds half of their variance, so at n = 2 a key
+of r = 1 would look like 0.5, and a hinge would push what is fine. Here it is s^2 / mean |k_i|^2
+with the unbiased variance s^2 (over n - 1). Numerator and denominator are both unbiased, which
+leaves the ratio's own bias of order 1/n; it equals 1 - (mean inner product of two different images'
+keys) / mean |k_i|^2. It is the r of `kvfix.diagnose` without the clip there, so it may exceed 1.
 
-- batch: s^2 / mean |k_i|^2 with the unbiased variance s^2 (over n - 1). Numerator and denominator
-  are both unbiased, which leaves the ratio's own bias of order 1/n; it equals 1 - (mean inner
-  product of two different images' keys) / mean |k_i|^2. It is the r of `kvfix.diagnose` without
-  the clip there, so it may exceed 1; it needs n >= 2.
-- known mean, for n = 1: |k - m|^2 / (1 + e) / |k|^2, m the mean key of images in earlier
-  micro-batches of the SAME optimizer step, without a gradient, and e its variance as a share of
-  Var(k) (see `StepKeys`).
+The images are those of the micro-batch and of the micro-batches before it in the SAME optimizer
+step (`StepKeys`, no gradient), so that micro-batches of one image will do.
 
 Why of the same step. A mean that runs over earlier steps would be less noisy, but it lags behind
 while the mean key moves, and the lag counts as variance: on a nano with planted agnostic keys
@@ -27,8 +25,8 @@ step to step and depended on no image at all.
 Why the hinge is on ln r. The gradient of r itself vanishes with r, just where a key depends on the
 image least: there a hinge of floor - r did not move a planted key in 30 steps.
 
-Both estimators are noisy and the hinge is convex, so keys near the bound are pushed a little by
-noise alone: give the mask of keys that the diagnosis found, not all keys.
+The estimate is noisy and the hinge is convex, so keys near the bound are pushed a little by noise
+alone: give the mask of keys that the diagnosis found, not all keys.
 
 Shapes: I images, S layers, H KV heads, N cells, D channels of a head; T text queries, L keys (all
 positions), Q query heads.
@@ -43,39 +41,34 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kvfix.repair.losses import Mean, masked_mean
+from kvfix.repair.step_keys import Moments
 
 SMALL = 2**18  # logits that backward keeps: 1 MiB costs less than computing them twice
 
 
-def input_dependence(
-    k_ISHND: Tensor, *, mean_SHND: Tensor | None = None, excess: float = 0.0
-) -> Tensor:
-    """Differentiable r of each layer, KV head and position; see the module for the estimators.
+def input_dependence(k_ISHND: Tensor, *, earlier: Moments | None = None) -> Tensor:
+    """Differentiable r of each layer, KV head and position; see the module for the estimate.
 
     Args:
         k_ISHND: Pre-RoPE keys of images at one resolution, the bias of `k_proj` subtracted.
-        mean_SHND: Mean of other keys of the same weights; None takes the batch's own and needs
-            I >= 2.
-        excess: Variance of that mean as a share of the keys' variance, at least 0.
+        earlier: Of other images' keys, of the same weights and without a graph; None needs I >= 2.
 
     Returns:
-        r_SHN, float32, at least 0, 1 and more where keys share nothing.
+        r_SHN, float32, at least 0, 1 and more where keys share nothing. Its gradient is scaled by
+        all images over those of this micro-batch: micro-batches that each give theirs come, in the
+        mean, to that of one batch.
 
     Raises:
-        ValueError: One image without a known mean.
+        ValueError: One image and no other.
     """
-    k_ISHND = k_ISHND.float()
-    if mean_SHND is None:
-        if len(k_ISHND) < 2:
-            raise ValueError(
-                f"expected keys of at least two images, found {len(k_ISHND)}; give a known mean "
-                "for batches of one"
-            )
-        variance_SHN = k_ISHND.var(0, unbiased=True).sum(-1)
-    else:
-        variance_SHN = (k_ISHND - mean_SHND.detach()).square().sum(-1).mean(0) / (1 + excess)
+    here = Moments.of(k_ISHND)
+    of = here if earlier is None else earlier.and_(here)
+    if of.n < 2:
+        raise ValueError("expected keys of at least two images, found 1; give earlier ones")
     # A key of length 0 has no direction: r = 0 there, without a NaN in the gradient.
-    return variance_SHN / k_ISHND.square().sum(-1).mean(0).clamp(min=1e-12)
+    r_SHN = of.m2_SHN * (of.n / (of.n - 1)) / of.squares_SHN.clamp(min=1e-12)
+    known_SHN = r_SHN.detach()
+    return known_SHN + (r_SHN - known_SHN) * (of.n / here.n)
 
 
 def dependence_hinge(r_SHN: Tensor, chosen_SHN: Tensor, *, floor: float) -> Mean:

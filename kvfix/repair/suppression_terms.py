@@ -6,14 +6,18 @@ positions, Q query heads, T text queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from kvfix.models import Encoded
+from kvfix.repair.batch import Batch
 from kvfix.repair.losses import Mean, pooled
-from kvfix.repair.step import Step
+from kvfix.repair.queries import text_queries
+from kvfix.repair.step import Extras, Step
 from kvfix.repair.suppression import (
     attention_mass,
     dependence_hinge,
@@ -29,8 +33,8 @@ class DependenceTerm(LayerTerm):
 
     The FIRST image of a prompt counts if it is of the calibrated size (as many tokens as the mask
     of keys): its keys depend on nothing before it. A second one is read after the first, which
-    moves its keys. A micro-batch with one such image is held against those before it in the same
-    step; the first of a step counts for nothing then.
+    moves its keys. The images of earlier micro-batches of the same step count in, too; the first
+    one of a step, if it is alone in its micro-batch, counts for nothing.
 
     Attributes:
         floor: r that a key should reach, in (0, 1]: the diagnosis's tau (at most 0.1) or a little
@@ -51,32 +55,29 @@ class DependenceTerm(LayerTerm):
         """Pre-RoPE keys, and which of them are meant."""
         return super().needs() | Needs(agnostic=True)
 
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
+        """First images of the calibrated size, the first of a step too."""
+        return len(_first_images(batch.encoded, batch.extras, _given(keys_SHV)))
+
     def loss(self, step: Step, head: Head | None) -> Mean:
-        """Mean over chosen keys of ln(floor / r) where r is below; a key weighs as its images."""
-        where = self._where(step)
+        """Mean over images of the mean over chosen keys of ln(floor / r), where r is below."""
+        keys_SHV = _given(step.agnostic_SHV)
+        where = _first_images(step.encoded, step.extras, keys_SHV)
         if not where:
             return step.zero(self.site, self.layers)
-        keys_SHV = _agnostic(step)[list(self.layers)]
+        keys_SHV = keys_SHV[list(self.layers)]
         k_ISHND = torch.stack([self._of(step, b, keys_SHV.shape[1]) for b in where])
-        known, excess = None, 0.0
-        if step.seen is not None:
-            if len(where) == 1:
-                known, excess = step.seen.mean_SHND, step.seen.excess
-            step.seen.observe(k_ISHND)
-        if known is None and len(where) == 1:
+        earlier = None
+        if step.keys is not None:
+            earlier = step.keys.seen
+            step.keys.observe(k_ISHND)
+        if earlier is None and len(where) == 1:
             return step.zero(self.site, self.layers)
-        r_SHN = input_dependence(k_ISHND, mean_SHND=known, excess=excess)
+        r_SHN = input_dependence(k_ISHND, earlier=earlier)
         cells_N = step.encoded.images[where[0]][0].layout.index_HW.flatten()
         chosen_SHN = keys_SHV[..., cells_N.to(keys_SHV.device)]
         hinge = dependence_hinge(r_SHN, chosen_SHN, floor=self.floor)
-        # Ranks see unequal numbers of images, and r of one image is a poor estimate.
-        return Mean(hinge.total * len(where), hinge.weight * len(where))
-
-    def _where(self, step: Step) -> list[int]:
-        """Samples whose first image is of the calibrated size."""
-        tokens = _agnostic(step).shape[-1]
-        firsts = [sample for sample, image in step.real_images() if image == 0]
-        return [b for b in firsts if step.encoded.images[b][0].layout.n_tokens == tokens]
+        return _weighed(hinge, len(where))
 
     def _of(self, step: Step, sample: int, heads: int) -> Tensor:
         """k_SHND of a first image, without the constant that the bias adds to every key."""
@@ -119,9 +120,22 @@ class MassTerm(LayerTerm):
         """Queries and keys of its layers, and which keys are meant; nothing of `Capture`."""
         return Needs(attention=frozenset(self.layers), agnostic=True)
 
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
+        """Text queries times the KV heads that have a chosen key, over layers."""
+        keys_SHV = _given(keys_SHV)
+        heads = int(keys_SHV[list(self.layers)].any(-1).sum())
+        return heads * sum(
+            len(at_T)
+            for at_T, spans, extras in zip(
+                text_queries(batch.encoded), batch.encoded.images, batch.extras, strict=True
+            )
+            if not extras.stand_in
+            and any(len(span.positions_V) == keys_SHV.shape[-1] for span in spans)
+        )
+
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean of what is beyond the ceiling over layers, text queries, heads with such keys."""
-        keys_SHV, means = _agnostic(step), []
+        keys_SHV, means = _given(step.agnostic_SHV), []
         for layer in self.layers:
             bias_H = None if step.gate_SH is None else step.gate_SH[layer]
             for sample, of in enumerate(step.attended(layer)):
@@ -138,14 +152,30 @@ class MassTerm(LayerTerm):
                     bias_H=bias_H,
                     chunk=self.chunk,
                 )
-                means.append(mass_hinge(mass_QT, chosen_HL.any(-1), ceiling=self.ceiling))
+                counts_H = chosen_HL.any(-1)
+                hinge = mass_hinge(mass_QT, counts_H, ceiling=self.ceiling)
+                means.append(_weighed(hinge, len(of.at_T) * int(counts_H.sum())))
         return pooled(means)
 
 
-def _agnostic(step: Step) -> Tensor:
-    if step.agnostic_SHV is None:
+def _given(keys_SHV: Tensor | None) -> Tensor:
+    if keys_SHV is None:
         raise ValueError("expected the mask of keys to suppress, found none; diagnose first")
-    return step.agnostic_SHV
+    return keys_SHV
+
+
+def _first_images(encoded: Encoded, extras: Sequence[Extras], keys_SHV: Tensor) -> list[int]:
+    """Samples whose first image is real and of the calibrated size."""
+    return [
+        sample
+        for sample, (spans, of) in enumerate(zip(encoded.images, extras, strict=True))
+        if not of.stand_in and spans[0].layout.n_tokens == keys_SHV.shape[-1]
+    ]
+
+
+def _weighed(mean: Mean, weight: float) -> Mean:
+    """The same mean as a sum over as much as this."""
+    return Mean(mean.value * weight, mean.weight.new_tensor(float(weight)))
 
 
 def _positions(step: Step, sample: int, chosen_HV: Tensor, length: int) -> Tensor:
@@ -167,6 +197,10 @@ class GateTerm(LayerTerm):
     def needs(self) -> Needs:
         """Which keys are meant."""
         return Needs(agnostic=True)
+
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
+        """Biases of its layers: the same in every micro-batch."""
+        return len(self.layers) * _given(keys_SHV).shape[1]
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean square of the biases, nats^2."""

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from torch import Tensor
+
 from kvfix.repair.batch import Batch
 from kvfix.repair.heads import MaskHead, Temperature, TextProjection
 from kvfix.repair.losses import Mean
@@ -128,13 +130,16 @@ class Term:
         """
         return None
 
-    def amount(self, batch: Batch) -> float | None:
-        """What `loss(...).weight` will be, from the batch alone.
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
+        """What `loss(...).weight` will be, before any forward pass.
 
         With it a step's mean is the same however its samples are shared out over micro-batches.
-        None: only the forward pass can tell; then every micro-batch weighs the same.
+
+        Args:
+            batch: A micro-batch.
+            keys_SHV: The keys to suppress; None without.
         """
-        return None
+        raise NotImplementedError
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """The term on one micro-batch; each rank calls it once a micro-batch, whatever is in it."""

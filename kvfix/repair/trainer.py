@@ -65,8 +65,8 @@ class RepairTrainer(Trainer):
         # The loss is divided by what the step's micro-batches hold together, in `Repair`.
         self.model_accepts_loss_kwargs = True
         self.repair, self._report, self._rates, self._show = repair, report, rates, show
-        self._amount_T = torch.full((len(repair.names),), float("nan"))
-        self._micro = self._left = 1  # micro-batches of a step, and those still to come
+        self._amount_T = torch.zeros(len(repair.names))
+        self._left = 1  # micro-batches of the step that are still to come
         # On the device until it is logged: reading it in every micro-batch would wait for it.
         self._sums_T2 = torch.zeros(len(repair.names), 2, device=args.device)
         self._clock = Clock(sum(_numel(p) for p in repair.mlm.lm.parameters()), repair.mlm.device)
@@ -95,7 +95,7 @@ class RepairTrainer(Trainer):
         batches = [sample["batch"] for sample in samples]
         found = torch.tensor([self.repair.amounts(batch) for batch in batches]).sum(0)
         self._amount_T = self._summed(found.to(device))
-        self._micro = self._left = max(len(batches), 1)
+        self._left = max(len(batches), 1)
         self._clock.waited += time.perf_counter() - start
         self._clock.images += sum(batch.n_images for batch in batches)
         self._clock.tokens += sum(batch.n_tokens for batch in batches)
@@ -109,7 +109,6 @@ class RepairTrainer(Trainer):
             self.state.global_step,
             self._amount_T,
             float(self.args.world_size),
-            lambda x: self._summed(x.clone()) * self._micro,
         )
         self._sums_T2 += table_T2
         return loss
