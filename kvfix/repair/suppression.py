@@ -15,7 +15,10 @@ leaves the ratio's own bias of order 1/n; it equals 1 - (mean inner product of t
 keys) / mean |k_i|^2. It is the r of `kvfix.diagnose` without the clip there, so it may exceed 1.
 
 The images are those of the micro-batch and of the micro-batches before it in the SAME optimizer
-step (`StepKeys`, no gradient), so that micro-batches of one image will do.
+step (`StepKeys`, no gradient), so that micro-batches of one image will do. They learn far more
+slowly: of two images in one graph the gradients of what they share cancel, of one they are noise.
+Planted keys, eight examples a step: the hinge fell from 7.6 to 0.4 in 40 steps with all eight in
+one micro-batch, to 5.9 with one in each.
 
 Why of the same step. A mean that runs over earlier steps would be less noisy, but it lags behind
 while the mean key moves, and the lag counts as variance: on a nano with planted agnostic keys
