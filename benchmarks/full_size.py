@@ -181,7 +181,7 @@ def _step(mlm: Mlm, batch: Any) -> None:
     optimizer = torch.optim.AdamW(groups)
     batch = batch.moved(tuned.device, DTYPE)
     amounts = torch.tensor(repair.amounts(batch))
-    loss, _ = repair(batch, 0, amounts, 1.0, lambda x: x)
+    loss, _ = repair(batch, 0, amounts, 1.0)
     loss.backward()
     repair.close()
     trained = [p for group in groups for p in group["params"]]
