@@ -99,7 +99,7 @@ def make_step(
     given: Sequence[Prompt],
     knows: Sequence[Extras],
     *,
-    keys: StepKeys | None = None,
+    earlier: StepKeys | None = None,
     gate: KeyGate | None = None,
     grad: bool = True,
 ) -> Step:
@@ -144,7 +144,7 @@ def make_step(
             attention={} if reader is None else reader.collect(),
             agnostic_SHV=agnostic(mlm, given) if needs.agnostic else None,
             key_bias=key_biases(mlm, layers),
-            keys=keys,
+            earlier=earlier or StepKeys(),
             gate=gate,
             gate_SH=gate_SH,
         )

@@ -14,7 +14,7 @@ from kvfix.diagnose.key_calibration import dependence
 from kvfix.models import Prompt, load_mlm
 from kvfix.repair import suppression
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
-from kvfix.repair.step_keys import Moments, StepKeys
+from kvfix.repair.step_keys import StepKeys
 from kvfix.repair.suppression import (
     attention_mass,
     dependence_hinge,
@@ -51,15 +51,15 @@ def test_dependence_by_hand() -> None:
     assert r.shape == (1, 1, 1) and r.item() == pytest.approx(2 / 10)
     # By the other form: 1 - mean inner product of two images over the mean square.
     assert r.item() == pytest.approx(1 - (9 - 1) / 10)
-    mean = dependence_hinge(r, torch.ones(1, 1, 1, dtype=torch.bool), floor=0.5)
-    assert mean.value.item() == pytest.approx(math.log(0.5 / 0.2))
-    mean.value.backward()
+    hinge = dependence_hinge(r, floor=0.5)
+    assert hinge.item() == pytest.approx(math.log(0.5 / 0.2))
+    hinge.backward()
     assert keys.grad is not None
     step = keys.detach() - 0.1 * keys.grad
     assert step[0, 0, 0, 0, 1] > 1 and step[0, 0, 0, 0, 0] < 3  # further apart, shorter mean
     # The second image alone, after the first: the same r, its gradient counted twice over.
     keys.grad = None
-    after = input_dependence(keys[1:], earlier=Moments.of(keys[:1].detach()))
+    after = input_dependence(keys[1:], earlier_JMD=keys[:1].detach())
     assert after.item() == pytest.approx(2 / 10)
     after.sum().backward()
     alone = keys.grad[1].clone()
@@ -90,7 +90,7 @@ def test_the_estimator_is_right_for_small_batches(n: int, truth: float) -> None:
     seen = StepKeys()
     for key in keys[:-1]:
         seen.observe(key[None])
-    one = input_dependence(keys[-1:], earlier=seen.seen)
+    one = input_dependence(keys[-1:], earlier_JMD=seen.k_IMD)
     torch.testing.assert_close(one, input_dependence(keys), atol=1e-5, rtol=1e-5)
 
 
@@ -99,10 +99,10 @@ def test_keys_that_drift_and_know_no_image_do_not_pass() -> None:
     seen = StepKeys()
     for number in range(3):
         seen.begin(number)
-        assert seen.seen is None
+        assert seen.k_IMD is None
         key = torch.full((1, 1, 1, 1, 4), 1.0 + number)
         seen.observe(key)
-        assert input_dependence(key, earlier=seen.seen).item() == 0
+        assert input_dependence(key, earlier_JMD=seen.k_IMD).item() == 0
 
 
 def test_a_constant_a_thousand_times_longer_does_not_hide_what_moves() -> None:
@@ -112,7 +112,7 @@ def test_a_constant_a_thousand_times_longer_does_not_hide_what_moves() -> None:
     seen = StepKeys()
     for key in keys[:-1]:
         seen.observe(key[None])
-    found = input_dependence(keys[-1:], earlier=seen.seen)
+    found = input_dependence(keys[-1:], earlier_JMD=seen.k_IMD)
     truth = keys.double().var(0).sum(-1) / keys.double().square().sum(-1).mean(0)
     torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=0)
 
@@ -122,8 +122,7 @@ def test_the_hinge_pulls_where_a_key_is_most_constant(r: float) -> None:
     """Moving apart by one part in a thousand gains as much, however small r is."""
     off = math.sqrt(r)
     keys = _keys([1.0, off], [1.0, -off]).requires_grad_()
-    chosen = torch.ones(1, 1, 1, dtype=torch.bool)
-    dependence_hinge(input_dependence(keys), chosen, floor=0.1).value.backward()
+    dependence_hinge(input_dependence(keys), floor=0.1).backward()
     assert keys.grad is not None
     gain = (keys.grad * _keys([0.0, off], [0.0, -off])).sum().item()
     assert gain == pytest.approx(-2, rel=0.01)  # r grows as the square of the distance
@@ -137,32 +136,24 @@ def test_it_is_the_statistic_of_the_diagnosis() -> None:
     torch.testing.assert_close(input_dependence(keys), torch.from_numpy(known))
 
 
-def test_the_hinge_counts_chosen_keys_only() -> None:
-    r = torch.tensor([0.1, 0.3, 0.9]).view(1, 1, 3).requires_grad_()
-    chosen = torch.tensor([True, False, True]).view(1, 1, 3)
-    mean = dependence_hinge(r, chosen, floor=0.5)
-    assert mean.value.item() == pytest.approx(math.log(5) / 2) and mean.weight == 2
-    mean.value.backward()
-    assert r.grad is not None and r.grad.flatten().tolist() == pytest.approx([-5, 0, 0])
-    none = dependence_hinge(r, ~chosen & chosen, floor=0.5)
-    assert none.value == 0 and none.value.requires_grad
+def test_the_hinge_is_the_mean_over_keys_below_the_floor() -> None:
+    r = torch.tensor([0.1, 0.9]).requires_grad_()
+    hinge = dependence_hinge(r, floor=0.5)
+    assert hinge.item() == pytest.approx(math.log(5) / 2)
+    hinge.backward()
+    assert r.grad is not None and r.grad.tolist() == pytest.approx([-5, 0])
 
 
-def test_the_keys_of_a_step_by_hand() -> None:
+def test_the_keys_of_a_step_are_kept_until_the_next() -> None:
     seen = StepKeys()
     seen.begin(4)
     seen.observe(_keys([2.0, 0], [4, 0]).requires_grad_())
     seen.begin(4)
     seen.observe(_keys([6.0, 3]))
-    of = seen.seen
-    assert of is not None and of.n == 3 and not of.mean_SHND.requires_grad
-    assert of.mean_SHND.flatten().tolist() == [4, 1]
-    assert of.m2_SHN.item() == pytest.approx(4 + 1 + 0 + 1 + 4 + 4)
-    assert of.squares_SHN.item() == pytest.approx(4 + 16 + 45)
-    with pytest.raises(ValueError, match="of one resolution"):
-        seen.observe(torch.zeros(1, 1, 1, 2, 2))
+    assert seen.k_IMD is not None and not seen.k_IMD.requires_grad
+    assert seen.k_IMD.flatten().tolist() == [2, 0, 4, 0, 6, 3]
     seen.begin(5)
-    assert seen.seen is None
+    assert seen.k_IMD is None
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -192,7 +183,7 @@ def test_attention_mass_by_hand() -> None:
 def test_heads_without_a_chosen_key_count_for_nothing() -> None:
     mass = torch.tensor([[0.5], [0.5], [0.0], [0.0]], requires_grad=True)  # 4 query, 2 KV heads
     mean = mass_hinge(mass, torch.tensor([True, False]), ceiling=0.1)
-    assert mean.value.item() == pytest.approx(0.4) and mean.weight == 2
+    assert mean.value.item() == pytest.approx(0.4) and mean.weight == 1
     none = mass_hinge(mass, torch.tensor([False, False]), ceiling=0.1)
     assert none.value == 0 and none.weight == 0
     none.value.backward()

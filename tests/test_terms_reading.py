@@ -48,6 +48,26 @@ def test_dependence_reads_first_images_of_the_calibrated_size(checkpoint) -> Non
     assert weights == {"two": 2, "one": 0, "one_and_odd": 0, "pairs": 0}
 
 
+def test_dependence_reads_the_chosen_cells_alone(checkpoint) -> None:
+    """Written out, head by head, on a tiled image: newlines and the base tile are no cells."""
+    mlm = steps.tuned(checkpoint("llava_onevision"))
+    losses, given = steps.only("dependence", floor=1.0), steps.prompts(images=1)
+    step = steps.make_step(mlm, losses, given, [Extras()] * len(given))
+    found = steps.mean_of("dependence", losses, step, steps.heads_of(mlm, losses)).value
+    keys = torch.stack([of.images[0]["key"][0].flatten(0, 1) for of in step.features]).double()
+    bias = mlm.key_bias(LAYER)
+    keys = keys if bias is None else keys - bias
+    chosen = steps.agnostic(mlm, given)[LAYER][:, step.features[0].layouts[0].index_HW.flatten()]
+    below = []
+    for head, of_head in enumerate(keys.detach().split(mlm.head_dim, dim=-1)):
+        for cell in chosen[head].nonzero().flatten():
+            of_cell = of_head[:, cell]
+            r = of_cell.var(0).sum() / of_cell.square().sum(-1).mean()
+            below.append((-r.log()).clamp(min=0))
+    assert 0 < len(below) < chosen.numel()
+    torch.testing.assert_close(found.double(), torch.stack(below).mean(), atol=1e-5, rtol=1e-4)
+
+
 def test_dependence_of_pairs_is_that_of_their_first_images(checkpoint) -> None:
     mlm, losses = steps.tuned(checkpoint("llava")), steps.only("dependence", floor=1.0)
     found = []
@@ -72,7 +92,8 @@ def test_dependence_subtracts_the_bias_in_the_statistic(checkpoint) -> None:
     step = steps.make_step(mlm, losses, given, knows)
     after = steps.mean_of("dependence", losses, step, heads).value
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
-    left = steps.mean_of("dependence", losses, replace(step, key_bias={LAYER: None}), heads).value
+    blind = replace(step, key_bias={LAYER: None}, earlier=StepKeys())
+    left = steps.mean_of("dependence", losses, blind, heads).value
     assert left > after + 0.1
 
 
@@ -82,7 +103,7 @@ def test_dependence_of_one_image_is_held_against_those_before_it(checkpoint) -> 
     heads, seen, found = steps.heads_of(mlm, losses), StepKeys(), []
     for number, n in ((0, 0), (0, 1), (1, 2)):  # two of one step, one of the next
         seen.begin(number)
-        step = steps.make_step(mlm, losses, given[n : n + 1], [Extras()], keys=seen)
+        step = steps.make_step(mlm, losses, given[n : n + 1], [Extras()], earlier=seen)
         found.append(steps.mean_of("dependence", losses, step, heads))
     assert [float(mean.weight) > 0 for mean in found] == [False, True, False]
     together = steps.make_step(mlm, losses, given[:2], [Extras()] * 2)

@@ -1,4 +1,4 @@
-"""The trainer's parts, in process: batches, amounts, micro-batches, the gradient probe."""
+"""The trainer's parts, in process: batches, amounts, micro-batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from kvfix.data.examples import (
 )
 from kvfix.models import Mlm, Prompt, load_mlm
 from kvfix.repair.batch import Batch, Collator
-from kvfix.repair.gradients import GradientProbe
 from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.module import Repair
 from kvfix.repair.terms import Losses
@@ -378,38 +377,3 @@ def test_a_layer_that_does_not_exist_and_no_loss_at_all_are_refused(checkpoint) 
         Repair(mlm, Losses(), lm=0.0, seed=0)
     with pytest.raises(ValueError, match="expected the keys to suppress"):
         Repair(mlm, steps.only("mass"), lm=1.0, seed=0)
-
-
-# --- the first step -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reached", [True, False])
-def test_a_module_that_no_loss_reaches_is_named(reached, checkpoint, examples) -> None:
-    """A mask head at layer 1 trains nothing of layer 2."""
-    mlm = steps.tuned(checkpoint("llava"), spread=0.0)
-    repair = Repair(mlm, losses_of("mask"), lm=float(reached), seed=0)
-    batch = collator(mlm)(examples[1:3])
-    probe = GradientProbe(repair)
-    loss, _ = repair(batch, 0, torch.tensor(repair.amounts(batch)), 1.0)
-    loss.backward()
-    probe.close()
-    if reached:
-        probe.check()
-        assert not probe.without()
-        return
-    assert any("layers.2.mlp.down_proj.lora_B" in name for name in probe.without())
-    assert not any("layers.0." in name or "heads" in name for name in probe.without())
-    with pytest.raises(
-        ValueError, match=r"gradient in every adapted module .* none in \d+ of 21: "
-    ):
-        probe.check()
-
-
-def test_gradients_that_are_no_numbers_are_caught(checkpoint) -> None:
-    mlm = steps.tuned(checkpoint("llava"))
-    probe = GradientProbe(mlm.model)
-    for parameter in mlm.model.parameters():
-        if parameter.requires_grad:
-            (parameter.sum() * float("inf")).backward()
-    with pytest.raises(ValueError, match="finite gradients in the first step"):
-        probe.check()

@@ -77,7 +77,7 @@ class Repair(nn.Module):
             self.gate = KeyGate(keys.keys_SHV, losses.gate.layers)
         self.keys = keys
         self._key_bias = key_biases(mlm, needs.layers)  # before anything is partitioned
-        self._seen = StepKeys()
+        self._earlier = StepKeys()
         self._open = ExitStack()
         self.names = (LM, *losses.active())
 
@@ -149,7 +149,7 @@ class Repair(nn.Module):
 
     def _step(self, batch: Batch, number: int, passing: ExitStack) -> Step:
         mlm, needs, encoded = self.mlm, self.losses.needs(number), batch.encoded
-        self._seen.begin(number)
+        self._earlier.begin(number)
         layers = tuple(sorted(needs.layers))
         rows_R = self._rows(batch)
         base = None
@@ -189,7 +189,7 @@ class Repair(nn.Module):
             attention={} if reader is None else reader.collect(),
             agnostic_SHV=None if self.keys is None else self.keys.keys_SHV,
             key_bias=self._key_bias,
-            keys=self._seen,
+            earlier=self._earlier,
             gate=self.gate,
             gate_SH=gate_SH,
         )

@@ -134,7 +134,7 @@ class Step:
             resolution: the keys to suppress, or a random control of equal count (`on_tokens` and
             `random_keys` of `kvfix.edges` make it from the diagnosis's map).
         key_bias: `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
-        keys: Those of earlier micro-batches of the same optimizer step; None: of none.
+        earlier: Chosen keys of the step's micro-batches before this one.
         gate: The gate; None without one.
         gate_SH: What the gate gave for this step.
     """
@@ -148,7 +148,7 @@ class Step:
     attention: dict[int, list[Attention]] = field(default_factory=dict)
     agnostic_SHV: Tensor | None = None
     key_bias: dict[int, Tensor | None] = field(default_factory=dict)
-    keys: StepKeys | None = None
+    earlier: StepKeys = field(default_factory=StepKeys)
     gate: KeyGate | None = None
     gate_SH: Tensor | None = None
 

@@ -17,13 +17,12 @@ keys) / mean |k_i|^2. It is the r of `kvfix.diagnose` without the clip there, so
 The images are those of the micro-batch and of the micro-batches before it in the SAME optimizer
 step (`StepKeys`, no gradient), so that micro-batches of one image will do. They learn far more
 slowly: of two images in one graph the gradients of what they share cancel, of one they are noise.
-Planted keys, eight examples a step: the hinge fell from 7.6 to 0.4 in 40 steps with all eight in
-one micro-batch, to 5.9 with one in each.
+Planted keys (`recipes/plant_keys.py`), eight examples a step: the hinge fell from 7.6 to 0.4 in 40
+steps with `batch=8`, to 5.9 with `batch=1 accumulate=8`.
 
 Why of the same step. A mean that runs over earlier steps would be less noisy, but it lags behind
-while the mean key moves, and the lag counts as variance: on a nano with planted agnostic keys
-(`recipes/plant_keys.py`) such a loss fell from 0.1 to 0.0004 in 40 steps by keys that drifted from
-step to step and depended on no image at all.
+while the mean key moves, and the lag counts as variance: on planted keys such a loss fell from 0.1
+to 0.0004 in 40 steps by keys that drifted from step to step and depended on no image at all.
 
 Why the hinge is on ln r. The gradient of r itself vanishes with r, just where a key depends on the
 image least: there a hinge of floor - r did not move a planted key in 30 steps.
@@ -31,8 +30,8 @@ image least: there a hinge of floor - r did not move a planted key in 30 steps.
 The estimate is noisy and the hinge is convex, so keys near the bound are pushed a little by noise
 alone: give the mask of keys that the diagnosis found, not all keys.
 
-Shapes: I images, S layers, H KV heads, N cells, D channels of a head; T text queries, L keys (all
-positions), Q query heads.
+Shapes: I, J and N images, M keys of one image, D channels of a head; T text queries, L keys (all
+positions), H KV heads, Q query heads.
 """
 
 from __future__ import annotations
@@ -44,49 +43,45 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kvfix.repair.losses import Mean, masked_mean
-from kvfix.repair.step_keys import Moments
 
 SMALL = 2**18  # logits that backward keeps: 1 MiB costs less than computing them twice
 
 
-def input_dependence(k_ISHND: Tensor, *, earlier: Moments | None = None) -> Tensor:
-    """Differentiable r of each layer, KV head and position; see the module for the estimate.
+def input_dependence(k_IMD: Tensor, *, earlier_JMD: Tensor | None = None) -> Tensor:
+    """Differentiable r of each key; see the module for the estimate.
 
     Args:
-        k_ISHND: Pre-RoPE keys of images at one resolution, the bias of `k_proj` subtracted.
-        earlier: Of other images' keys, of the same weights and without a graph; None needs I >= 2.
+        k_IMD: Pre-RoPE keys of images, the bias of `k_proj` subtracted; M may be any dimensions.
+        earlier_JMD: Of J other images, of the same weights, without a graph; None needs I >= 2.
 
     Returns:
-        r_SHN, float32, at least 0, 1 and more where keys share nothing. Its gradient is scaled by
+        r_M, float32, at least 0, 1 and more where keys share nothing. Its gradient is scaled by
         all images over those of this micro-batch: micro-batches that each give theirs come, in the
         mean, to that of one batch.
 
     Raises:
         ValueError: One image and no other.
     """
-    here = Moments.of(k_ISHND)
-    of = here if earlier is None else earlier.and_(here)
-    if of.n < 2:
+    all_NMD = k_IMD.float()
+    if earlier_JMD is not None:
+        all_NMD = torch.cat((earlier_JMD.float(), all_NMD))
+    if len(all_NMD) < 2:
         raise ValueError("expected keys of at least two images, found 1; give earlier ones")
     # A key of length 0 has no direction: r = 0 there, without a NaN in the gradient.
-    r_SHN = of.m2_SHN * (of.n / (of.n - 1)) / of.squares_SHN.clamp(min=1e-12)
-    known_SHN = r_SHN.detach()
-    return known_SHN + (r_SHN - known_SHN) * (of.n / here.n)
+    length_M = all_NMD.square().sum(-1).mean(0).clamp(min=1e-12)
+    r_M = all_NMD.var(0, unbiased=True).sum(-1) / length_M
+    known_M = r_M.detach()
+    return known_M + (r_M - known_M) * (len(all_NMD) / len(k_IMD))
 
 
-def dependence_hinge(r_SHN: Tensor, chosen_SHN: Tensor, *, floor: float) -> Mean:
-    """max(0, ln(floor / r)): how far each chosen key is below the floor.
+def dependence_hinge(r_M: Tensor, *, floor: float) -> Tensor:
+    """max(0, ln(floor / r)), mean over keys: how far they are below the floor, nats.
 
     Args:
-        r_SHN: Of `input_dependence`.
-        chosen_SHN: Bool, the keys that should depend more on the image.
+        r_M: Of `input_dependence`, counted as 1e-8 at least.
         floor: In (0, 1].
-
-    Returns:
-        Mean over chosen keys, nats, at least 0; r counts as 1e-8 at least.
     """
-    below_SHN = math.log(floor) - r_SHN.clamp(min=1e-8).log()
-    return masked_mean(below_SHN.clamp(min=0), chosen_SHN.to(r_SHN.device))
+    return (math.log(floor) - r_M.clamp(min=1e-8).log()).clamp(min=0).mean()
 
 
 def attention_mass(
@@ -168,7 +163,8 @@ def mass_hinge(mass_QT: Tensor, counts_H: Tensor, *, ceiling: float) -> Mean:
         ceiling: In [0, 1).
 
     Returns:
-        Mean over text queries and the query heads of such KV heads, in [0, 1].
+        Mean over text queries and the query heads of such KV heads, in [0, 1]; as much as queries
+        times KV heads.
     """
-    counts_Q = counts_H.repeat_interleave(len(mass_QT) // len(counts_H)).to(mass_QT.device)
-    return masked_mean((mass_QT - ceiling).clamp(min=0), counts_Q[:, None])
+    beyond_HGT = (mass_QT - ceiling).clamp(min=0).unflatten(0, (len(counts_H), -1))
+    return masked_mean(beyond_HGT.mean(1), counts_H[:, None].to(mass_QT.device))

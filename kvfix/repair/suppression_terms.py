@@ -65,34 +65,35 @@ class DependenceTerm(LayerTerm):
         where = _first_images(step.encoded, step.extras, keys_SHV)
         if not where:
             return step.zero(self.site, self.layers)
-        keys_SHV = keys_SHV[list(self.layers)]
-        k_ISHND = torch.stack([self._of(step, b, keys_SHV.shape[1]) for b in where])
-        earlier = None
-        if step.keys is not None:
-            earlier = step.keys.seen
-            step.keys.observe(k_ISHND)
-        if earlier is None and len(where) == 1:
-            return step.zero(self.site, self.layers)
-        r_SHN = input_dependence(k_ISHND, earlier=earlier)
         cells_N = step.encoded.images[where[0]][0].layout.index_HW.flatten()
-        chosen_SHN = keys_SHV[..., cells_N.to(keys_SHV.device)]
-        hinge = dependence_hinge(r_SHN, chosen_SHN, floor=self.floor)
-        return _weighed(hinge, len(where))
+        chosen_SHN = keys_SHV[list(self.layers)][..., cells_N.to(keys_SHV.device)]
+        k_IMD = torch.stack([self._of(step, b, chosen_SHN) for b in where])
+        earlier_JMD = step.earlier.k_IMD
+        step.earlier.observe(k_IMD)
+        if len(k_IMD) + (0 if earlier_JMD is None else len(earlier_JMD)) < 2 or not k_IMD.numel():
+            return step.zero(self.site, self.layers)
+        r_M = input_dependence(k_IMD, earlier_JMD=earlier_JMD)
+        hinge = dependence_hinge(r_M, floor=self.floor)
+        return Mean(hinge * len(where), hinge.new_tensor(float(len(where))))
 
-    def _of(self, step: Step, sample: int, heads: int) -> Tensor:
-        """k_SHND of a first image, without the constant that the bias adds to every key."""
-        k_SNC = step.image(self.site, self.layers, sample, 0).flatten(1, 2).float()
-        for layer in self.layers:
+    def _of(self, step: Step, sample: int, chosen_SHN: Tensor) -> Tensor:
+        """k_MD: a first image's chosen keys, without the constant that the bias adds to all."""
+        k_SNC = step.image(self.site, self.layers, sample, 0).flatten(1, 2)
+        k_SHND = k_SNC.unflatten(-1, (chosen_SHN.shape[1], -1)).transpose(1, 2)
+        chosen_SHN = chosen_SHN.to(k_SHND.device)
+        kept = []
+        for layer, k_HND, chosen_HN in zip(self.layers, k_SHND, chosen_SHN, strict=True):
             if layer not in step.key_bias:
                 raise ValueError(
                     f"expected the bias of k_proj of layer {layer} (or None), found nothing; see "
                     "key_biases"
                 )
-        biases = [step.key_bias[layer] for layer in self.layers]
-        k_SNC = torch.stack(
-            [k if b is None else k - b.to(k) for k, b in zip(k_SNC, biases, strict=True)]
-        )
-        return k_SNC.unflatten(-1, (heads, -1)).movedim(2, 1)
+            k_MD, bias_C = k_HND[chosen_HN].float(), step.key_bias[layer]
+            if bias_C is not None:
+                bias_HD = bias_C.to(k_MD).unflatten(-1, (len(chosen_HN), -1))
+                k_MD = k_MD - bias_HD.repeat_interleave(chosen_HN.sum(-1), dim=0)
+            kept.append(k_MD)
+        return torch.cat(kept)
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,7 @@ class MassTerm(LayerTerm):
                     bias_H=bias_H,
                     chunk=self.chunk,
                 )
-                counts_H = chosen_HL.any(-1)
-                hinge = mass_hinge(mass_QT, counts_H, ceiling=self.ceiling)
-                means.append(_weighed(hinge, len(of.at_T) * int(counts_H.sum())))
+                means.append(mass_hinge(mass_QT, chosen_HL.any(-1), ceiling=self.ceiling))
         return pooled(means)
 
 
@@ -171,11 +170,6 @@ def _first_images(encoded: Encoded, extras: Sequence[Extras], keys_SHV: Tensor) 
         for sample, (spans, of) in enumerate(zip(encoded.images, extras, strict=True))
         if not of.stand_in and spans[0].layout.n_tokens == keys_SHV.shape[-1]
     ]
-
-
-def _weighed(mean: Mean, weight: float) -> Mean:
-    """The same mean as a sum over as much as this."""
-    return Mean(mean.value * weight, mean.weight.new_tensor(float(weight)))
 
 
 def _positions(step: Step, sample: int, chosen_HV: Tensor, length: int) -> Tensor:
