@@ -70,7 +70,8 @@ class DependenceTerm(LayerTerm):
         k_IMD = torch.stack([self._of(step, b, chosen_SHN) for b in where])
         earlier_JMD = step.earlier.k_IMD
         step.earlier.observe(k_IMD)
-        if len(k_IMD) + (0 if earlier_JMD is None else len(earlier_JMD)) < 2 or not k_IMD.numel():
+        alone = len(where) == 1 and earlier_JMD is None
+        if alone or not chosen_SHN.any():
             return step.zero(self.site, self.layers)
         r_M = input_dependence(k_IMD, earlier_JMD=earlier_JMD)
         hinge = dependence_hinge(r_M, floor=self.floor)
