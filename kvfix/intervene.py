@@ -154,9 +154,9 @@ def _attend_edited(
         )
         new_BRGD, new_BGRK = attend(
             module,
-            query_BHQD[:, heads_G][:, :, rows.index_R],
-            key[:, kv_heads],
-            value[:, kv_heads],
+            query_BHQD.index_select(1, heads_G).index_select(2, rows.index_R),
+            key.index_select(1, kv_heads),
+            value.index_select(1, kv_heads),
             mask_B1RK,
             **kwargs,
         )

@@ -31,7 +31,7 @@ The estimate is noisy and the hinge is convex, so keys near the bound are pushed
 alone: give the mask of keys that the diagnosis found, not all keys.
 
 Shapes: I, J and N images, M keys of one image, D channels of a head; T text queries, L keys (all
-positions), H KV heads, Q query heads.
+positions), H KV heads, K of them with a chosen key, Q query heads, G of a KV head.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def attention_mass(
         k_LHD: Keys of the whole sequence, post-RoPE.
         at_T: Positions of the queries; keys after a query do not exist for it.
         real_L: Bool, positions that are not padding.
-        chosen_HL: Bool, keys whose share is asked for.
+        chosen_HL: Bool, keys whose share is asked for; on the CPU, no device has to be waited for.
         scale: What the layer multiplies its logits with (`self_attn.scaling`).
         bias_H: Nats that a gate adds to the logits of the chosen keys; None is none.
         chunk: Queries at a time.
@@ -114,11 +114,25 @@ def attention_mass(
     Returns:
         mass_QT in [0, 1], float32: sum of the softmax weights of chosen keys.
     """
-    if bias_H is None:
-        bias_H = k_LHD.new_zeros(k_LHD.shape[1], dtype=torch.float32)
+    heads, group, device = len(chosen_HL), q_TQD.shape[1] // len(chosen_HL), q_TQD.device
+    with_K = chosen_HL.any(-1).nonzero().flatten()
+    chosen_KL, with_K = chosen_HL[with_K].to(device), with_K.to(device)
+    bias_K1L = torch.zeros(len(with_K), 1, len(real_L), device=device)
+    if bias_H is not None:
+        bias_K1L = torch.where(chosen_KL[:, None], bias_H.float()[with_K, None, None], bias_K1L)
+    bias_K1L = bias_K1L.masked_fill(~real_L, -torch.inf)
+    at_L = torch.arange(len(real_L), device=device)
 
     def mass_of(q_TQD: Tensor, at_T: Tensor) -> Tensor:
-        return _mass(q_TQD, at_T, k_LHD, real_L, chosen_HL, bias_H, scale)
+        q_TKGD = q_TQD.unflatten(1, (heads, group))[:, with_K].float() * scale
+        k_KDL = k_LHD[:, with_K].float().permute(1, 2, 0)
+        logits_KNL = q_TKGD.permute(1, 2, 0, 3).flatten(1, 2) @ k_KDL
+        logits_KGTL = logits_KNL.unflatten(1, (group, len(at_T)))
+        # In place: backward does not read the logits.
+        logits_KGTL += bias_K1L.masked_fill(at_L > at_T[:, None], -torch.inf)[:, None]
+        mass_KGT = (logits_KGTL.softmax(-1) @ chosen_KL[:, None, :, None].float()).squeeze(-1)
+        mass_HGT = mass_KGT.new_zeros(heads, group, len(at_T))
+        return mass_HGT.index_copy(0, with_K, mass_KGT).flatten(0, 1)
 
     if q_TQD.shape[0] * q_TQD.shape[1] * len(real_L) <= SMALL:
         return mass_of(q_TQD, at_T)
@@ -132,26 +146,6 @@ def attention_mass(
         ],
         dim=1,
     )
-
-
-def _mass(
-    q_TQD: Tensor,
-    at_T: Tensor,
-    k_LHD: Tensor,
-    real_L: Tensor,
-    chosen_HL: Tensor,
-    bias_H: Tensor,
-    scale: float,
-) -> Tensor:
-    heads = k_LHD.shape[1]
-    q_THGD = q_TQD.float().unflatten(1, (heads, -1))
-    logits_HGTL = torch.einsum("thgd,lhd->hgtl", q_THGD, k_LHD.float()) * scale
-    chosen_H11L = chosen_HL[:, None, None]
-    logits_HGTL = logits_HGTL + torch.where(chosen_H11L, bias_H.float()[:, None, None, None], 0.0)
-    at_L = torch.arange(len(real_L), device=at_T.device)
-    hidden_TL = (at_L > at_T[:, None]) | ~real_L
-    logits_HGTL = logits_HGTL.masked_fill(hidden_TL, -torch.inf)
-    return torch.einsum("hgtl,hl->hgt", logits_HGTL.softmax(-1), chosen_HL.float()).flatten(0, 1)
 
 
 def mass_hinge(mass_QT: Tensor, counts_H: Tensor, *, ceiling: float) -> Mean:

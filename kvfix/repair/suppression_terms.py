@@ -67,7 +67,10 @@ class DependenceTerm(LayerTerm):
             return step.zero(self.site, self.layers)
         cells_N = step.encoded.images[where[0]][0].layout.index_HW.flatten()
         chosen_SHN = keys_SHV[list(self.layers)][..., cells_N.to(keys_SHV.device)]
-        k_IMD = torch.stack([self._of(step, b, chosen_SHN) for b in where])
+        k_ISNC = torch.stack(
+            [step.image(self.site, self.layers, b, 0).flatten(1, 2) for b in where]
+        )
+        k_IMD = self._chosen(step, k_ISNC, chosen_SHN.to(k_ISNC.device))
         earlier_JMD = step.earlier.k_IMD
         step.earlier.observe(k_IMD)
         alone = len(where) == 1 and earlier_JMD is None
@@ -77,24 +80,22 @@ class DependenceTerm(LayerTerm):
         hinge = dependence_hinge(r_M, floor=self.floor)
         return Mean(hinge * len(where), hinge.new_tensor(float(len(where))))
 
-    def _of(self, step: Step, sample: int, chosen_SHN: Tensor) -> Tensor:
-        """k_MD: a first image's chosen keys, without the constant that the bias adds to all."""
-        k_SNC = step.image(self.site, self.layers, sample, 0).flatten(1, 2)
-        k_SHND = k_SNC.unflatten(-1, (chosen_SHN.shape[1], -1)).transpose(1, 2)
-        chosen_SHN = chosen_SHN.to(k_SHND.device)
-        kept = []
-        for layer, k_HND, chosen_HN in zip(self.layers, k_SHND, chosen_SHN, strict=True):
-            if layer not in step.key_bias:
-                raise ValueError(
-                    f"expected the bias of k_proj of layer {layer} (or None), found nothing; see "
-                    "key_biases"
-                )
-            k_MD, bias_C = k_HND[chosen_HN].float(), step.key_bias[layer]
-            if bias_C is not None:
-                bias_HD = bias_C.to(k_MD).unflatten(-1, (len(chosen_HN), -1))
-                k_MD = k_MD - bias_HD.repeat_interleave(chosen_HN.sum(-1), dim=0)
-            kept.append(k_MD)
-        return torch.cat(kept)
+    def _chosen(self, step: Step, k_ISNC: Tensor, chosen_SHN: Tensor) -> Tensor:
+        """k_IMD of the chosen keys, without the constant that the bias adds to all."""
+        missing = [layer for layer in self.layers if layer not in step.key_bias]
+        if missing:
+            raise ValueError(
+                f"expected the bias of k_proj of layer {missing[0]} (or None), found nothing; see "
+                "key_biases"
+            )
+        heads = chosen_SHN.shape[1]
+        k_ISHND = k_ISNC.unflatten(-1, (heads, -1)).transpose(2, 3)
+        at_M = chosen_SHN.nonzero(as_tuple=True)
+        k_IMD = k_ISHND[:, *at_M].float()
+        biases = [step.key_bias[layer] for layer in self.layers]
+        none = k_IMD.new_zeros(k_ISNC.shape[-1])
+        bias_SC = torch.stack([none if b is None else b.to(k_IMD) for b in biases])
+        return k_IMD - bias_SC.unflatten(-1, (heads, -1))[at_M[0], at_M[1]]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class MassTerm(LayerTerm):
                     of.k_LHD,
                     at_T=of.at_T,
                     real_L=of.real_L,
-                    chosen_HL=chosen_HL.to(of.k_LHD.device),
+                    chosen_HL=chosen_HL,
                     scale=of.scale,
                     bias_H=bias_H,
                     chunk=self.chunk,
