@@ -15,6 +15,7 @@ from test_lora import PARTS, _logits, _train
 
 from kvfix.commands.merge import merge
 from kvfix.models import load_mlm
+from kvfix.repair.gate import KeyGate
 from kvfix.repair.lora import LoraOptions, Rates, attach, parameter_groups
 
 
@@ -93,6 +94,9 @@ def test_what_is_refused(checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyP
             weights[name].zero_()
     save_file(weights, still / "adapter_model.safetensors", metadata={"format": "pt"})
     assert "all zero: it changes nothing" in refused(adapter=still)
+    gated = shutil.copytree(adapter, tmp_path / "gated")
+    KeyGate(torch.ones(4, 2, 3, dtype=torch.bool), [2]).save(gated)
+    assert "weights cannot hold a gate" in refused(adapter=gated)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "expected one process, found 2" in refused()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kvfix.checkpoint import GATE
 from kvfix.models import load_mlm
 from kvfix.repair.lora import merge as merge_adapter
 from kvfix.shipped import nano_dir
@@ -27,7 +28,7 @@ def merge(model: str | None, *, adapter: str, out: Path, dtype: str = "auto") ->
     Raises:
         FileNotFoundError: No such model or adapter.
         ValueError: A folder that holds something, a quantised checkpoint, an adapter that does not
-            fit, or a process under a launcher.
+            fit or has a gate beside it, or a process under a launcher.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder to merge into, found files in it")
@@ -35,6 +36,12 @@ def merge(model: str | None, *, adapter: str, out: Path, dtype: str = "auto") ->
         raise ValueError(
             f"expected one process, found {os.environ['WORLD_SIZE']}; start kvfix merge without "
             "the deepspeed launcher"
+        )
+    if (Path(adapter) / GATE).exists():
+        raise ValueError(
+            f"{adapter}: expected an adapter alone, found {GATE} beside it; weights cannot hold a "
+            "gate, it acts in kvfix only. Train with losses.gate.weight=0, or move the file away to "
+            "merge without it"
         )
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     merged = merge_adapter(load_mlm(model or str(nano_dir()), adapter=adapter, dtype=kind))
