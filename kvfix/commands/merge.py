@@ -40,8 +40,8 @@ def merge(model: str | None, *, adapter: str, out: Path, dtype: str = "auto") ->
     if (Path(adapter) / GATE).exists():
         raise ValueError(
             f"{adapter}: expected an adapter alone, found {GATE} beside it; weights cannot hold a "
-            "gate, it acts in kvfix only. Train with losses.gate.weight=0, or move the file away to "
-            "merge without it"
+            "gate: it acts in kvfix alone. Train with losses.gate.weight=0, or move the file away "
+            "to merge without it"
         )
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     merged = merge_adapter(load_mlm(model or str(nano_dir()), adapter=adapter, dtype=kind))
