@@ -14,7 +14,7 @@ A model and photos of your own, in place of the nanos and the scenes:
 
     python recipes/experiment.py families=[pico] own=PICO config=train_surfacing_pico.yaml \
         data=train.jsonl asked=[blink=DIR] probed=[refcoco=DIR] arms=[format,lora,readout] \
-        rates=[1e-3] seeds=[0] steps=60
+        rates=[1e-3] seeds=[0] steps=60 late=[16,20,24,28]
 
 Its arm `format` learns to write an option's letter from questions without an image, and no more.
 
@@ -47,8 +47,8 @@ KL = "losses.kl.weight=0"
 OFF = tuple(f"losses.{f.name}.weight=0" for f in fields(Losses) if f.name != "kl")
 PLAIN = (*OFF, KL)
 SUPPRESS = (
-    "losses.dependence={weight: 0.3, layers: [4, 5, 6, 7], floor: 0.1}",
-    "losses.mass={weight: 1.0, layers: [4, 5, 6, 7], ceiling: 0.02}",
+    *("losses.dependence.weight=0.3", "losses.dependence.floor=0.1"),
+    *("losses.mass.weight=1.0", "losses.mass.ceiling=0.02"),
 )
 # Overrides of train_surfacing.yaml, whose own losses are the readout's.
 ARMS: dict[str, tuple[str, ...]] = {
@@ -88,6 +88,7 @@ class Grid:
     questions: int = 720  # of the test, all kinds evenly
     val: int = 270
     units: int = 48  # a probe
+    late: tuple[int, ...] = (4, 5, 6, 7)  # layers whose keys are suppressed
     jobs: int = 2
     # A model of your own, its training data, and its tests as `kvfix eval --data` takes them.
     own: str = ""
@@ -180,6 +181,7 @@ def train(trial: Trial, grid: Grid) -> None:
         f"seed={trial.seed}",
         *(f"rates.{part}={trial.rate}" for part in PARTS),
         *(ARMS | MORE_ARMS)[trial.arm],
+        *(f"losses.{term}.layers={list(grid.late)}" for term in ("dependence", "mass")),
         *(["resume=true"] if resume else []),
     )
     config = Path(grid.config) if Path(grid.config).exists() else HERE / grid.config

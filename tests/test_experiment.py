@@ -29,9 +29,11 @@ from experiment_tables import (  # noqa: E402
 )
 from plant_keys import batches, forward, plant  # noqa: E402
 
+from kvfix.config import load_config  # noqa: E402
 from kvfix.data.conversations import read_conversations  # noqa: E402
 from kvfix.data.examples import conversation_examples  # noqa: E402
 from kvfix.models import load_mlm  # noqa: E402
+from kvfix.repair.recipe import Recipe  # noqa: E402
 from kvfix.shipped import nano_dir  # noqa: E402
 
 
@@ -188,3 +190,17 @@ def test_the_first_row_of_keys_is_planted_and_no_other(capsys: pytest.CaptureFix
     change_SHN = after_SHN / before_SHN
     assert change_SHN[..., planted_N].median() < 0.6 * change_SHN[..., ~planted_N].median()
     assert "median r of planted keys" in capsys.readouterr().out
+
+
+def test_suppression_acts_on_the_layers_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    monkeypatch.setattr(experiment, "_run", lambda trial, what, command: commands.append(command))
+    for arm in experiment.ARMS:
+        experiment.train(Trial("nano", arm, 1e-3), Grid(late=(2, 6)))
+    for arm, command in zip(experiment.ARMS, commands, strict=True):
+        config = load_config(Recipe, Path(command[command.index("--config") + 1]), command[4:])
+        assert config.losses.needs().agnostic == (arm in ("suppression", "both"))
+        assert config.losses.dependence.layers == config.losses.mass.layers == (2, 6)
