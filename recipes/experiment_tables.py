@@ -96,22 +96,27 @@ def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     if scenes:  # of other data nothing says which kinds were trained
         groups["held-out kinds"] = [task for task in kinds if task in HELD_OUT]
         groups["kinds without drawn letters"] = [task for task in kinds if task not in LETTERED]
-    columns = ["arm", "seeds", "macro, log-prob", "over seeds", "beyond base", "beyond plain LoRA"]
+    # Name -> the arm that it is, answers by seed.
+    others = {"base": (BASE, base.logprob_N[None])}
+    others["plain LoRA"] = ("lora", logprobs(arms.get("lora", []), first))
+    if "format" in arms:  # what the form of an answer alone brings
+        others["format"] = ("format", logprobs(arms["format"], first))
+    columns = ["arm", "seeds", "macro, log-prob", "over seeds"]
+    columns += [f"beyond {name}" for name in others]
     columns += ["letters balanced", "one letter", "macro, written", "unread"]
     columns += [f"{name}, log-prob, beyond base" for name in groups]
     yield row(columns)
     yield row(["---"] + ["---:"] * (len(columns) - 1))
     chance = macro(1 / np.array(base.options), base.tasks, kinds)
     yield row(["chance", "", percent(chance), *[""] * (len(columns) - 3)])
-    plain_SN = logprobs(arms.get("lora", []), first)
     for arm, of in arms.items():
         mine = [answers(trial, first) for trial in of]
         right_SN = logprobs(of, first)
         each = [macro(x_N, base.tasks, kinds) for x_N in right_SN]
         cells = [arm, str(len(of)), percent(np.mean(each))]
         cells.append("" if len(each) < 2 else f"{percent(min(each))}-{percent(max(each))}")
-        for other_SN, known in ((base.logprob_N[None], (BASE,)), (plain_SN, (BASE, "lora"))):
-            if arm in known or not len(other_SN):
+        for other, other_SN in others.values():
+            if arm in (BASE, other) or not len(other_SN):
                 cells.append("")
             else:
                 change = difference(other_SN.mean(0), right_SN, base.tasks, kinds)
