@@ -180,6 +180,19 @@ def test_attention_mass_by_hand() -> None:
     assert keys.grad is not None and keys.grad[1] > 0 > keys.grad[0] and keys.grad[3] == 0
 
 
+def test_only_heads_with_a_chosen_key_and_real_keys_have_mass() -> None:
+    # Two KV heads of two query heads, keys as above in both; chosen in the second alone.
+    keys = torch.tensor([1.0, 2, 3, 9]).log()[:, None, None].repeat(1, 2, 1)
+    given = {
+        "at_T": torch.tensor([3]),
+        "real_L": torch.tensor([False, True, True, True]),
+        "chosen_HL": torch.tensor([[False] * 4, [True, True, False, False]]),  # one is padding
+        "scale": 1.0,
+    }
+    mass = attention_mass(torch.ones(1, 4, 1), keys, **given, bias_H=torch.tensor([7.0, 4]).log())
+    torch.testing.assert_close(mass, torch.tensor([[0], [0], [8 / 20], [8 / 20]]))
+
+
 def test_heads_without_a_chosen_key_count_for_nothing() -> None:
     mass = torch.tensor([[0.5], [0.5], [0.0], [0.0]], requires_grad=True)  # 4 query, 2 KV heads
     mean = mass_hinge(mass, torch.tensor([True, False]), ceiling=0.1)
