@@ -38,10 +38,12 @@ OFF = (
     "losses.distil.weight=0",
     "losses.kl.weight=0",
 )
+RANK = ("lora.rank=64", "lora.alpha=64")  # of the surfacing recipe
 SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     PLAIN: ("train_surfacing", OFF),
     "surfacing recipe": ("train_surfacing", ()),
-    "artifacts recipe": ("train_artifacts", ("lora.rank=64", "lora.alpha=64")),
+    "artifacts recipe": ("train_artifacts", RANK),
+    "artifacts with a gate": ("train_artifacts", (*RANK, "losses.gate.weight=0.01")),
 }
 
 

@@ -217,16 +217,16 @@ def row(cells: Sequence[str]) -> str:
 
 def percent(share: Any) -> str:
     """As tables print it."""
-    return f"{_percent(share):.1f}"
+    return f"{_in_percent(share):.1f}"
 
 
 def points(change: tuple[float, float, float]) -> str:
     """Difference and interval in points."""
-    value, low, high = map(_percent, change)
+    value, low, high = map(_in_percent, change)
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _percent(share: Any) -> float:
+def _in_percent(share: Any) -> float:
     """A mean of 1/720s is often half a last digit: the order of its sum must not decide."""
     return round(100 * float(share), 9)
 

@@ -106,7 +106,7 @@ def attention_mass(
         k_LHD: Keys of the whole sequence, post-RoPE.
         at_T: Positions of the queries; keys after a query do not exist for it.
         real_L: Bool, positions that are not padding.
-        chosen_HL: Bool, keys whose share is asked for; on the CPU, no device has to be waited for.
+        chosen_HL: Bool, keys whose share is asked for; on any device.
         scale: What the layer multiplies its logits with (`self_attn.scaling`).
         bias_H: Nats that a gate adds to the logits of the chosen keys; None is none.
         chunk: Queries at a time.
