@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from kvfix.eval.answers import LETTERS
 from kvfix.eval.spreadsheet import read_sheet
+from kvfix.wording import shown
 
 QUESTION_ID = re.compile(r"([^\W_]+)_(.+)_(\d+)")  # split, task, number
 _LARGEST_CELL = 2**27  # characters of a csv cell: VLMEvalKit can leave images in
@@ -119,7 +120,7 @@ def _record(record: Any, where: str) -> Row:
         )
     question = record.get("idx")
     if not isinstance(question, str):
-        raise ValueError(f"{where}: expected idx, a question id, found {short(question)}")
+        raise ValueError(f"{where}: expected idx, a question id, found {shown(question)}")
     parsed = _text(record.get("prediction"))
     text = _text(record["full_prediction"]) if "full_prediction" in record else parsed
     found = Prediction(text, parsed, _options(record.get("choices")), where)
@@ -153,7 +154,7 @@ def _lmms_eval_row(record: dict[str, Any], file: Path, where: str) -> Row:
         return Row(found, question)
     order = record.get("doc_id")
     if not isinstance(order, int):
-        raise ValueError(f"{where}: expected doc_id, a number, found {short(order)}")
+        raise ValueError(f"{where}: expected doc_id, a number, found {shown(order)}")
     task = re.sub(r"^blink_", "", file.stem.rpartition("_samples_")[2])
     return Row(found, None, task, order, answer=_text(record.get("target", doc.get("answer"))))
 
@@ -260,10 +261,4 @@ def kind(value: Any) -> str:
         return "an object" if value else "an empty object"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
-    return short(value)
-
-
-def short(value: Any) -> str:
-    """A value as it is written, cut to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown(value)

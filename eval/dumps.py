@@ -29,8 +29,8 @@ from kvfix.eval.dump_rows import (
     parse_json,
     read_rows,
     read_text,
-    short,
 )
+from kvfix.wording import shown
 
 _ANSWER = re.compile(r"\(?([A-E])\)?")
 
@@ -81,7 +81,7 @@ def read_answers(path: Path) -> dict[str, str]:
         letter = _letter(answer) if isinstance(answer, str) else None
         if letter is None:
             raise ValueError(
-                f"{path}: {question}: expected an answer (A) to (E), found {short(answer)}"
+                f"{path}: {question}: expected an answer (A) to (E), found {shown(answer)}"
             )
         try:
             task_of(question)
@@ -184,7 +184,7 @@ class _Aligner:
         if _letter(row.answer or "") != self.answers[question]:
             raise ValueError(
                 f"{row.found.where}: expected the answer {self.answers[question]} of {question}, "
-                f"with which it is aligned by order, found {short(row.answer)}; these are other "
+                f"with which it is aligned by order, found {shown(row.answer)}; these are other "
                 "questions or another order"
             )
         return question

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from kvfix.wording import cause
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _CHUNK = 1 << 22
@@ -104,10 +106,9 @@ def _folder(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
             id_or_dir, allow_patterns=patterns, ignore_patterns=["original/*", "consolidated*"]
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
             f"{id_or_dir}: expected a folder or a hub model, found no such folder, and the hub did "
-            f"not give it: {cause}"
+            f"not give it: {cause(error)}"
         ) from error
     return Path(cached), Path(cached).name
 
@@ -161,7 +162,7 @@ def tensor_names(file: Path) -> set[str]:
             return set(tensors.keys())
     except SafetensorError as error:
         raise ValueError(
-            f"{file}: expected readable safetensors, found {_one_line(error)}; fetch it again"
+            f"{file}: expected readable safetensors, found {cause(error)}; fetch it again"
         ) from error
 
 
@@ -185,7 +186,7 @@ def load_processor(folder: Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: expected a processor, found {_one_line(error)}") from error
+        raise ValueError(f"{folder}: expected a processor, found {cause(error)}") from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or not hasattr(processor, "image_processor"):
         raise ValueError(
@@ -332,7 +333,7 @@ def add_adapter(model: Any, folder: str) -> tuple[Any, Adapter]:
         wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=False)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"{path}: expected an adapter for this model, found {_one_line(error)}"
+            f"{path}: expected an adapter for this model, found {cause(error)}"
         ) from error
     expected = set(get_peft_model_state_dict(wrapped))
     for what, keys in (("missing", expected - found), ("unexpected", found - expected)):
@@ -356,8 +357,3 @@ def _check_lora_b(file: Path, names: set[str]) -> None:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__

@@ -12,6 +12,8 @@ from typing import NoReturn
 from rich.console import Console
 from rich.markup import escape
 
+from kvfix.wording import cause
+
 # No emoji: the id of an SPair pair may end in ":dog:".
 console = Console(stderr=True, emoji=False, width=None if sys.stderr.isatty() else 100)
 
@@ -91,7 +93,7 @@ def guarded(run: Callable[[], object]) -> None:
 
 
 def _plain(error: Exception) -> str:
-    text = escape(" ".join(str(error).split()))
+    text = escape(cause(error, limit=1000))
     if isinstance(error, ValueError | OSError):
         return text
     # Not one of ours: a library's, or a bug.

@@ -25,6 +25,7 @@ from kvfix.data.rle import decode_rle
 from kvfix.data.truths import Truths
 from kvfix.data.units import Sentence, UnitSet
 from kvfix.eval.metrics import EMPTY_IS, Overlap, overlap, referring
+from kvfix.wording import shown
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _rle(line: dict[str, Any], where: str) -> _Rle:
     if not sized or not isinstance(counts, str | list):
         raise ValueError(
             f'{where}: expected "rle": {{"size": [height, width], "counts": "..."}}, found '
-            f"{str(rle)[:60]}"
+            f"{shown(rle)}"
         )
     return _Rle((numbers[0], numbers[1]), counts, where)
 

@@ -27,6 +27,7 @@ from kvfix.eval.metrics import (
     pck_per_image,
     pck_per_point,
 )
+from kvfix.wording import shown
 
 ALPHAS = (0.1, 0.05, 0.15)
 HEADLINE = ("bbox", 0.1)
@@ -95,7 +96,7 @@ def _points(line: dict[str, Any], where: str) -> np.ndarray:
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise ValueError(
             f'{where}: expected "xy": [[x, y], ...] in pixels of the target photo, found '
-            f"{str(line.get('xy'))[:60]}"
+            f"{shown(line.get('xy'))}"
         )
     return points
 

@@ -29,6 +29,7 @@ from PIL import Image
 from kvfix.data.files import LazySequence, image_size, read_photo
 from kvfix.data.rle import check_rle, decode_rle
 from kvfix.data.units import BadUnit
+from kvfix.wording import shown
 
 PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -200,7 +201,7 @@ def _parse(raw: bytes, root: Path) -> Conversation:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON object, found broken text ({error})") from error
     if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {_short(row)}")
+        raise ValueError(f"expected a JSON object, found {shown(row)}")
     if unknown := sorted(row.keys() - _KEYS):
         raise ValueError(
             f"expected the keys {', '.join(sorted(_KEYS))}, found {unknown[0]!r}; remove it"
@@ -255,27 +256,22 @@ def _check_photos(conversation: Conversation) -> None:
                 )
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"expected {key}, a text, found {_short(value)}")
+        raise ValueError(f"expected {key}, a text, found {shown(value)}")
     return value
 
 
 def _list(value: object, key: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"expected {key}, a list, found {_short(value)}")
+        raise ValueError(f"expected {key}, a list, found {shown(value)}")
     return value
 
 
 def _fields(value: object, key: str, names: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict) or value.keys() != names:
         raise ValueError(
-            f"expected {key} as objects of {', '.join(sorted(names))}, found {_short(value)}"
+            f"expected {key} as objects of {', '.join(sorted(names))}, found {shown(value)}"
         )
     return value
 
@@ -286,7 +282,7 @@ def _photo_name(value: object) -> str:
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
         raise ValueError(
-            f"expected images below the folder of the file (or of images=...), found {_short(name)}"
+            f"expected images below the folder of the file (or of images=...), found {shown(name)}"
         )
     return name
 
@@ -294,14 +290,14 @@ def _photo_name(value: object) -> str:
 def _message(value: object) -> Message:
     fields = _fields(value, "messages", {"role", "content"})
     if fields["role"] not in ROLES:
-        raise ValueError(f"expected a role of {', '.join(ROLES)}, found {_short(fields['role'])}")
+        raise ValueError(f"expected a role of {', '.join(ROLES)}, found {shown(fields['role'])}")
     return Message(fields["role"], _text(fields["content"], "content"))
 
 
 def _index(value: object, key: str, n_images: int) -> int:
     if type(value) is not int or not 0 <= value < n_images:
         raise ValueError(
-            f"expected {key}, an index below {n_images} (from 0), found {_short(value)}"
+            f"expected {key}, an index below {n_images} (from 0), found {shown(value)}"
         )
     return value
 
@@ -310,9 +306,9 @@ def _mask(value: object, n_images: int) -> RleMask:
     fields = _fields(value, "masks", {"image", "label", "size", "counts"})
     size, counts = fields["size"], fields["counts"]
     if not isinstance(size, list) or len(size) != 2 or any(type(n) is not int for n in size):
-        raise ValueError(f"masks: expected size [height, width], found {_short(size)}")
+        raise ValueError(f"masks: expected size [height, width], found {shown(size)}")
     if not isinstance(counts, (str, list)):
-        raise ValueError(f"masks: expected counts, COCO run lengths, found {_short(counts)}")
+        raise ValueError(f"masks: expected counts, COCO run lengths, found {shown(counts)}")
     try:
         check_rle((size[0], size[1]), counts)
     except ValueError as error:
@@ -338,5 +334,5 @@ def _match(value: object, n_images: int) -> Match:
 def _xy(value: object) -> tuple[float, float]:
     numbers = value if isinstance(value, list) else []
     if len(numbers) != 2 or not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers):
-        raise ValueError(f"points: expected [x, y] in pixels, found {_short(value)}")
+        raise ValueError(f"points: expected [x, y] in pixels, found {shown(value)}")
     return float(numbers[0]), float(numbers[1])

@@ -31,6 +31,7 @@ import numpy as np
 from kvfix.data.files import digest, find_root, image_size, is_plain, read_list, read_photo
 from kvfix.data.truths import Truths
 from kvfix.data.units import BadUnit, Pair, UnitSet
+from kvfix.wording import shown
 
 TREE = """\
 SPair-71k/                                            DIR is this folder or its parent
@@ -294,5 +295,5 @@ def _numbers(path: Path, fields: dict[str, Any], key: str, *, at_least: int = 0)
     shaped = values.ndim == 1 and values.size >= at_least if at_least else points
     if not shaped or not np.isfinite(values).all():
         what = f"{at_least} or more numbers" if at_least else "one or more [x, y]"
-        raise BadUnit(f"{path}: expected {key}, {what}, found {str(fields.get(key))[:60]}")
+        raise BadUnit(f"{path}: expected {key}, {what}, found {shown(fields.get(key))}")
     return values.ravel()

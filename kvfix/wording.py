@@ -1,0 +1,61 @@
+"""What a message shows of data and of libraries' own messages: bounded, on one line, never torn."""
+
+from __future__ import annotations
+
+import re
+
+_SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z`'\"(\[])")
+_ENDLESS = 600  # characters of one sentence; more than this is data, not words
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value as it is written in Python, cut to `limit` characters.
+
+    Args:
+        value: From a file that somebody else wrote: of any size and type.
+        limit: Characters.
+    """
+    if isinstance(value, str):
+        value = value[: limit + 1]  # its repr alone would double a string of 50 MB
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def cause(error: BaseException | str, limit: int = 300) -> str:
+    """What a library said, on one line: its first cause whole, then the sentences that fit.
+
+    Args:
+        error: An exception, or its text.
+        limit: Characters after which no further sentence is added.
+
+    Returns:
+        Without line breaks; " ..." at its end says that sentences were left out.
+    """
+    if isinstance(error, str):
+        text, otherwise = error, "no message"
+    else:
+        text, otherwise = str(error), type(error).__name__
+    lines = [" ".join(line.split()) for line in text[: 100 * _ENDLESS].splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        return otherwise
+    first = lines.pop(0)
+    while first.endswith(":") and lines:  # a heading; what it announces is the cause
+        first = f"{first} {lines.pop(0)}"
+    kept = ""
+    sentences = [*_SENTENCE.split(first), *lines]
+    for number, sentence in enumerate(sentences):
+        if kept and len(kept) + len(sentence) > limit:
+            return f"{kept} ..."
+        kept = f"{kept} {_bounded(sentence)}".lstrip()
+        if kept.endswith(" ...") and number + 1 < len(sentences):
+            return kept
+    return kept
+
+
+def _bounded(sentence: str) -> str:
+    """Cut between words, where what a sentence quotes has no end."""
+    if len(sentence) <= _ENDLESS:
+        return sentence
+    head = sentence[:_ENDLESS]
+    return f"{head[: head.rfind(' ')] if ' ' in head else head} ..."
