@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -38,6 +39,24 @@ def fail(text: str) -> NoReturn:
 def note(text: str) -> None:
     """One line that the reader of the figures must know."""
     console.print(f"[yellow]note[/yellow] {escape(text)}", soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """Shows what the library warns about, wherever it happens."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One note a warning."""
+        note(record.getMessage())
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    logger, handler = logging.getLogger("kvfix"), _Notes(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class RichWatch:
@@ -80,7 +99,8 @@ def guarded(run: Callable[[], object]) -> None:
         SystemExit: with the exit code, however the command ended.
     """
     try:
-        run()
+        with _warnings_as_notes():
+            run()
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             console.print("interrupted; the same command goes on where it stopped")

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
+from hypothesis import HealthCheck, settings
+
+# CI: the same examples every time, few enough that all fuzzing takes two minutes.
+# `HYPOTHESIS_PROFILE=deep pytest tests/test_fuzz_*.py` looks for new ones.
+_COMMON = {
+    "deadline": 2000,  # milliseconds an example: what takes longer counts as a hang
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile(
+    "ci", max_examples=100, derandomize=True, database=None, print_blob=True, **_COMMON
+)
+settings.register_profile("deep", max_examples=2000, print_blob=True, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,17 @@ import pytest
 import torch
 
 from kvfix.data.scene_units import scene_units
-from kvfix.report.run import OtherRun, RunFolder, data_card, model_card, read_run, versions
+from kvfix.lock import InUse
+from kvfix.report.run import (
+    LEFTOVERS,
+    OtherRun,
+    RunFolder,
+    claimed,
+    data_card,
+    model_card,
+    read_run,
+    versions,
+)
 
 SAME = {"weights": "aa", "adapter": None, "heads": False, "data": {"scenes/x/test": "11"}}
 
@@ -88,16 +97,26 @@ def test_a_file_in_the_folders_place_is_an_error_of_its_own(tmp_path: Path) -> N
         claim(tmp_path / "run")
 
 
-def test_a_crash_in_the_very_first_save_does_not_make_the_folder_foreign(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("left", LEFTOVERS)
+def test_a_kill_in_the_very_first_save_does_not_make_the_folder_foreign(
+    left: str, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as crash:
-        crash.setattr(os, "fsync", _crash)
-        with pytest.raises(KeyboardInterrupt):
-            claim(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["run.new"]
-    assert not claim(tmp_path).resumed
-    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    (tmp_path / left).write_text('{"half')
+    with claimed(tmp_path, command=""):
+        assert not claim(tmp_path).resumed
+    assert {p.name for p in tmp_path.iterdir()} <= {"run.json", "run.new"}
+
+
+def test_a_folder_is_claimed_before_anything_is_loaded(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run", command="kvfix eval"):
+        with pytest.raises(InUse, match="kvfix eval"), claimed(tmp_path / "run", command=""):
+            pass
+        claim(tmp_path / "run")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = tmp_path.stat().st_mtime_ns
+    with pytest.raises(OtherRun, match="found other files"), claimed(tmp_path, command=""):
+        pass
+    assert tmp_path.stat().st_mtime_ns == before  # refused before anything is touched
 
 
 def _crash(*_: object) -> None:

@@ -13,6 +13,7 @@ import kvfix
 from kvfix.commands.align import Pairing, Side, differences, pair, read_side
 from kvfix.commands.compare_answers import answer_changes, answer_findings
 from kvfix.commands.compare_probes import probe_changes
+from kvfix.lock import locked
 from kvfix.report.compare import write_comparison
 from kvfix.report.run import versions
 
@@ -47,7 +48,13 @@ def compare(options: Options, *, command: str) -> Outcome:
     Raises:
         ValueError: runs that may not be compared; the message says what differs.
         FileNotFoundError: a folder without a run.
+        InUse: another process is writing `out`.
     """
+    with locked(options.out, command=command):
+        return _compare(options, command)
+
+
+def _compare(options: Options, command: str) -> Outcome:
     start, started = time.monotonic(), datetime.now(UTC).isoformat()
     before, after = read_side(options.before), read_side(options.after)
     pairing = pair(before, after)

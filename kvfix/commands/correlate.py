@@ -28,6 +28,7 @@ from kvfix.eval.paired import holm
 from kvfix.eval.probes import TASKS
 from kvfix.eval.questions import READOUT
 from kvfix.eval.rank_correlation import FEWEST, rank_correlation
+from kvfix.lock import locked
 from kvfix.report.correlate import write_correlation
 from kvfix.report.run import read_run, versions
 
@@ -69,7 +70,13 @@ def correlate(options: Options, *, command: str) -> Outcome:
     Raises:
         ValueError: runs that measured other things, the same model twice, or lack one side.
         FileNotFoundError: a folder without a run.
+        InUse: another process is writing `out`.
     """
+    with locked(options.out, command=command):
+        return _correlate(options, command)
+
+
+def _correlate(options: Options, command: str) -> Outcome:
     start, started = time.monotonic(), datetime.now(UTC).isoformat()
     records = [_finished(folder) for folder in options.runs]
     _comparable(options.runs, records)

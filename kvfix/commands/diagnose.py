@@ -29,7 +29,7 @@ from kvfix.eval.source import NEUTRAL
 from kvfix.eval.suite import PROTOCOL
 from kvfix.models import Mlm, load_reference_encoder
 from kvfix.report.html import write_report
-from kvfix.report.run import RunFolder, data_card, model_card
+from kvfix.report.run import RunFolder, claimed, data_card, model_card
 
 PARTS = ("flow", "keys", "prefix", "surfacing")
 ASKING = {"keys", "surfacing"}  # these put questions to the model
@@ -57,7 +57,13 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
     Raises:
         ValueError: options, data or model that do not fit, or a folder that holds another run.
         FileNotFoundError: a model or data folder that is not there.
+        InUse: another process is writing the folder.
     """
+    with claimed(options.out, command=command):
+        return _diagnose(options, command, watch)
+
+
+def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     start = time.monotonic()
     probes, asked = _probe_units(options), _questions(options)
     # A limit counts the questions that have a readout, not the others between them.

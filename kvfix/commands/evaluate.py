@@ -27,7 +27,7 @@ from kvfix.eval.source import NEUTRAL, MlmSource
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
 from kvfix.models import Mlm
 from kvfix.report.html import write_report
-from kvfix.report.run import RunFolder, data_card, model_card
+from kvfix.report.run import RunFolder, claimed, data_card, model_card
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,13 @@ def evaluate(options: Options, *, command: str, watch: Watch) -> Outcome:
     Raises:
         ValueError: options, data or model that do not fit, or a folder that holds another run.
         FileNotFoundError: a model or data folder that is not there.
+        InUse: another process is writing the folder.
     """
+    with claimed(options.out, command=command):
+        return _evaluate(options, command, watch)
+
+
+def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     start = time.monotonic()
     _check_sites(options.sites)
     unit_sets = load_units(

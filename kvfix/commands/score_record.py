@@ -8,7 +8,6 @@ From it come the record that `--json` prints and the folder that `--out` names, 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from kvfix.atomic import write_text
 from kvfix.commands.score_figures import Figure
 from kvfix.data.truths import Truths
 from kvfix.data.units import BadUnit, UnitSet
 from kvfix.eval.samples import Row
-from kvfix.report.run import RunFolder
+from kvfix.report.run import RunFolder, claimed
 
 MOST_MISSING = 0.05  # share of units without prediction, or without truth, before scoring failed
 T = TypeVar("T")
@@ -176,8 +176,20 @@ def write_scored(
         start: by `time.monotonic`.
 
     Raises:
-        ValueError: `out` holds something else, or was scored by other rules.
+        ValueError: `out` holds something else, was scored by other rules, or is being written.
     """
+    with claimed(out, command=command):
+        _write_scored(out, record, rows, rules, command, start)
+
+
+def _write_scored(
+    out: Path,
+    record: dict[str, Any],
+    rows: Sequence[Row],
+    rules: dict[str, Any],
+    command: str,
+    start: float,
+) -> None:
     data = {f"{d['dataset']}/{d['task']}/{d['split']}": d["sha256"] for d in record["data"]}
     folder = RunFolder(
         out,
@@ -193,12 +205,7 @@ def write_scored(
     )
     path = out / "samples" / f"{record['data'][0]['task']}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    new = path.with_suffix(".new")
-    with new.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(path)
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     folder.save(seconds=time.monotonic() - start, complete=True, **record)
 
 

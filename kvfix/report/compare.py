@@ -13,12 +13,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvfix.atomic import write_text
 from kvfix.report.html import (
     html_environment,
     markdown_environment,
     readable_date,
     readable_duration,
-    write_atomically,
 )
 from kvfix.report.stages import clean, interval, number
 
@@ -106,11 +106,11 @@ def write_pages(out: Path, name: str, record: dict[str, Any], page: dict[str, An
 
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, allow_nan=False)
-    write_atomically(out / f"{name}.json", text + "\n")
+    write_text(out / f"{name}.json", text + "\n")
     html = _with(html_environment(), str)
     markdown = _with(markdown_environment(), lambda text: Markup(escape(text, quote=False)))
     for end, env in (("html", html), ("md", markdown)):
-        write_atomically(out / f"{name}.{end}", env.get_template(f"{name}.{end}.j2").render(**page))
+        write_text(out / f"{name}.{end}", env.get_template(f"{name}.{end}.j2").render(**page))
     return out / f"{name}.html"
 
 

@@ -7,7 +7,6 @@ forbids it) and needs no script; Markdown has the same rule through `finalize`.
 from __future__ import annotations
 
 import base64
-import os
 import re
 from datetime import UTC, datetime
 from html import escape
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from kvfix.atomic import write_text
 from kvfix.report import figures, questions, surfacing, words
 from kvfix.report.stages import LAYERED, PEAK, RANDOM, Panel, Score, interval, load, number, panels
 from kvfix.report.table import finding_numbers
@@ -59,11 +59,11 @@ def write_report(folder: Path) -> Path:
     drawn = figures.layer_curves(run, folder / "figures")
     maps = figures.head_maps(run, folder / "figures")
     svgs = {p.stem: _inline_svg(p.read_text(encoding="utf-8"), p.stem) for p in (drawn + maps)[::2]}
-    write_atomically(
+    write_text(
         folder / "report.html",
         html_environment().get_template("report.html.j2").render(svg=svgs, **page),
     )
-    write_atomically(
+    write_text(
         folder / "report.md",
         markdown_environment().get_template("report.md.j2").render(svg=svgs, **page),
     )
@@ -282,10 +282,3 @@ def readable_duration(seconds: float | None) -> str | None:
         return None
     minutes, rest = divmod(round(seconds), 60)
     return f"{seconds:.1f} s" if seconds < 100 else f"{minutes} min {rest} s"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a report."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)

@@ -5,17 +5,21 @@ run.
 from __future__ import annotations
 
 import json
-import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import kvfix
+from kvfix.atomic import write_text
 from kvfix.data.units import UnitSet
+from kvfix.lock import LOCK, locked
 
+# What a process that was killed may leave of a run that had not begun.
+LEFTOVERS = (LOCK, "run.json.new", "run.new")
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "numpy", "scipy", "pillow")
 
 
@@ -55,6 +59,28 @@ def versions() -> dict[str, str]:
     return out
 
 
+@contextmanager
+def claimed(folder: Path, *, command: str) -> Iterator[None]:
+    """Hold a run folder from before its model is loaded until its report is written.
+
+    Raises:
+        OtherRun: it holds files that are no run.
+        InUse: another process is writing there.
+    """
+    if not (folder / "run.json").exists():
+        _refuse_foreign(folder)
+    with locked(folder, command=command):
+        yield
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.is_dir() and any(p.name not in LEFTOVERS for p in folder.iterdir()):
+        raise OtherRun(
+            f"{folder}: expected a new, empty or run folder, found other files; "
+            "choose another --out"
+        )
+
+
 class RunFolder:
     """One folder that a command writes.
 
@@ -71,7 +97,6 @@ class RunFolder:
     def __init__(self, folder: Path, *, kind: str, command: str, fingerprint: dict[str, Any]):
         """Claim the folder, or take up the run in it."""
         self.folder, self.file, self.kind = folder, folder / "run.json", kind
-        self._new = self.file.with_suffix(".new")
         self.fingerprint = json.loads(json.dumps(fingerprint))
         before = self._before()
         self.resumed = before is not None
@@ -91,12 +116,7 @@ class RunFolder:
 
     def _before(self) -> dict[str, Any] | None:
         if not self.file.exists():
-            # A crash in the very first save leaves the half-written file alone.
-            if self.folder.exists() and any(p != self._new for p in self.folder.iterdir()):
-                raise OtherRun(
-                    f"{self.folder}: expected a new, empty or run folder, found other files; "
-                    "choose another --out"
-                )
+            _refuse_foreign(self.folder)
             return None
         before = _parse(self.file)
         old = _flat({"kind": before.get("kind"), **before.get("fingerprint", {})})
@@ -117,11 +137,7 @@ class RunFolder:
         self.record |= entries
         self.record["seconds"] = round(self._seconds_before + seconds, 1)
         text = json.dumps(self.record, indent=1, allow_nan=False)
-        with self._new.open("w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._new.replace(self.file)
+        write_text(self.file, text + "\n")
         return self.record
 
 
