@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 import yaml
 
+from kvfix.bounds import FieldError, check_number
+from kvfix.wording import cause, shown
+
 C = TypeVar("C")
 
 
@@ -28,7 +31,8 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: an unknown key, a malformed override, a value of another type than the
-            default, or one that the dataclass refuses.
+            default, a number that is not finite or out of its bounds (`kvfix.bounds`), or what the
+            dataclass refuses.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -37,7 +41,7 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
         key, sign, value = text.partition("=")
         if not sign:
             raise ValueError(f"override: expected key=value, found {text!r}")
-        _put(values, key.strip(), yaml.safe_load(value))
+        _put(values, key.strip(), _parsed(value, f"override {shown(text)}"))
     return _filled(cls(), values, "")
 
 
@@ -62,19 +66,27 @@ def _filled(default: C, values: dict[str, Any], prefix: str) -> C:
             raise ValueError(f"config key {key!r} is unknown; known keys: {', '.join(known)}")
         given[name] = _like(value, known[name], key)
     try:
+        for name, value in given.items():  # before the dataclass compares it with anything
+            check_number(default, name, value)
         return replace(default, **given)  # type: ignore[type-var]
+    except FieldError as error:
+        raise ValueError(f"config key {f'{prefix}{error.name}'!r}: {error.text}") from None
     except ValueError as error:
         raise ValueError(f"config {prefix.rstrip('.') or 'values'}: {error}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML, found {' '.join(str(error).split())}") from None
+    read = _parsed(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(read, dict | None):
         raise ValueError(f"{path}: expected lines of `key: value`, found a {type(read).__name__}")
     return read or {}
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
+        raise ValueError(f"{where}: expected YAML, found {cause(error)}") from None
 
 
 def _like(value: Any, default: Any, key: str) -> Any:
@@ -88,15 +100,15 @@ def _like(value: Any, default: Any, key: str) -> Any:
         return value
     if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
+            return float(value)  # nan and inf in any spelling: `check_number` refuses them
+        except (ValueError, OverflowError):
             pass
     if isinstance(default, str) and (value is None or type(value) is int):
         return "" if value is None else str(value)  # `zero=`, `zero=2`
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(_like(item, default[0], key) if default else item for item in value)
     expected, found = type(default).__name__, type(value).__name__
-    raise ValueError(f"config key {key!r}: expected {expected}, found {found} ({value!r})")
+    raise ValueError(f"config key {key!r}: expected {expected}, found {found} ({shown(value)})")
 
 
 def dump_config(config: Any) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
+from kvfix.bounds import FieldError, number
 from kvfix.config import dump_config, load_config
+from kvfix.repair.readout_terms import MaskTerm
+from kvfix.repair.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -141,3 +145,67 @@ def test_nested_fields_from_file_and_dotted_overrides(tmp_path: Path) -> None:
 def test_nested_fields_that_do_not_fit_are_refused(override: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         load_config(Outer, None, [override])
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Numbers with and without bounds of their own."""
+
+    free: float = 1.0
+    share: float = number(0.5, least=0, below=1)
+    count: int = number(3, least=1)
+    rates: tuple[float, ...] = number((0.1,), above=0)
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize("spelled", [".nan", ".inf", "-.inf", "1e400", "-1e400", "nan", "inf"])
+@pytest.mark.parametrize("key", ["free", "share", "inner.rate"])
+def test_numbers_that_are_not_finite_are_refused_by_name(key: str, spelled: str) -> None:
+    with pytest.raises(ValueError, match=f"config key '{key}': expected a finite number, found"):
+        load_config(Bounded, None, [f"{key}={spelled}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("share=-0.1", "'share': expected a number of 0 or more and below 1, found -0.1"),
+        ("share=1", "'share': expected a number of 0 or more and below 1, found 1.0"),
+        ("count=0", "'count': expected a whole number of 1 or more, found 0"),
+        (f"count={10**30}", "'count': expected a whole number of 32 bits, found 1000"),
+        ("rates=[0.5, 0]", "'rates': expected a number above 0, found 0.0"),
+        ("rates=[0.5, .nan]", "'rates': expected a finite number, found nan"),
+        ("share=true", "'share': expected float, found bool"),
+        ("rates=[true]", "'rates': expected float, found bool"),
+        ("inner.rate=yes", "'inner.rate': expected float, found bool"),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused_by_name(override: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_config(Bounded, None, [override])
+
+
+def test_bounds_hold_for_dataclasses_made_in_python_too() -> None:
+    for changed in ({"weight": math.nan}, {"weight": -1.0}, {"dice": math.inf}, {"outputs": True}):
+        with pytest.raises(FieldError, match=f"^{next(iter(changed))}: expected"):
+            MaskTerm(**changed)
+
+
+def numbers(config: object, prefix: str = "") -> list[str]:
+    """Dotted names of all fields that hold a number."""
+    found = []
+    for f in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            found += numbers(value, f"{prefix}{f.name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append(prefix + f.name)
+    return found
+
+
+def test_every_number_of_a_recipe_refuses_what_is_none_and_what_is_negative() -> None:
+    names = numbers(Recipe())
+    assert len(names) > 60 and "losses.kl.schedule.first" in names
+    for name in names:
+        for value in (".nan", ".inf", "-1", "true"):
+            with pytest.raises(ValueError, match=f"config key '{name}': expected"):
+                load_config(Recipe, None, [f"{name}={value}"])

@@ -214,8 +214,10 @@ def test_unknown_keys_and_wrong_values_are_refused() -> None:
     for override, says in (
         ("losses.mask.size=1", "config key 'losses.mask.size' is unknown"),
         ("colour=1", "config key 'colour' is unknown"),
-        ("steps=0", "expected steps, batch, accumulate, log_every and keep of at least 1"),
+        ("steps=0", "config key 'steps': expected a whole number of 1 or more, found 0"),
         ("quant=int4", "expected quant to be empty or nf4, found 'int4'"),
+        ("schedule=fast", "config values: expected schedule linear, cosine, .* found 'fast'"),
+        ("lora.parts=[lm", "override 'lora.parts=.lm': expected YAML, found"),
         ("losses.mask.weight=1", "expected layers for a term of weight 1"),
     ):
         with pytest.raises(ValueError, match=says):

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from kvfix.bounds import number
 from kvfix.repair.anchors import gram_anchor, kl_anchor
 from kvfix.repair.batch import Batch
 from kvfix.repair.losses import Mean
@@ -26,13 +27,7 @@ class Anchor(Term):
             is the same, and the passes of the base model are fewer.
     """
 
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a rhythm that is none."""
-        super().__post_init__()
-        if self.every < 1:
-            raise ValueError(f"expected every to be at least 1 step, found {self.every}")
+    every: int = number(1, least=1)
 
     def idle(self, step: int) -> bool:
         """Between its steps."""
@@ -54,15 +49,13 @@ class KlTerm(Anchor):
     """
 
     at: Where = "text"
-    chunk: int = 32
+    chunk: int = number(32, least=1)
 
     def __post_init__(self) -> None:
         """Refuse a place that is none."""
         super().__post_init__()
         if self.at not in get_args(Where):
             raise ValueError(f"expected at to be {', '.join(get_args(Where))}, found {self.at!r}")
-        if self.chunk < 1:
-            raise ValueError(f"expected a chunk of at least 1 position, found {self.chunk}")
 
     def needs(self) -> Needs:
         """Logits of both models."""
@@ -92,13 +85,7 @@ class GramTerm(Anchor, LayerTerm):
         chunk: Rows of the similarity matrix at a time.
     """
 
-    chunk: int = 256
-
-    def __post_init__(self) -> None:
-        """Refuse an empty chunk."""
-        super().__post_init__()
-        if self.chunk < 1:
-            raise ValueError(f"expected a chunk of at least 1 row, found {self.chunk}")
+    chunk: int = number(256, least=1)
 
     def needs(self) -> Needs:
         """Values of both models."""

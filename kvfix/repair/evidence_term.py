@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvfix.bounds import number
 from kvfix.eval.grid import sample_cells, to_cells
 from kvfix.eval.readouts import Points
 from kvfix.repair.batch import Batch
@@ -39,7 +40,7 @@ class EvidenceTerm(LayerTerm):
         kinds: Of question; empty: all that have a readout.
     """
 
-    source: int = 0
+    source: int = number(0, least=0)
     shared: bool = False
     kinds: tuple[str, ...] = ()
 

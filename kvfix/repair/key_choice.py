@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kvfix.bounds import check_numbers, number
 from kvfix.data.examples import Examples
 from kvfix.diagnose.key_calibration import ALPHA, detect, lowest_keys
 from kvfix.diagnose.key_statistics import stream_keys, to_square
@@ -33,19 +34,15 @@ class KeyOptions:
         random: Take as many random keys a layer and head instead: the control.
     """
 
-    images: int = 64
-    side: int = 448
-    alpha: float = ALPHA
-    lowest: float = 0.05
+    images: int = number(64, least=64)
+    side: int = number(448, least=1)
+    alpha: float = number(ALPHA, above=0, below=1)
+    lowest: float = number(0.05, least=0, below=1)
     random: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.images < 64 or self.side < 1 or not 0 <= self.lowest < 1:
-            raise ValueError(
-                f"expected at least 64 images, a side above 0 and lowest in [0, 1), found "
-                f"{self.images}, {self.side} and {self.lowest}"
-            )
+        check_numbers(self)
 
 
 class ChosenKeys(NamedTuple):
@@ -109,10 +106,10 @@ def choose_keys(mlm: Mlm, examples: Examples, options: KeyOptions, *, seed: int)
 
 def _images(examples: Examples, n: int) -> Iterable[Image.Image]:
     """The first image of the first examples that have one."""
-    for number in range(len(examples)):
+    for index in range(len(examples)):
         if n == 0:
             return
-        images = examples[number].images
+        images = examples[index].images
         if images:
             n -= 1
             yield images[0]

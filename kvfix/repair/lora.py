@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from kvfix.bounds import check_numbers, number
 from kvfix.models import Mlm
 from kvfix.repair.quant import Setup, check_setup
 
@@ -37,23 +38,19 @@ class LoraOptions:
 
     parts: tuple[str, ...] = ("lm",)
     only: str = ""
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: int = number(16, least=1)
+    alpha: float = number(32.0, above=0)
+    dropout: float = number(0.0, least=0, below=1)
     rslora: bool = False
     dora: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what PEFT would take and not mean."""
+        check_numbers(self)
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts or len(set(self.parts)) != len(self.parts):
             raise ValueError(
                 f"expected parts out of {', '.join(PARTS)}, each once, found {list(self.parts)}"
-            )
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"expected rank >= 1, alpha > 0 and dropout in [0, 1), found {self.rank}, "
-                f"{self.alpha} and {self.dropout}"
             )
         try:
             re.compile(self.only)
@@ -75,12 +72,16 @@ class Rates:
             anchors do better; decaying a gate is its penalty term.
     """
 
-    lm: float = 2e-4
-    projector: float = 1e-4
-    vision: float = 5e-5
-    heads: float = 1e-3
-    gate: float = 1e-2
-    weight_decay: float = 0.0
+    lm: float = number(2e-4, least=0)
+    projector: float = number(1e-4, least=0)
+    vision: float = number(5e-5, least=0)
+    heads: float = number(1e-3, least=0)
+    gate: float = number(1e-2, least=0)
+    weight_decay: float = number(0.0, least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rate."""
+        check_numbers(self)
 
 
 class LoraReport(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvfix.bounds import number
 from kvfix.eval.grid import sample_cells
 from kvfix.eval.readouts import READOUTS, Marked
 from kvfix.eval.source import View
@@ -34,8 +35,8 @@ class MaskTerm(LayerTerm):
         shared: One head for all layers.
     """
 
-    dice: float = 1.0
-    outputs: int = 1
+    dice: float = number(1.0, least=0)
+    outputs: int = number(1, least=1)
     shared: bool = False
 
     def make_head(self, channels: int, seed: int) -> MaskHead:
@@ -88,7 +89,7 @@ class TextValueTerm(LayerTerm):
         shared: One projection for all layers.
     """
 
-    temperature: float = 0.07
+    temperature: float = number(0.07, above=0.01)
     shared: bool = False
 
     def needs(self) -> Needs:
@@ -129,7 +130,7 @@ class CorrespondenceTerm(LayerTerm):
         temperature: To start with; learned.
     """
 
-    temperature: float = 0.07
+    temperature: float = number(0.07, above=0.01)
 
     def make_head(self, channels: int, seed: int) -> Temperature:
         """The temperature alone."""
@@ -207,15 +208,9 @@ class DistilTerm(Term):
             found to be right: another one teaches noise.
     """
 
-    temperature: float = 0.5
-    layer: int = 0
+    temperature: float = number(0.5, above=0)
+    layer: int = number(0, least=0)
     kinds: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature that is none."""
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise ValueError(f"expected a temperature above 0, found {self.temperature}")
 
     def needs(self) -> Needs:
         """Logits where the option letter is predicted, and values."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from kvfix.bounds import check_numbers, number
 from kvfix.config import dump_config
 from kvfix.data.conversations import read_conversations
 from kvfix.data.examples import TRAINED, Examples, conversation_examples, scene_examples
@@ -33,8 +34,14 @@ from kvfix.repair.module import Repair
 from kvfix.repair.show import Monitor
 from kvfix.repair.terms import Losses
 from kvfix.shipped import nano_dir
+from kvfix.wording import shown
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")
+# Those of transformers that need nothing but steps and warm-up.
+SCHEDULES = (
+    *("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"),
+    *("constant", "constant_with_warmup"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Recipe:
         keys: How keys to suppress are chosen.
         schedule: Of the learning rates, as transformers names it.
         warmup: Steps up to the peak.
-        clip: Largest norm of the gradient.
+        clip: Largest norm of the gradient; 0: any.
         zero: "", "0" to "3", "2_offload", "3_offload", or a DeepSpeed config.
         checkpointing: Compute activations again in backward (non-reentrant).
         save_every: Steps between checkpoints to resume from; 0: none.
@@ -78,35 +85,38 @@ class Recipe:
     data: str = "scenes"
     skills: tuple[str, ...] = TRAINED
     out: str = ""
-    steps: int = 300
-    batch: int = 12
-    accumulate: int = 1
+    steps: int = number(300, least=1)
+    batch: int = number(12, least=1)
+    accumulate: int = number(1, least=1)
     lora: LoraOptions = field(default_factory=LoraOptions)
     rates: Rates = field(default_factory=Rates)
-    lm: float = 1.0
+    lm: float = number(1.0, least=0)
     losses: Losses = field(default_factory=Losses)
     keys: KeyOptions = field(default_factory=KeyOptions)
     schedule: str = "linear"
-    warmup: int = 10
-    clip: float = 1.0
+    warmup: int = number(10, least=0)
+    clip: float = number(1.0, least=0)
     zero: str = ""
     checkpointing: bool = False
-    save_every: int = 0
-    keep: int = 2
+    save_every: int = number(0, least=0)
+    keep: int = number(2, least=1)
     resume: bool = False
-    stop_at: int = 0
-    log_every: int = 10
+    stop_at: int = number(0, least=0)
+    log_every: int = number(10, least=1)
     report_to: str = "none"
-    workers: int = 0
-    threads: int = 0
-    seed: int = 0
+    workers: int = number(0, least=0)
+    threads: int = number(0, least=0)
+    seed: int = number(0, least=0)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        check_numbers(self)
         if self.quant not in ("", "nf4"):
-            raise ValueError(f"expected quant to be empty or nf4, found {self.quant!r}")
-        if min(self.steps, self.batch, self.accumulate, self.log_every, self.keep) < 1:
-            raise ValueError("expected steps, batch, accumulate, log_every and keep of at least 1")
+            raise ValueError(f"expected quant to be empty or nf4, found {shown(self.quant)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"expected schedule {', '.join(SCHEDULES)}, found {shown(self.schedule)}"
+            )
         if self.losses.dependence.weight > 0 and self.batch * self.accumulate < 2:
             raise ValueError(
                 "expected two examples a step for `dependence`, found batch=1 and accumulate=1: "

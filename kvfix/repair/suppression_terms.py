@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kvfix.bounds import number
 from kvfix.models import Encoded
 from kvfix.repair.batch import Batch
 from kvfix.repair.losses import Mean, pooled
@@ -41,15 +42,9 @@ class DependenceTerm(LayerTerm):
             more. Language models add one large constant to all image keys, so r is small for most.
     """
 
-    floor: float = 0.1
+    floor: float = number(0.1, above=0, most=1)
 
     site: ClassVar[str] = "key"
-
-    def __post_init__(self) -> None:
-        """Refuse bounds that mean nothing."""
-        super().__post_init__()
-        if not 0 < self.floor <= 1:
-            raise ValueError(f"expected a floor in (0, 1], found {self.floor}")
 
     def needs(self) -> Needs:
         """Pre-RoPE keys, and which of them are meant."""
@@ -107,17 +102,8 @@ class MassTerm(LayerTerm):
         chunk: Queries at a time.
     """
 
-    ceiling: float = 0.05
-    chunk: int = 32
-
-    def __post_init__(self) -> None:
-        """Refuse bounds that mean nothing."""
-        super().__post_init__()
-        if not 0 <= self.ceiling < 1 or self.chunk < 1:
-            raise ValueError(
-                f"expected a ceiling in [0, 1) and a chunk of at least 1 query, found "
-                f"{self.ceiling} and {self.chunk}"
-            )
+    ceiling: float = number(0.05, least=0, below=1)
+    chunk: int = number(32, least=1)
 
     def needs(self) -> Needs:
         """Queries and keys of its layers, and which keys are meant; nothing of `Capture`."""

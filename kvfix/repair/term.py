@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from kvfix.bounds import check_numbers, number
 from kvfix.repair.batch import Batch
 from kvfix.repair.heads import MaskHead, Temperature, TextProjection
 from kvfix.repair.losses import Mean
@@ -33,25 +34,24 @@ class Schedule:
     """
 
     kind: Kind = "constant"
-    start: int = 0
-    end: int = 0
-    first: float = 0.0
-    last: float = 1.0
+    start: int = number(0, least=0)
+    end: int = number(0, least=0)
+    first: float = number(0.0, least=0)
+    last: float = number(1.0, least=0)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        check_numbers(self)
         if self.kind not in get_args(Kind):
             raise ValueError(f"expected kind {', '.join(get_args(Kind))}, found {self.kind!r}")
-        if self.first < 0 or self.last < 0:
-            raise ValueError(f"expected factors of 0 or more, found {self.first} to {self.last}")
         if self.kind == "constant":
             if (self.start, self.end, self.first, self.last) != (0, 0, 0.0, 1.0):
                 raise ValueError(
                     "expected a constant schedule without start, end, first and last, found some; "
                     "choose kind linear or cosine"
                 )
-        elif not 0 <= self.start < self.end:
-            raise ValueError(f"expected 0 <= start < end, found {self.start} and {self.end}")
+        elif self.start >= self.end:
+            raise ValueError(f"expected start < end, found {self.start} and {self.end}")
 
     def factor(self, step: int) -> float:
         """At an optimizer step, 0-based."""
@@ -101,13 +101,12 @@ class Term:
         schedule: Factor on the weight over the steps.
     """
 
-    weight: float = 0.0
+    weight: float = number(0.0, least=0)
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
-        """Refuse a negative weight, which would train the opposite."""
-        if self.weight < 0:
-            raise ValueError(f"expected a weight of 0 or more, found {self.weight}")
+        """Refuse a negative weight, which would train the opposite, and all else out of bounds."""
+        check_numbers(self)
 
     def weight_at(self, step: int) -> float:
         """Weight at an optimizer step, 0-based."""
