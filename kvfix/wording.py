@@ -59,3 +59,18 @@ def _bounded(sentence: str) -> str:
         return sentence
     head = sentence[:_ENDLESS]
     return f"{head[: head.rfind(' ')] if ' ' in head else head} ..."
+
+
+def short_path(path: object, limit: int = 200) -> str:
+    """A path, or another name out of data, on one line: its beginning and its end if it is long.
+
+    Args:
+        path: Names that print as they are stay so; others are written as Python writes them.
+        limit: Characters.
+    """
+    text = str(path)
+    if len(text) > limit:
+        half = (limit - 40) // 2
+        head, tail = text[:half], text[-half:]
+        text = f"{head}[... {len(text) - 2 * half:,} characters ...]{tail}"
+    return text if text.isprintable() else repr(text)

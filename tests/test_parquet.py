@@ -83,8 +83,8 @@ def test_images_are_rgb_and_turned_as_exif_says() -> None:
 
 def test_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = _encoded(Image.new("L", (40, 40)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BadUnit, match="exceeds limit"):
+    monkeypatch.setattr("kvfix.data.pictures.MAX_PIXELS", 1000)
+    with pytest.raises(BadUnit, match="here: expected an image of at most 1,000 pixels"):
         decode_image(data, "here")
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from kvfix.commands.score_record import Predictions
-from kvfix.data.files import decoding, digest
+from kvfix.data.files import digest
+from kvfix.data.pictures import opened
 from kvfix.data.units import BadUnit
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ def read_pixels(path: Path, modes: Sequence[str]) -> Pixels:
         ValueError: no image, or one of another mode.
     """
     try:
-        with decoding(path, "a mask"), Image.open(path) as image:
+        with opened(path, expected="a mask") as image:
             mode = image.mode
             values = np.asarray(image) if mode in modes else None
     except BadUnit as error:

@@ -8,7 +8,8 @@ r"""Training data as JSON lines: messages about photos, some with masks or match
 
 `sub_task` names the kind of question; `sub_task`, `masks` and `points` may be left out. Every
 `<image>` in a user's message stands for one entry of `images`, in order. Masks are COCO run lengths
-of the photo as it lies on disk, points are in its pixels, pixel centres at integers.
+of the photo as it lies on disk, points are in its pixels, pixel centres at integers. Where EXIF
+turns the photo, they are turned with it (a mask of the turned photo's size is taken as it is).
 
 Every line is checked when the file is opened. Bad lines are left out and listed; more than 5 % of
 them are an error. Memory holds an offset and an id a line; lines, photos and masks are read on
@@ -27,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from kvfix.data.files import LazySequence, image_size, read_photo
+from kvfix.data.pictures import read_header
 from kvfix.data.rle import check_rle, decode_rle
 from kvfix.data.units import BadUnit
 from kvfix.wording import shown
@@ -78,6 +80,15 @@ class Conversation:
     masks: tuple[RleMask, ...] = ()
     points: tuple[Match, ...] = ()
     sub_task: str = ""
+
+    def upright_mask(self, mask: RleMask) -> np.ndarray:
+        """The mask on its photo as `images` gives it; uint8 (height, width), 0 or 1."""
+        decoded_HW = mask.decode()
+        return read_header(self.images.paths[mask.image]).mask(decoded_HW)
+
+    def upright_points(self, image: int, points: Sequence[tuple[float, float]]) -> np.ndarray:
+        """Points of a photo on it as `images` gives it; float64 (K, 2)."""
+        return read_header(self.images.paths[image]).points(np.array(points, dtype=np.float64))
 
 
 class BadLine(NamedTuple):
@@ -240,8 +251,9 @@ def _check_photos(conversation: Conversation) -> None:
             raise ValueError(f"{path}: expected a photo, found no such file")
     for mask in conversation.masks:
         path = conversation.images.paths[mask.image]
-        width, height = image_size(path, "a photo")
-        if mask.size != (height, width):
+        header, (height, width) = read_header(path), mask.size
+        if header.turn_of((width, height)) is None:
+            width, height = header.stored
             raise ValueError(
                 f"masks: expected size [{height}, {width}] of {path.name}, found {list(mask.size)}"
             )

@@ -24,6 +24,7 @@ from kvfix.data.files import (
     read_list,
     read_photo,
 )
+from kvfix.data.pictures import read_header
 from kvfix.data.units import VOID, BadUnit, Clip, UnitSet
 
 TREE = """\
@@ -127,13 +128,16 @@ def _load(root: Path, names: tuple[str, ...], index: int) -> Clip:
     name = names[index]
     pairs = _paired(root, name)
     first_frame, first_mask = pairs[0]
-    size = image_size(first_frame, "a frame")
-    for path in (p for pair in pairs for p in pair):
-        found = image_size(path)
-        if found != size:
+    headers = {mask: read_header(frame, expected="a frame") for frame, mask in pairs}
+    size = headers[first_mask].size
+    for frame, mask in pairs:
+        header, found = headers[mask], image_size(mask, "a mask")
+        strange = frame if header.size != size else mask if header.turn_of(found) is None else None
+        if strange is not None:
+            width, height = header.size if strange is frame else found
             raise BadUnit(
-                f"{path}: expected {size[0]} x {size[1]} pixels like {first_frame.name} of its "
-                f"sequence, found {found[0]} x {found[1]}"
+                f"{strange}: expected {size[0]} x {size[1]} pixels like {first_frame.name} of its "
+                f"sequence, found {width} x {height}"
             )
     labels_HW = read_labels(first_mask)
     if _is_2016(labels_HW):
@@ -143,7 +147,11 @@ def _load(root: Path, names: tuple[str, ...], index: int) -> Clip:
             f"{first_mask}: expected at least one object to follow, found background only"
         )
     frames, masks = zip(*pairs, strict=True)
-    return Clip(name, name, LazySequence(frames, read_photo), LazySequence(masks, read_labels))
+
+    def upright(mask: Path) -> np.ndarray:
+        return headers[mask].mask(read_labels(mask))
+
+    return Clip(name, name, LazySequence(frames, read_photo), LazySequence(masks, upright))
 
 
 def _paired(root: Path, name: str) -> list[tuple[Path, Path]]:

@@ -128,8 +128,8 @@ def from_conversation(line: Conversation) -> Example:
         Matched(
             a,
             b,
-            np.array([m.a for m in line.points if (m.image_a, m.image_b) == (a, b)]),
-            np.array([m.b for m in line.points if (m.image_a, m.image_b) == (a, b)]),
+            line.upright_points(a, [m.a for m in line.points if (m.image_a, m.image_b) == (a, b)]),
+            line.upright_points(b, [m.b for m in line.points if (m.image_a, m.image_b) == (a, b)]),
         )
         for a, b in pairs
     )
@@ -175,7 +175,7 @@ def named_mask(line: Conversation, image: int, label: str) -> Example:
 def _union(line: Conversation, image: int, label: str | None = None) -> np.ndarray:
     """All masks of a label on one image as one."""
     chosen = [m for m in line.masks if m.image == image and label in (None, m.label)]
-    return np.maximum.reduce([mask.decode() for mask in chosen])
+    return np.maximum.reduce([line.upright_mask(mask) for mask in chosen])
 
 
 def conversation_examples(lines: Conversations) -> Examples:

@@ -1,28 +1,25 @@
 """Files of a benchmark's folder: its root, lists, images; one clear line for each that fails.
 
 What a reader learns from files on disk is checked here once: a name in a list must be a plain name,
-an image must decode to its last byte, and a digest tells whether two runs saw the same data.
+an image must decode to its last byte (`kvfix.data.pictures`), and a digest tells whether two runs
+saw the same data.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, overload
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from kvfix.data.pictures import opened, read_picture
 from kvfix.data.units import BadUnit
 
 T = TypeVar("T")
-# What Pillow raises on files that are cut off or overwritten.
-_BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -113,48 +110,23 @@ def listed(folder: Path, suffix: str) -> tuple[Path, ...]:
     return tuple(sorted(kept))
 
 
-@contextmanager
-def decoding(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on a file into `BadUnit`, which names it.
-
-    Args:
-        path: what is opened inside.
-        expected: what it should be, for the message.
-
-    Raises:
-        BadUnit: no such file, not an image, or cut off.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise BadUnit(f"{path}: expected {expected}, found no such file") from error
-    except UnidentifiedImageError as error:
-        size = path.stat().st_size
-        raise BadUnit(
-            f"{path}: expected {expected}, found {size} bytes of no known format"
-        ) from error
-    except _BROKEN as error:
-        raise BadUnit(f"{path}: expected {expected}, found a broken file ({error})") from error
-
-
 def image_size(path: Path, expected: str = "an image") -> tuple[int, int]:
-    """(width, height) from the header alone.
+    """(width, height) of the stored pixels, from the header alone.
 
     Raises:
         BadUnit: no such file, or not an image.
     """
-    with decoding(path, expected), Image.open(path) as image:
+    with opened(path, expected=expected) as image:
         return image.size
 
 
 def read_photo(path: Path) -> Image.Image:
-    """A photo as RGB, decoded to its last byte; EXIF turns are ignored, as annotations do.
+    """A photo as upright RGB, decoded to its last byte.
 
     Raises:
         BadUnit: no such file, not an image, or cut off.
     """
-    with decoding(path, "a photo"), Image.open(path) as image:
-        return image.convert("RGB")
+    return read_picture(path).image
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -163,7 +135,7 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         BadUnit: no such file, not an image, cut off, or a colour image (labels would be guesses).
     """
-    with decoding(path, "a mask"), Image.open(path) as image:
+    with opened(path, expected="a mask") as image:
         mode = image.mode
         labels_HW = np.array(image) if mode in ("P", "L") else None
     if labels_HW is None:

@@ -24,8 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kvfix.data.files import digest, image_size, read_list, read_photo
+from kvfix.data.files import digest, image_size, read_list
 from kvfix.data.imagenet_names import NAMES
+from kvfix.data.pictures import opened, read_header, read_picture
 from kvfix.data.truths import Truths
 from kvfix.data.units import VOID, BadUnit, Sentence, UnitSet
 
@@ -247,7 +248,8 @@ def _read(tree: _Tree, image: _Image) -> tuple[Image.Image, np.ndarray]:
     ids_HW = _read_ids(tree, image)
     own = tree.ids[image.wordnet_id]
     mask_HW = np.where(ids_HW == IGNORE, VOID, ids_HW == own).astype(np.uint8)
-    return read_photo(_photo(tree.root, image)), mask_HW
+    photo, header = read_picture(_photo(tree.root, image))
+    return photo, header.mask(mask_HW)
 
 
 def _read_ids(tree: _Tree, image: _Image) -> np.ndarray:
@@ -257,8 +259,9 @@ def _read_ids(tree: _Tree, image: _Image) -> np.ndarray:
         BadUnit: a file is missing or broken, sizes differ, or the mask is of other ids.
     """
     path, photo_path = _mask(tree.root, image), _photo(tree.root, image)
-    size, found = image_size(photo_path, "a photo"), image_size(path, "a mask")
-    if found != size:
+    header, found = read_header(photo_path), image_size(path, "a mask")
+    if header.turn_of(found) is None:
+        size = header.stored
         raise BadUnit(
             f"{path}: expected {size[0]} x {size[1]} pixels like its photo, found {found[0]} x "
             f"{found[1]}"
@@ -282,11 +285,11 @@ def _read_ids(tree: _Tree, image: _Image) -> np.ndarray:
 
 def _class_ids(path: Path) -> np.ndarray:
     """int32 (height, width); R + 256 * G, cast first because 8 bits would wrap."""
-    with Image.open(path) as image:  # its header was read before
+    with opened(path, expected="a mask") as image:
         mode = image.mode
+        rgb_HW3 = np.asarray(image).astype(np.int32)
     if mode != "RGB":
         raise BadUnit(f"{path}: expected a mask of mode RGB (class id = R + 256 * G), found {mode}")
-    rgb_HW3 = np.asarray(read_photo(path)).astype(np.int32)
     if rgb_HW3[..., 2].any():
         raise BadUnit(
             f"{path}: expected class ids in R and G, found values in B: no ImageNet-S mask"

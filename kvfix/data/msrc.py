@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kvfix.data.files import digest, find_root, image_size, read_photo
+from kvfix.data.pictures import opened, read_header, read_picture
 from kvfix.data.truths import Truths
 from kvfix.data.units import BadUnit, Group, UnitSet
 
@@ -154,8 +155,12 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def _load(root: Path, names: tuple[str, ...], index: int) -> Group:
     name = names[index]
     pairs = _paired(root / name)
-    masks = tuple(_read_truth(truth, photo) for photo, truth in pairs)
-    return Group(name, name, tuple(read_photo(photo) for photo, _ in pairs), masks)
+    pictures = [read_picture(photo) for photo, _ in pairs]
+    masks = tuple(
+        picture.header.mask(_read_truth(truth, photo))
+        for picture, (photo, truth) in zip(pictures, pairs, strict=True)
+    )
+    return Group(name, name, tuple(picture.image for picture in pictures), masks)
 
 
 def _read_truth(truth: Path, photo: Path) -> np.ndarray:
@@ -165,14 +170,17 @@ def _read_truth(truth: Path, photo: Path) -> np.ndarray:
         BadUnit: another size than the photo, colours, or no brightness above the threshold although
             the mask is not black.
     """
-    width, height = image_size(photo, "a photo")
-    found = image_size(truth, "a mask")
-    if found != (width, height):
+    header, found = read_header(photo), image_size(truth, "a mask")
+    if header.turn_of(found) is None:
+        width, height = header.stored
         raise BadUnit(
             f"{truth}: expected {width} x {height} pixels like its photo, found {found[0]} x "
             f"{found[1]}"
         )
-    rgb_HW3 = np.asarray(read_photo(truth)).astype(int)
+    with opened(truth, expected="a mask") as image:
+        if image.mode.startswith(("I", "F")):
+            raise BadUnit(f"{truth}: expected a mask of 8 bits, found mode {image.mode}")
+        rgb_HW3 = np.asarray(image.convert("RGB")).astype(int)
     grey_HW = rgb_HW3.mean(axis=2)
     if np.abs(rgb_HW3 - grey_HW[..., None]).max() > 16:  # beyond what JPEG does to greys
         raise BadUnit(

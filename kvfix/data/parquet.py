@@ -7,29 +7,14 @@ one costs decoding its row group again.
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from kvfix.data.units import BadUnit
-
-# What Pillow raises on bytes that are cut off or overwritten, or too many pixels to be meant.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+from kvfix.data.pictures import read_picture
 
 
 class Row(NamedTuple):
@@ -129,23 +114,13 @@ def image_bytes(cell: object) -> bytes | None:
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """An image as RGB, turned as its EXIF says, which is what `datasets` does.
+    """An image as upright RGB.
 
     Args:
         data: the encoded image.
         where: file and row, for the message.
 
     Raises:
-        BadUnit: not an image, cut off, or too large to be one.
+        BadUnit: not an image, cut off, too large or too thin.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise BadUnit(
-            f"{where}: expected an image, found {len(data)} bytes of no known format"
-        ) from error
-    except _BROKEN as error:
-        raise BadUnit(f"{where}: expected an image, found a broken one ({error})") from error
+    return read_picture(data, where=where, expected="an image").image

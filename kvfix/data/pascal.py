@@ -39,6 +39,7 @@ from kvfix.data.files import (
     read_list,
     read_photo,
 )
+from kvfix.data.pictures import Header, read_header, read_picture
 from kvfix.data.truths import Truths
 from kvfix.data.units import VOID, BadUnit, Episode, UnitSet
 
@@ -264,8 +265,9 @@ def _lacks(path: Path, label: int) -> str:
 
 
 def _check_size(root: Path, name: str) -> None:
-    photo, mask = (image_size(p) for p in (_photo(root, name), _mask(root, name)))
-    if photo != mask:
+    header, mask = read_header(_photo(root, name)), image_size(_mask(root, name), "a mask")
+    if header.turn_of(mask) is None:
+        photo = header.stored
         raise BadUnit(
             f"{_mask(root, name)}: expected {photo[0]} x {photo[1]} pixels like its photo, found "
             f"{mask[0]} x {mask[1]}"
@@ -288,15 +290,15 @@ def _load(root: Path, draws: tuple[Draw, ...], index: int) -> Episode:
 def _example(root: Path, name: str, label: int) -> tuple[Image.Image, np.ndarray]:
     """Photo and mask of one class at 400 x 400."""
     _check_size(root, name)
-    mask_HW = _mask_of(root, name, label)
-    photo = read_photo(_photo(root, name))
+    photo, header = read_picture(_photo(root, name))
+    mask_HW = _mask_of(root, name, label, header)
     return photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR), mask_HW
 
 
-def _mask_of(root: Path, name: str, label: int) -> np.ndarray:
-    """Mask of one class at 400 x 400."""
+def _mask_of(root: Path, name: str, label: int, photo: Header | None = None) -> np.ndarray:
+    """Mask of one class at 400 x 400; turned with its photo where that is given."""
     path = _mask(root, name)
-    labels_HW = _read_mask(path)
+    labels_HW = _read_mask(path) if photo is None else photo.mask(_read_mask(path))
     if label not in labels_HW:
         raise BadUnit(_lacks(path, label))
     rows, columns = (_nearest(n) for n in labels_HW.shape)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from kvfix.data.files import listed
-from kvfix.data.parquet import RowReader, decode_image, image_bytes, read_rows
+from kvfix.data.parquet import RowReader, image_bytes, read_rows
+from kvfix.data.pictures import read_picture
 from kvfix.data.rle import decode_rle
 from kvfix.data.units import BadUnit, Sentence, UnitSet
 
@@ -210,11 +210,19 @@ def _load(reader: RowReader, samples: list[_Sample], index: int) -> Sentence:
     text = cells["answer"][sample.sentence]
     if not isinstance(text, str) or not text.strip():
         raise BadUnit(f"{where}: expected a sentence in answer, found {text!r}")
-    photo = _decode(where, cells["image"])
-    mask_HW = _mask(where, cells["segmentation"], photo.size)
-    return Sentence(
-        sample.id, _cluster(where, cells["file_name"]), photo, text.strip(), mask_HW, ""
+    data = _encoded(where, cells["image"])
+    (photo, header), polygon = (
+        read_picture(data, where=where, expected="an image"),
+        cells["segmentation"],
     )
+    try:
+        mask_HW = header.mask(_mask(where, polygon, header.stored))
+    except BadUnit:
+        if header.size == header.stored:
+            raise
+        mask_HW = _mask(where, polygon, header.size)  # drawn on the photo as it is shown
+    cluster = _cluster(where, cells["file_name"])
+    return Sentence(sample.id, cluster, photo, text.strip(), mask_HW, "")
 
 
 def _cluster(where: str, name: Any) -> str:
@@ -225,11 +233,11 @@ def _cluster(where: str, name: Any) -> str:
     return match[1] if match else Path(name).stem
 
 
-def _decode(where: str, cell: Any) -> Image.Image:
+def _encoded(where: str, cell: Any) -> bytes:
     data = image_bytes(cell)
     if data is None:
         raise BadUnit(f"{where}: expected the photo's bytes in image, found none")
-    return decode_image(data, where)
+    return data
 
 
 def _mask(where: str, polygon: Any, size: tuple[int, int]) -> np.ndarray:

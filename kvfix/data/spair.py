@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvfix.data.files import digest, find_root, image_size, is_plain, read_list, read_photo
+from kvfix.data.files import digest, find_root, is_plain, read_list, read_photo
+from kvfix.data.pictures import read_header
 from kvfix.data.truths import Truths
 from kvfix.data.units import BadUnit, Pair, UnitSet
 from kvfix.wording import shown
@@ -216,9 +217,7 @@ def _photo_groups(pairs: tuple[_Listed, ...]) -> dict[str, str]:
 
 def _load(root: Path, pairs: tuple[_Listed, ...], clusters: tuple[str, ...], index: int) -> Pair:
     pair = pairs[index]
-    source, target = _read_annotation(root, pair)
-    for side in (source, target):
-        _check_size(side.photo, side.size)
+    source, target = (_upright(side) for side in _read_annotation(root, pair))
     return Pair(
         pair.name,
         clusters[index],
@@ -231,9 +230,20 @@ def _load(root: Path, pairs: tuple[_Listed, ...], clusters: tuple[str, ...], ind
     )
 
 
+def _upright(side: _Marked) -> _Marked:
+    """Points and box on the photo as it is shown."""
+    _check_size(side.photo, side.size)
+    header = read_header(side.photo)
+    corners = header.points(np.array(side.box).reshape(2, 2), side.size)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+    return side._replace(size=header.size, xy=header.points(side.xy, side.size), box=box)
+
+
 def _check_size(path: Path, size: tuple[int, int]) -> None:
-    found = image_size(path, "a photo")
-    if found != size:
+    header = read_header(path)
+    if header.turn_of(size) is None:
+        found = header.stored
         raise BadUnit(
             f"{path}: expected {size[0]} x {size[1]} pixels (its keypoints are given for them), "
             f"found {found[0]} x {found[1]}"
