@@ -22,7 +22,7 @@ ASKED = "Select from the following choices."
 
 
 def write_format_lines(file: Path, n: int) -> None:
-    """Write `n` lines of conversations without an image (`kvfix.data.conversations`).
+    """Write `n` lines of conversations without an image (`kvfix.data.training`).
 
     Two to four options, as in perception benchmarks; the right one is at each of them alike.
     """

@@ -13,9 +13,8 @@ import pytest
 import trees
 from pycocotools import mask as coco
 
-from kvfix.data import BadUnit
-from kvfix.data import files as files_module
-from kvfix.data.conversations import Match, Message, read_conversations
+from kvfix.data import BadUnit, pictures
+from kvfix.data.training import Match, Message, read_conversations
 
 SHARED = Path(os.environ.get("KVFIX_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
@@ -116,10 +115,13 @@ def test_run_lengths_may_be_plain_numbers(folder: Path) -> None:
 
 def test_photos_are_decoded_on_access_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    real = files_module.read_photo
-    monkeypatch.setattr(
-        "kvfix.data.conversations.read_photo", lambda p: opened.append(p.name) or real(p)
-    )
+    real = pictures.read_picture
+
+    def watched(source: Path, **more: Any) -> pictures.Picture:
+        opened.append(source.name)
+        return real(source, **more)
+
+    monkeypatch.setattr("kvfix.data.training.photos.read_picture", watched)
     row = read_conversations(_write(folder, _good()))[2]
     assert opened == []
     assert row.images[1].size == (32, 24) and opened == ["1.jpg"]
@@ -142,26 +144,22 @@ _POINT = {"image_a": 0, "image_b": 0, "a": [0, 0], "b": [1, 1]}
         ("{", ["JSON object", "broken text"]),
         ("[" * 100_000, ["JSON object", "broken text"]),
         ("[1]", ["JSON object", "[1]"]),
-        ({**_row("x"), "mask": []}, ["keys", "'mask'"]),
-        (_row(""), ["id", "''"]),
-        (_row(7), ["id", "7"]),
-        (_row("plain"), ["every id once", "'plain' again", "line 1"]),
-        (_row("x", images="p/0.jpg"), ["images, a list"]),
         (_row("x", images=[1]), ["images, file names", "found 1"]),
-        (_row("x", images=["/p/0.jpg"]), ["below the folder"]),
+        (_row("x", images=["/p/9.jpg"]), ["/p/9.jpg", "no such file"]),
         (_row("x", images=["p/../../0.jpg"]), ["below the folder"]),
         (_row("x", images=["p/9.jpg"]), ["9.jpg", "no such file"]),
         (_row("x", images=[]), ["<image> for each of 0 images", "found 1"]),
         (_row("x", images=["p/0.jpg", "p/1.jpg"]), ["each of 2 images", "found 1"]),
-        (_row("x", messages=None), ["messages, a list", "None"]),
+        (_row("x", messages=None), ["messages (of role and content)", "the keys id, images"]),
+        (_row("x", messages=3), ["messages, a list", "3"]),
+        (_row(["x"]), ["id, a text", "['x']"]),
+        (_row("x", messages=[{"role": "critic", "content": "a"}]), ["role of system", "'critic'"]),
         (_row("x", messages=[]), ["end with the assistant's", "none"]),
         (_row("x", messages=_turns("<image>")[:1]), ["end with the assistant's", "user"]),
         (_row("x", messages=_turns("<image>")[1:]), ["a message of the user"]),
-        (_row("x", messages=_turns("<image>", " ")), ["content", "' '"]),
+        (_row("x", messages=_turns("<image>", " ")), ["content, a text", "empty one of assistant"]),
         (_row("x", messages=_turns("a", "<image>")), ["user's messages only"]),
-        (_row("x", messages=[{"role": "gpt", "content": "a"}]), ["role of system", "'gpt'"]),
-        (_row("x", messages=[{"from": "gpt", "value": "a"}]), ["objects of content, role"]),
-        (_row("x", messages=[{"role": "user", "content": [{}]}]), ["content, a text"]),
+        (_row("x", messages=[{"role": "user", "content": [{}]}]), ["type text or image", "{}"]),
         (_row("x", sub_task=3), ["sub_task", "3"]),
         (_row("x", masks={}), ["masks, a list"]),
         (_row("x", masks=[{"size": [24, 32]}]), ["masks as objects of counts, image, label"]),
@@ -207,9 +205,13 @@ def test_more_than_one_in_twenty_is_an_error(folder: Path) -> None:
 def test_missing_and_empty_files_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="empty file"):
         read_conversations(_write(folder, [""]))
-    for path, says in ((folder, "found a folder"), (folder / "no.jsonl", "no such file")):
-        with pytest.raises(FileNotFoundError, match=says):
-            read_conversations(path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_conversations(folder / "no.jsonl")
+    with pytest.raises(ValueError, match=r"save_to_disk wrote, .* found 0 JSON files"):
+        read_conversations(folder / "p")
+    (folder / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match="found 2 JSON files; name one of them"):
+        read_conversations(folder)
 
 
 def test_a_file_changed_meanwhile_is_noticed(folder: Path) -> None:
@@ -239,7 +241,8 @@ def test_real_lines() -> None:
     masks = 0
     for conversation, row in zip(data, raw, strict=True):
         assert (conversation.id, conversation.sub_task) == (row["id"], row["sub_task"])
-        assert [m._asdict() for m in conversation.messages] == row["messages"]
+        found = [{"role": m.role, "content": m.content} for m in conversation.messages]
+        assert found == row["messages"]
         assert len(conversation.points) == len(row.get("points", []))
         for mask, fields in zip(conversation.masks, row.get("masks", []), strict=True):
             masks += 1

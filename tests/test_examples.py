@@ -10,7 +10,6 @@ import pytest
 import tiny
 from talks import HEIGHT, WIDTH, box, runs, write_talks
 
-from kvfix.data.conversations import Conversations, read_conversations
 from kvfix.data.examples import (
     HELD_OUT,
     MIX,
@@ -26,6 +25,7 @@ from kvfix.data.examples import (
     scene_examples,
 )
 from kvfix.data.questions import SKILLS, scene_question
+from kvfix.data.training import Conversations, read_conversations
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,8 @@ def test_masks_of_two_images_and_of_a_label_in_parts(tmp_path) -> None:
         ],
     )
     whole, first, second = conversation_examples(lines)
-    assert whole.turns == (Turn(("First", None, "and", "then", None), "Good."),)
+    assert whole.turns == (Turn(("First", None, "and\nthen", None), "Good."),)
+    assert whole.system == "Be brief."
     assert [m.image for m in whole.masks] == [0, 1]
     assert (whole.masks[0].mask_HW == masks[2]).all()
     assert (whole.masks[1].mask_HW == masks[0] | masks[1]).all()

@@ -12,7 +12,6 @@ import tiny
 import torch
 from talks import HEIGHT, WIDTH, write_talks
 
-from kvfix.data.conversations import read_conversations
 from kvfix.data.examples import (
     NO_OUTPUT,
     Example,
@@ -21,6 +20,7 @@ from kvfix.data.examples import (
     conversation_examples,
     scene_examples,
 )
+from kvfix.data.training import read_conversations
 from kvfix.models import Mlm, Prompt, load_mlm
 from kvfix.repair.batch import Batch, Collator
 from kvfix.repair.key_choice import ChosenKeys

@@ -1,6 +1,6 @@
 """What a repair learns from: one conversation about images, and what is known about them beside it.
 
-Made of procedural scenes, or of JSON lines (`kvfix.data.conversations`).
+Made of procedural scenes, or of training data of any form (`kvfix.data.training`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kvfix.data.conversations import PLACEHOLDER, Conversation, Conversations
 from kvfix.data.questions import SKILLS, random_warp, scene_question, warp_image, warp_points
 from kvfix.data.scene_units import MAKERS
 from kvfix.data.scenes import SIZE, generator, render, sample_scene
 from kvfix.data.shapes import SHAPES
 from kvfix.data.talk import conversation
+from kvfix.data.training import PLACEHOLDER, Conversation, Conversations
 from kvfix.data.units import Pair, Question, Sentence
 
 NO_OUTPUT = -1
+MOST_SHOWN = 10  # lines on what was left out; training.json has all
 _ANSWER = re.compile(r"\(([A-E])\)")
 _OPTION = re.compile(r"^\(([A-E])\) (.+)$", re.MULTILINE)
 
@@ -35,6 +36,7 @@ class Turn(NamedTuple):
 
     user: tuple[str | None, ...]
     answer: str
+    learned: bool = True  # an answer that is not is read, as what was said before
 
 
 class Known(NamedTuple):
@@ -66,6 +68,7 @@ class Example:
         masks: Known masks.
         matches: Known matches.
         question: The multiple-choice question that the (only) turn asks; a readout may answer it.
+        system: What the system turn says; empty for the chat template's own.
     """
 
     id: str
@@ -74,6 +77,7 @@ class Example:
     masks: tuple[Known, ...] = ()
     matches: tuple[Matched, ...] = ()
     question: Question | None = None
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,16 @@ class Examples(Sequence[Example]):
         n: how many.
         make: index -> example.
         left_out: bad lines of a file, and why.
+        notes: what its user should know, a line each.
+        forms: how many records of a file are of each form.
     """
 
     name: str
     n: int
     make: Callable[[int], Example] = field(repr=False)
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    forms: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return self.n
@@ -99,6 +107,16 @@ class Examples(Sequence[Example]):
         if not 0 <= index < self.n:
             raise IndexError(f"expected an index below {self.n}, found {index}")
         return self.make(index)
+
+    def said(self) -> list[str]:
+        """What a training tells about its data before it begins, a line each."""
+        forms = ", ".join(f"{n} of form {name}" for name, n in self.forms)
+        lines = [f"data: {self.name}: {forms}"] if forms else []
+        lines += [f"data: {note}" for note in self.notes]
+        lines += [f"left out: {line}" for line in self.left_out[:MOST_SHOWN]]
+        if (more := len(self.left_out) - MOST_SHOWN) > 0:
+            lines.append(f"... and {more} more left out: training.json lists them")
+        return lines
 
 
 def from_question(question: Question) -> Example:
@@ -109,18 +127,17 @@ def from_question(question: Question) -> Example:
 
 
 def from_conversation(line: Conversation) -> Example:
-    """One line of a JSONL file; what its masks cover together is the image's foreground.
-
-    A system message is not rendered: the model's own stays.
-    """
+    """One record of training data; what its masks cover together is the image's foreground."""
     turns: list[Turn] = []
     user: tuple[str | None, ...] = ()
+    system = ""
     for message in line.messages:
-        if message.role == "user":
-            user = (*user, *_parts(message.content))
-        elif message.role == "assistant":
-            turns.append(Turn(user, message.content))
-            user = ()
+        if message.role == "system":
+            system = message.content
+        elif message.role == "user":
+            user = _parts(message.content)
+        else:
+            turns.append(Turn(user, message.content, message.learned))
     masked = sorted({mask.image for mask in line.masks})
     masks = tuple(Known(image, _union(line, image)) for image in masked)
     pairs = sorted({(m.image_a, m.image_b) for m in line.points})
@@ -133,12 +150,14 @@ def from_conversation(line: Conversation) -> Example:
         )
         for a, b in pairs
     )
-    return Example(
-        line.id, tuple(line.images), tuple(turns), masks, matches, asked(line, tuple(turns))
-    )
+    images = tuple(line.images)
+    question = asked(line, turns, images)
+    return Example(line.id, images, tuple(turns), masks, matches, question, system)
 
 
-def asked(line: Conversation, turns: Sequence[Turn]) -> Question | None:
+def asked(
+    line: Conversation, turns: Sequence[Turn], pictures: tuple[Image.Image, ...]
+) -> Question | None:
     """The multiple-choice question of a conversation that is one; None for any other.
 
     It is one if it has a `sub_task`, a single turn whose images stand first, lettered options on
@@ -156,7 +175,7 @@ def asked(line: Conversation, turns: Sequence[Turn]) -> Question | None:
         line.id,
         line.id,
         line.sub_task,
-        tuple(line.images),
+        pictures,
         text,
         tuple(choices),
         answer,
@@ -195,7 +214,14 @@ def conversation_examples(lines: Conversations) -> Examples:
             return from_conversation(lines[number])
         return named_mask(lines[number], image, label)
 
-    return Examples(str(lines.path), len(index), make, tuple(str(bad) for bad in lines.bad))
+    return Examples(
+        lines.name,
+        len(index),
+        make,
+        left_out=tuple(str(bad) for bad in lines.bad),
+        notes=lines.notes,
+        forms=lines.forms,
+    )
 
 
 def _parts(content: str) -> tuple[str | None, ...]:

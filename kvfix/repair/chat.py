@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from kvfix.data.examples import Example, Turn
 from kvfix.prompts import MARK, text_suffix
+from kvfix.wording import cause
 
 
 class Chat(NamedTuple):
@@ -37,14 +40,20 @@ def render(example: Example, processor: Any) -> Chat:
             images, or a template that does not print a conversation in the order of its turns.
     """
     check(example, processor)
-    messages: list[dict[str, Any]] = []
+    messages = _system(example)
     answers = []
     text = ""
     for number, turn in enumerate(example.turns):
         messages.append(_user(turn))
-        asked = processor.apply_chat_template(messages, add_generation_prompt=True)
+        asked = _printed(messages, example, processor)
         if number == 0:
             first = asked
+            if example.system.strip() not in asked:
+                raise ValueError(
+                    f"{example.id}: expected a chat template that prints a system turn, found one "
+                    "that leaves it out; remove the system turns, or put them into the first "
+                    "question"
+                )
         if not turn.answer:
             text = asked
             break
@@ -55,7 +64,8 @@ def render(example: Example, processor: Any) -> Chat:
                 f"{example.id}: expected a chat template whose assistant turn begins as its "
                 f"generation prompt does, found ...{asked[-40:]!r} and ...{text[-60:]!r}"
             )
-        answers.append((len(asked), len(text)))
+        if turn.learned:
+            answers.append((len(asked), len(text)))
     stand_in = "" if example.images else _placeholder(processor)
     return Chat(
         text + stand_in, first, _user_end(example, first, processor), tuple(answers), len(text)
@@ -75,13 +85,31 @@ def check(example: Example, processor: Any) -> None:
             f"{example.id}: expected turns that all but the last have an answer, found "
             f"{[turn.answer for turn in example.turns]}"
         )
-    for text in (p for turn in example.turns for p in (*turn.user, turn.answer) if p):
+    said = (part for turn in example.turns for part in (*turn.user, turn.answer))
+    for text in (part for part in (example.system, *said) if part):
         for token in processor.all_special_multimodal_tokens:
             if token in text:
                 raise ValueError(
                     f"{example.id}: expected text without the placeholder {token!r}, found it; the "
                     "processor would put an image there"
                 )
+
+
+def _printed(messages: list[dict[str, Any]], example: Example, processor: Any) -> str:
+    """The chat so far; what a template says against it (of a system turn, of roles) in one line."""
+    try:
+        return processor.apply_chat_template(messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ValueError(
+            f"{example.id}: expected a chat that this model's template prints, found one that it "
+            f"refuses: {cause(error)}"
+        ) from error
+
+
+def _system(example: Example) -> list[dict[str, Any]]:
+    if not example.system:
+        return []
+    return [{"role": "system", "content": [{"type": "text", "text": example.system}]}]
 
 
 def _user(turn: Turn) -> dict[str, Any]:
@@ -98,7 +126,8 @@ def _user_end(example: Example, asked: str, processor: Any) -> int:
     if last is None:
         return len(asked)
     user = tuple(MARK if i == last else part for i, part in enumerate(turn.user))
-    marked = processor.apply_chat_template([_user(Turn(user, ""))], add_generation_prompt=True)
+    other = [*_system(example), _user(Turn(user, ""))]
+    marked = processor.apply_chat_template(other, add_generation_prompt=True)
     return len(asked) - len(text_suffix(asked, marked))
 
 

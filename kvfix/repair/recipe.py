@@ -23,8 +23,8 @@ import torch
 
 from kvfix.bounds import check_numbers, number
 from kvfix.config import dump_config
-from kvfix.data.conversations import read_conversations
 from kvfix.data.examples import TRAINED, Examples, conversation_examples, scene_examples
+from kvfix.data.training import read_conversations
 from kvfix.models import Mlm, load_mlm
 from kvfix.repair.batch import Collator
 from kvfix.repair.key_choice import ChosenKeys, KeyOptions, choose_keys
@@ -52,7 +52,9 @@ class Recipe:
         model: Hub id or folder; empty: the shipped nano.
         dtype: "auto" (the checkpoint's), "float32" or "bfloat16".
         quant: Empty or "nf4".
-        data: "scenes", or a JSONL file of conversations.
+        data: "scenes", or training data of a form that `kvfix/data/training` reads: a file, a
+            folder or a hub id.
+        images: Folder that image names are relative to; empty: the one that the data lies in.
         skills: Question types of scenes that are trained; the others are held out.
         out: Run folder; empty: checkpoints/<name of the recipe>.
         steps: Optimizer steps.
@@ -83,6 +85,7 @@ class Recipe:
     dtype: str = "auto"
     quant: str = ""
     data: str = "scenes"
+    images: str = ""
     skills: tuple[str, ...] = TRAINED
     out: str = ""
     steps: int = number(300, least=1)
@@ -149,6 +152,8 @@ def run(recipe: Recipe, name: str, *, root: Path, command: Sequence[str]) -> Pat
     with Monitor(
         recipe.steps, out, main=launch.rank == 0, since=None if last is None else _step(last)
     ) as monitor:
+        for line in examples.said():
+            monitor.say(line)
         keys = None
         if recipe.losses.needs().agnostic:
             shown = examples
@@ -176,7 +181,7 @@ def _examples(recipe: Recipe, world: int) -> Examples:
         # As many as the run needs, none twice.
         n = recipe.steps * recipe.batch * recipe.accumulate * world
         return scene_examples("train", n, skills=recipe.skills)
-    return conversation_examples(read_conversations(recipe.data))
+    return conversation_examples(read_conversations(recipe.data, images=recipe.images or None))
 
 
 def _load(recipe: Recipe, launch: Launch) -> Mlm:
@@ -321,7 +326,13 @@ def _write(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 1),
         "model": {"id": mlm.id, "family": mlm.config.model_type, "sha256": mlm.sha256},
-        "data": {"name": examples.name, "n": len(examples), "left_out": list(examples.left_out)},
+        "data": {
+            "name": examples.name,
+            "n": len(examples),
+            "left_out": list(examples.left_out),
+            "forms": dict(examples.forms),
+            "notes": list(examples.notes),
+        },
         "trainable": report.trainable,
         "share": report.share,
         "modules": {part: len(names) for part, names in report.modules.items()},

@@ -1,0 +1,117 @@
+"""What one training record says: a conversation about photos, masks and points beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvfix.data.rle import decode_rle
+from kvfix.data.training.photos import Photos
+from kvfix.wording import shown
+
+PLACEHOLDER = "<image>"
+
+
+class Message(NamedTuple):
+    """One turn."""
+
+    role: str  # system, user or assistant
+    content: str
+    learned: bool = True  # whether an answer is trained on; it is context otherwise
+
+
+class Match(NamedTuple):
+    """Two points that show the same thing."""
+
+    image_a: int  # index into the conversation's images
+    image_b: int
+    a: tuple[float, float]  # x, y in pixels of image_a
+    b: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RleMask:
+    """The pixels of one thing on one photo."""
+
+    image: int  # index into the conversation's images
+    label: str
+    size: tuple[int, int]  # height, width of the photo
+    counts: str | tuple[int, ...] = field(repr=False)
+
+    def decode(self) -> np.ndarray:
+        """Uint8 (height, width), 0 or 1."""
+        return decode_rle(self.size, self.counts)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One record."""
+
+    id: str
+    images: Photos  # RGB, decoded on access
+    messages: tuple[Message, ...]
+    masks: tuple[RleMask, ...] = ()
+    points: tuple[Match, ...] = ()
+    sub_task: str = ""
+
+    def upright_mask(self, mask: RleMask) -> np.ndarray:
+        """The mask on its photo as `images` gives it; uint8 (height, width), 0 or 1."""
+        return self.images.items[mask.image].header().mask(mask.decode())
+
+    def upright_points(self, image: int, points: Sequence[tuple[float, float]]) -> np.ndarray:
+        """Points of a photo on it as `images` gives it; float64 (K, 2)."""
+        header = self.images.items[image].header()
+        return header.points(np.array(points, dtype=np.float64))
+
+
+class Draft(NamedTuple):
+    """A record in kvfix's words, before its photos are looked for.
+
+    Attributes:
+        messages: Turns in order, with a placeholder for each image.
+        pictures: What stands for each image, in the order of the placeholders: a name, bytes, or a
+            mapping with one of them.
+        said: What was done to the record that its author should know.
+    """
+
+    messages: tuple[Message, ...]
+    pictures: tuple[Any, ...] = ()
+    said: tuple[str, ...] = ()
+
+
+def text(value: object, key: str) -> str:
+    """The value, which must be a text.
+
+    Raises:
+        ValueError: What was expected and what was found.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"expected {key}, a text, found {shown(value)}")
+    return value
+
+
+def listed(value: object, key: str) -> list[Any]:
+    """The value, which must be a list.
+
+    Raises:
+        ValueError: What was expected and what was found.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"expected {key}, a list, found {shown(value)}")
+    return value
+
+
+def objects(value: object, key: str, names: set[str]) -> dict[str, Any]:
+    """The value, which must be an object of exactly these names.
+
+    Raises:
+        ValueError: What was expected and what was found.
+    """
+    if not isinstance(value, dict) or value.keys() != names:
+        raise ValueError(
+            f"expected {key} as objects of {', '.join(sorted(names))}, found {shown(value)}"
+        )
+    return value

@@ -1,0 +1,257 @@
+"""Records of a file, a folder or a hub dataset one at a time: lines, a JSON list, tables.
+
+Memory holds an offset a record; a record is read and parsed when it is asked for. Tables are Arrow
+files mapped into memory; parquet is turned into one by `datasets`, in its cache.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from kvfix.wording import cause
+
+_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z|\\\Z)|[\[\]{},]', re.DOTALL)
+_BLANK = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
+TABLES = (".parquet", ".arrow")
+
+
+class Record(NamedTuple):
+    """One of them, as it stands in the file.
+
+    Attributes:
+        number: From 1: of the line, or in the list or table.
+        at: Where to find it again.
+        row: Parsed; an error for one that cannot be.
+    """
+
+    number: int
+    at: int
+    row: object | ValueError
+
+
+class Records(Protocol):
+    """A source of records; every pass gives the same ones in the same order."""
+
+    @property
+    def unit(self) -> str:
+        """What one of them is called in messages."""
+        ...
+
+    def __iter__(self) -> Iterator[Record]:
+        """Every one of them."""
+        ...
+
+    def read(self, at: int) -> Any:
+        """The record found there before.
+
+        Raises:
+            ValueError: The file was changed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A JSON object on every line that is not blank."""
+
+    path: Path
+    unit: str = "line"
+
+    def __iter__(self) -> Iterator[Record]:
+        """Every line."""
+        offset = 0
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw.strip():
+                    yield Record(number, offset, _parsed(raw))
+                offset += len(raw)
+
+    def read(self, at: int) -> Any:
+        """The line that begins at a byte."""
+        with self.path.open("rb") as file:
+            file.seek(at)
+            return _raised(_parsed(file.readline()))
+
+
+@dataclass(frozen=True)
+class JsonList:
+    """One JSON list of records; its elements are found by their brackets, in linear time."""
+
+    path: Path
+    unit: str = "entry"
+    _ends: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Every element."""
+        with self.path.open("rb") as file, _mapped(file) as whole:
+            for number, (start, end) in enumerate(_elements(whole), start=1):
+                self._ends[start] = end
+                yield Record(number, start, _parsed(whole[start:end]))
+
+    def read(self, at: int) -> Any:
+        """The element that begins at a byte."""
+        with self.path.open("rb") as file:
+            file.seek(at)
+            return _raised(_parsed(file.read(self._ends[at] - at)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a `datasets` table; pictures stay encoded."""
+
+    rows: Any = field(repr=False)  # a Dataset in arrow format
+    unit: str = "row"
+
+    def __iter__(self) -> Iterator[Record]:
+        """Every row."""
+        for at in range(len(self.rows)):
+            try:
+                row: object | ValueError = self.read(at)
+            except ValueError as error:
+                row = error
+            yield Record(at + 1, at, row)
+
+    def read(self, at: int) -> Any:
+        """A row."""
+        return self.rows[at].to_pylist()[0]
+
+
+def open_records(name: str) -> tuple[Records, Path]:
+    """The records behind a name, and the folder that relative names of images start from.
+
+    Args:
+        name: A JSON or JSONL file, a parquet or Arrow file, a folder of those or of
+            `save_to_disk`, or the id of a hub dataset.
+
+    Raises:
+        FileNotFoundError: No such file, folder or dataset.
+        ValueError: A folder or file that holds no records.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix in TABLES:
+            return _table([path]), path.parent
+        return (JsonList(path) if _begins_list(path) else JsonLines(path)), path.parent
+    if path.is_dir():
+        return _folder(path)
+    if re.fullmatch(r"[\w.\-]+/[\w.\-]+", name) and not name.startswith(("./", "../")):
+        return _hub(name), Path()
+    raise FileNotFoundError(
+        f"{name}: expected a file of conversations, a folder or a hub id, found no such file"
+    )
+
+
+def _folder(path: Path) -> tuple[Records, Path]:
+    from datasets import DatasetDict, load_from_disk  # a second to import
+
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        found = load_from_disk(str(path))
+        if isinstance(found, DatasetDict):
+            found = _split(found, str(path))
+        return Table(found.with_format("arrow")), path
+    files = sorted(p for p in path.rglob("*") if p.suffix in TABLES and p.is_file())
+    train = [p for p in files if p.name.startswith("train") or p.parent.name == "train"]
+    if files:
+        return _table(train or files), path
+    texts = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json"))
+    if len(texts) == 1:
+        return open_records(str(texts[0]))
+    raise ValueError(
+        f"{path}: expected a folder that save_to_disk wrote, one with parquet files or with one "
+        f"JSON or JSONL file, found {len(texts)} JSON files; name one of them"
+    )
+
+
+def _table(files: list[Path]) -> Table:
+    from datasets import Dataset, concatenate_datasets, disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        parquet = [str(p) for p in files if p.suffix == ".parquet"]
+        parts = [Dataset.from_parquet(parquet)] if parquet else []
+        parts += [Dataset.from_file(str(p)) for p in files if p.suffix == ".arrow"]
+        return Table(concatenate_datasets(parts).with_format("arrow"))
+    except Exception as error:  # pyarrow's and datasets' own, of many classes
+        raise ValueError(
+            f"{files[0]}: expected a parquet or Arrow file, found a broken one ({cause(error)})"
+        ) from error
+
+
+def _hub(name: str) -> Table:
+    from datasets import load_dataset
+
+    try:
+        found = load_dataset(name)
+    except Exception as error:  # of the hub's client, of many classes
+        raise FileNotFoundError(
+            f"{name}: expected a file, a folder or a hub dataset, found none ({cause(error)})"
+        ) from error
+    return Table(_split(found, name).with_format("arrow"))
+
+
+def _split(found: Any, name: str) -> Any:
+    """The train split of several."""
+    if "train" in found:
+        return found["train"]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise ValueError(f"{name}: expected a split called train, found {', '.join(found)}")
+
+
+def _begins_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(4096).removeprefix(_BOM).lstrip(_BLANK)
+    return head.startswith(b"[")
+
+
+def _mapped(file: Any) -> mmap.mmap:
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _elements(whole: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """(start, end) of each element of the list that a file is.
+
+    Raises:
+        ValueError: No end of the list, or more behind it.
+    """
+    depth, start = 0, 0
+    for found in _BRACKET.finditer(whole):
+        sign = found[0]
+        if sign in (b"[", b"{"):
+            depth += 1
+            if depth == 1:
+                start = found.end()
+        elif sign in (b"]", b"}"):
+            depth -= 1
+            if depth == 0:
+                if whole[start : found.start()].strip():
+                    yield start, found.start()
+                if rest := whole[found.end() : found.end() + 200].strip():
+                    raise ValueError(
+                        f"expected one JSON list, found more behind its end: {rest[:40]!r}"
+                    )
+                return
+        elif sign == b"," and depth == 1:
+            yield start, found.start()
+            start = found.end()
+    raise ValueError("expected one JSON list, found no end of it: the file is cut off")
+
+
+def _parsed(raw: bytes) -> object | ValueError:
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"expected a JSON object, found broken text ({error})")
+
+
+def _raised(row: object | ValueError) -> Any:
+    if isinstance(row, ValueError):
+        raise row
+    return row

@@ -1,0 +1,97 @@
+"""Masks and matching points of a record in kvfix's own form, checked against the photos' size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvfix.data.rle import check_rle
+from kvfix.data.training.photos import Photos
+from kvfix.data.training.record import Match, RleMask, listed, objects, text
+from kvfix.wording import shown
+
+
+def read_masks(value: object, n_images: int) -> tuple[RleMask, ...]:
+    """COCO run lengths of a record.
+
+    Raises:
+        ValueError: What was expected and what was found.
+    """
+    return tuple(_mask(m, n_images) for m in listed(value, "masks"))
+
+
+def read_points(value: object, n_images: int) -> tuple[Match, ...]:
+    """Matching points of a record.
+
+    Raises:
+        ValueError: What was expected and what was found.
+    """
+    return tuple(_match(m, n_images) for m in listed(value, "points"))
+
+
+def check_regions(photos: Photos, masks: tuple[RleMask, ...], points: tuple[Match, ...]) -> None:
+    """Masks are as large as their photos, and points lie on them; headers alone are read.
+
+    Raises:
+        ValueError: What was expected and what was found.
+    """
+    for mask in masks:
+        photo = photos.items[mask.image]
+        header, (height, width) = photo.header(), mask.size
+        if header.turn_of((width, height)) is None:
+            width, height = header.stored
+            raise ValueError(
+                f"masks: expected size [{height}, {width}] of {photo.name}, found {list(mask.size)}"
+            )
+    for match in points:
+        for index, (x, y) in ((match.image_a, match.a), (match.image_b, match.b)):
+            photo = photos.items[index]
+            width, height = photo.header().stored
+            if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+                raise ValueError(
+                    f"points: expected x, y within the {width} x {height} pixels of {photo.name}, "
+                    f"found {x:g}, {y:g}"
+                )
+
+
+def _index(value: object, key: str, n_images: int) -> int:
+    if type(value) is not int or not 0 <= value < n_images:
+        raise ValueError(
+            f"expected {key}, an index below {n_images} (from 0), found {shown(value)}"
+        )
+    return value
+
+
+def _mask(value: object, n_images: int) -> RleMask:
+    fields = objects(value, "masks", {"image", "label", "size", "counts"})
+    size, counts = fields["size"], fields["counts"]
+    if not isinstance(size, list) or len(size) != 2 or any(type(n) is not int for n in size):
+        raise ValueError(f"masks: expected size [height, width], found {shown(size)}")
+    if not isinstance(counts, (str, list)):
+        raise ValueError(f"masks: expected counts, COCO run lengths, found {shown(counts)}")
+    try:
+        check_rle((size[0], size[1]), counts)
+    except ValueError as error:
+        raise ValueError(f"masks: {error}") from error
+    return RleMask(
+        _index(fields["image"], "masks' image", n_images),
+        text(fields["label"], "masks' label"),
+        (size[0], size[1]),
+        counts if isinstance(counts, str) else tuple(counts),
+    )
+
+
+def _match(value: object, n_images: int) -> Match:
+    fields = objects(value, "points", {"image_a", "image_b", "a", "b"})
+    return Match(
+        _index(fields["image_a"], "points' image_a", n_images),
+        _index(fields["image_b"], "points' image_b", n_images),
+        _xy(fields["a"]),
+        _xy(fields["b"]),
+    )
+
+
+def _xy(value: Any) -> tuple[float, float]:
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 2 or not all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers):
+        raise ValueError(f"points: expected [x, y] in pixels, found {shown(value)}")
+    return float(numbers[0]), float(numbers[1])
