@@ -70,7 +70,8 @@ def run_answers(
         All answers of the dataset, those of earlier starts included.
     """
     file = SampleFile(sample_path(folder, units))
-    for batch in batches(units.ids, protocol.batch):
+    in_batches = batches(units.ids, protocol.batch)
+    for batch in in_batches:
         names = [units.ids[i] for i in batch]
         if any(name not in file.done for name in names):
             rows = _answered(units, batch, mlm, protocol)
@@ -79,6 +80,7 @@ def run_answers(
                     file.append([rows[name]])
         for _ in batch:
             tick(units.task)
+    file.sort([units.ids[i] for batch in in_batches for i in batch])
     return _task_run(units, file.path)
 
 
@@ -119,6 +121,7 @@ def run_readouts(
         if name not in file.done:
             file.append(_read(units, i, source))
         tick(READOUT)
+    file.sort(units.ids)
     wanted = set(units.ids)
     tasks = dict.fromkeys(
         r["task"] for r in Rows(file.path, lambda r: r["id"] in wanted and "score" in r)

@@ -68,6 +68,7 @@ def run_task(
         if name not in file.done:
             file.append(_score(units, i, source, control))
         tick(units.task)
+    file.sort(units.ids)
     wanted = set(units.ids)
     left_out = [
         {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}

@@ -123,5 +123,12 @@ def test_what_else_differs_is_said(run: Runner) -> None:
         "prompt": False,
     }
     assert any('differ in prompt (null before, "Look!" after)' in n for n in record["notes"])
+    mixed = [{"versions": {"torch": v}} for v in ("2.13", "2.14")]
+    later = other(attn="sdpa", device="cpu", adapter=None)
+    record = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **later, starts=mixed).record
+    assert [d["key"] for d in record["differs"]] == ["weights"]  # unknown is not different
+    [unknown] = [n for n in record["notes"] if "older kvfix" in n]
+    assert unknown.startswith("BEFORE was written") and "record attn, device;" in unknown
+    assert any("AFTER was interrupted" in n and "torch 2.13 and 2.14" in n for n in record["notes"])
     same = run(quiz(BEFORE_QUIZ), quiz(AFTER_QUIZ), **other(weights="before", adapter=None)).record
     assert any("same weights" in n for n in same["notes"])

@@ -14,6 +14,7 @@ import torch
 
 from kvfix.data.scene_units import scene_units
 from kvfix.lock import InUse
+from kvfix.report.fingerprint import versions
 from kvfix.report.run import (
     LEFTOVERS,
     OtherRun,
@@ -22,7 +23,6 @@ from kvfix.report.run import (
     data_card,
     model_card,
     read_run,
-    versions,
 )
 
 SAME = {"weights": "aa", "adapter": None, "heads": False, "data": {"scenes/x/test": "11"}}

@@ -117,6 +117,21 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(stop_after: int, tmp_
     assert sample_lines(tmp_path / "torn") == sample_lines(tmp_path / "whole")
 
 
+def test_a_run_with_damaged_samples_ends_like_one_without(tmp_path: Path) -> None:
+    whole = run_task(scene_units(PAIRS, n=5), FakeSource(), tmp_path)
+    text = sample_path(tmp_path, whole.units).read_bytes()
+    lines = text.splitlines(keepends=True)
+    per_unit = len(EVERY_SITE)
+    lines[per_unit] = b"\0" * 512  # swallows the first row of the second unit
+    lines[3 * per_unit - 1] = lines[3 * per_unit - 1][:-1]  # glues the third to the fourth
+    sample_path(tmp_path, whole.units).write_bytes(b"".join(lines))
+    units, loaded = spied(whole.units)
+    again = run_task(units, FakeSource(), tmp_path)
+    assert sorted(loaded) == [1, 2, 3]
+    assert list(again.rows) == list(whole.rows)
+    assert sample_path(tmp_path, units).read_bytes() == text
+
+
 def sample_lines(folder: Path) -> list[str]:
     path = folder / "samples" / f"{PAIRS}.jsonl"
     return path.read_text().splitlines() if path.exists() else []

@@ -22,6 +22,7 @@ from kvfix.eval.paired import Ratio
 from kvfix.eval.results import Table
 from kvfix.eval.samples import Row
 from kvfix.eval.source import Site
+from kvfix.report.fingerprint import flat, not_recorded
 from kvfix.report.run import read_run
 
 PROBE_KEYS = ("id", "cluster", "task", "dataset", "site", "layer", "head", "metric", "score")
@@ -152,16 +153,22 @@ def pair(before: Side, after: Side) -> Pairing:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    """Everything but the data in which the fingerprints of two records differ, key by key."""
-    was, now = (_flat(_fingerprint(r)) for r in (before, after))
+    """Everything but the data in which the fingerprints of two records differ, key by key.
+
+    What an older kvfix did not record is no difference; `not_recorded` names it.
+    """
+    then, now = (fingerprint_of(r) for r in (before, after))
+    skipped = {"data", *not_recorded(then, now), *not_recorded(now, then)}
+    was, now = flat(then), flat(now)
     return [
         {"key": key, "before": was.get(key), "after": now.get(key)}
         for key in _union(was, now)
-        if key.partition(".")[0] != "data" and was.get(key) != now.get(key)
+        if key.partition(".")[0] not in skipped and was.get(key) != now.get(key)
     ]
 
 
-def _fingerprint(record: dict[str, Any]) -> dict[str, Any]:
+def fingerprint_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What moved the scores of a run, as far as its record says so."""
     found = record.get("fingerprint")
     return found if isinstance(found, dict) else {}
 
@@ -360,10 +367,3 @@ def _union(a: dict, b: dict) -> list:
 def _holds(side: Side) -> str:
     names = [f"{task} ({dataset})" for task, dataset in (*side.questions, *side.probes)]
     return ", ".join(names) or "no scored unit"
-
-
-def _flat(item: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in item.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out

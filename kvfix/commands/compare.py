@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import kvfix
-from kvfix.commands.align import Pairing, Side, differences, pair, read_side
+from kvfix.commands.align import Pairing, Side, differences, fingerprint_of, pair, read_side
 from kvfix.commands.compare_answers import answer_changes, answer_findings
 from kvfix.commands.compare_probes import probe_changes
 from kvfix.lock import locked
 from kvfix.report.compare import write_comparison
-from kvfix.report.run import versions
+from kvfix.report.fingerprint import mixed, not_recorded, versions
 
 MOST_UNMATCHED = 0.05  # share of a task's units in one run only before a comparison counts failed
 # What an intervention or another checkpoint changes; every other difference is worth a word.
@@ -78,7 +78,13 @@ def _compare(options: Options, command: str) -> Outcome:
         "questions": questions,
         "probes": probes.headlines,
         "results": probes.results,
-        "notes": [*_notes(questions, differs), *probes.notes, *pairing.notes],
+        "notes": [
+            *_notes(questions, differs),
+            *_record_notes("BEFORE", before, after),
+            *_record_notes("AFTER", after, before),
+            *probes.notes,
+            *pairing.notes,
+        ],
         "versions": versions(),
     }
     report = write_comparison(options.out, record)
@@ -115,6 +121,24 @@ def _card(side: Side) -> dict[str, Any]:
         "model": model or None,
         "predictions": predictions,
     }
+
+
+def _record_notes(name: str, side: Side, other: Side) -> list[str]:
+    """What one side's record leaves open."""
+    notes = []
+    mine, others = fingerprint_of(side.record), fingerprint_of(other.record)
+    if unknown := not_recorded(mine, others):
+        notes.append(
+            f"{name} was written by an older kvfix, which did not record {', '.join(unknown)}; "
+            "whether the runs differ there is unknown."
+        )
+    starts = side.record.get("starts")
+    if scored := mixed(starts if isinstance(starts, list) else []):
+        notes.append(
+            f"{name} was interrupted, and its units were scored with {'; '.join(scored)}, which "
+            "may move scores by itself."
+        )
+    return notes
 
 
 def _notes(questions: list[dict[str, Any]], differs: list[dict[str, Any]]) -> list[str]:

@@ -30,7 +30,8 @@ from kvfix.eval.questions import READOUT
 from kvfix.eval.rank_correlation import FEWEST, rank_correlation
 from kvfix.lock import locked
 from kvfix.report.correlate import write_correlation
-from kvfix.report.run import read_run, versions
+from kvfix.report.fingerprint import versions
+from kvfix.report.run import read_run
 
 PLACES = ("best", "last")
 ALL = "all probes"  # the mean gain over the probes that every run has

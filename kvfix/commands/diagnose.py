@@ -18,7 +18,7 @@ from kvfix.commands.session import (
     Outcome,
     Part,
     Watch,
-    data_fingerprint,
+    host_of,
     peak_memory_mib,
 )
 from kvfix.data.catalog import CATALOG, WrongSpec, load_units
@@ -28,6 +28,7 @@ from kvfix.eval.questions import readable
 from kvfix.eval.source import NEUTRAL
 from kvfix.eval.suite import PROTOCOL
 from kvfix.models import Mlm, load_reference_encoder
+from kvfix.report.fingerprint import data_fingerprint
 from kvfix.report.html import write_report
 from kvfix.report.run import RunFolder, claimed, data_card, model_card
 
@@ -77,6 +78,7 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
         kind="diagnose",
         command=command,
         fingerprint=_fingerprint(options, mlm, unit_sets, reference),
+        host=host_of(mlm),
     )
     folder.save(
         seed=options.seed,

@@ -13,7 +13,7 @@ from kvfix.commands.session import (
     ModelOptions,
     Outcome,
     Watch,
-    data_fingerprint,
+    host_of,
     peak_memory_mib,
 )
 from kvfix.data.catalog import WrongSpec, load_units
@@ -26,6 +26,7 @@ from kvfix.eval.results import summarise
 from kvfix.eval.source import NEUTRAL, MlmSource
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
 from kvfix.models import Mlm
+from kvfix.report.fingerprint import data_fingerprint
 from kvfix.report.html import write_report
 from kvfix.report.run import RunFolder, claimed, data_card, model_card
 
@@ -69,6 +70,7 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
         kind="eval",
         command=command,
         fingerprint=_fingerprint(options, mlm, unit_sets),
+        host=host_of(mlm),
     )
     folder.save(
         seed=options.seed,

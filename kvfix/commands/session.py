@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from kvfix.data.units import UnitSet
 from kvfix.models import Mlm, load_mlm
 from kvfix.repair.gate import gated
-from kvfix.report.run import model_card
+from kvfix.report.fingerprint import model_fingerprint
 from kvfix.shipped import nano_dir
 
 
@@ -71,13 +70,7 @@ class ModelOptions:
 
     def fingerprint(self, mlm: Mlm) -> dict[str, Any]:
         """What of a model moves a score."""
-        card = model_card(mlm)
-        return {
-            "weights": card["sha256"],
-            "adapter": card["adapter_sha256"],
-            "dtype": card["dtype"],
-            "quant": self.quant,
-        }
+        return model_fingerprint(mlm, quant=self.quant)
 
 
 class Watch(Protocol):
@@ -112,9 +105,13 @@ class Part:
     failed: bool = False  # more than 5 % of a task's units were left out
 
 
-def data_fingerprint(unit_sets: Sequence[UnitSet]) -> dict[str, str]:
-    """Digests by dataset, task and split."""
-    return {f"{u.dataset}/{u.task}/{u.split}": u.sha256 for u in unit_sets}
+def host_of(mlm: Mlm) -> dict[str, Any]:
+    """What of the machine moves the last bits of a score, beside its processor."""
+    cuda = mlm.device.type == "cuda"
+    return {
+        "accelerator": torch.cuda.get_device_name(mlm.device) if cuda else None,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def peak_memory_mib() -> float:

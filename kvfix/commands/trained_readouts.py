@@ -105,6 +105,7 @@ def trained_readouts(
         run_units = replace(units, task=f"{READOUT}_{subtask}")
         scored = Rows(file.path, lambda r, wanted=wanted: r["id"] in wanted)
         runs.append(TaskRun(run_units, scored, []))
+    file.sort([name for ids in reported.values() for name in ids])
     notes = [f"Trained readout of {', '.join(t)}: not measured, {w}" for w, t in refused.items()]
     return Learned(runs, notes)
 

@@ -5,11 +5,10 @@ run.
 from __future__ import annotations
 
 import json
-import platform
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ import kvfix
 from kvfix.atomic import write_text
 from kvfix.data.units import UnitSet
 from kvfix.lock import LOCK, locked
+from kvfix.report.fingerprint import differences, mixed, not_recorded, start_card, versions
 
 # What a process that was killed may leave of a run that had not begun.
 LEFTOVERS = (LOCK, "run.json.new", "run.new")
-PACKAGES = ("torch", "transformers", "peft", "deepspeed", "numpy", "scipy", "pillow")
+
+log = logging.getLogger(__name__)
 
 
 class OtherRun(ValueError):
@@ -46,17 +47,6 @@ def data_card(unit_sets: Sequence[UnitSet]) -> list[dict[str, Any]]:
         {"dataset": u.dataset, "task": u.task, "split": u.split, "n": len(u), "sha256": u.sha256}
         for u in unit_sets
     ]
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages whose version can move a number."""
-    out = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            out[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return out
 
 
 @contextmanager
@@ -89,28 +79,41 @@ class RunFolder:
         kind: `diagnose`, `eval` or a recipe's name.
         command: the command line, for the record.
         fingerprint: everything that must be equal for old samples to count.
+        host: what of the machine moves the last bits of a score, for the record.
 
     Raises:
         OtherRun: the folder holds samples of another fingerprint, or is not a run folder.
     """
 
-    def __init__(self, folder: Path, *, kind: str, command: str, fingerprint: dict[str, Any]):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        kind: str,
+        command: str,
+        fingerprint: dict[str, Any],
+        host: dict[str, Any] | None = None,
+    ):
         """Claim the folder, or take up the run in it."""
         self.folder, self.file, self.kind = folder, folder / "run.json", kind
         self.fingerprint = json.loads(json.dumps(fingerprint))
         before = self._before()
         self.resumed = before is not None
+        seconds = (before or {}).get("seconds")
+        self._seconds_before = seconds if isinstance(seconds, int | float) else 0.0
         self.record: dict[str, Any] = {
             "kvfix": kvfix.__version__,
             "kind": kind,
             "command": command,
-            "started": before["started"] if before else datetime.now(UTC).isoformat(),
-            "seconds": before["seconds"] if before else 0.0,
+            "started": (before or {}).get("started") or datetime.now(UTC).isoformat(),
+            "seconds": self._seconds_before,
             "complete": False,
             "fingerprint": self.fingerprint,
             "versions": versions(),
+            "starts": [*_starts(before), start_card(command, host or {})],
         }
-        self._seconds_before = self.record["seconds"]
+        if other := mixed(self.record["starts"]):
+            log.warning("%s: units of its starts were scored with %s", folder, "; ".join(other))
         folder.mkdir(parents=True, exist_ok=True)
         self.save()
 
@@ -119,16 +122,19 @@ class RunFolder:
             _refuse_foreign(self.folder)
             return None
         before = _parse(self.file)
-        old = _flat({"kind": before.get("kind"), **before.get("fingerprint", {})})
-        now = _flat({"kind": self.kind, **self.fingerprint})
-        differs = [
-            f"{key}: then {old.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(old.keys() | now.keys())
-            if old.get(key) != now.get(key)
-        ]
-        if differs:
+        found = before.get("fingerprint")
+        old = {"kind": before.get("kind"), **(found if isinstance(found, dict) else {})}
+        now = {"kind": self.kind, **self.fingerprint}
+        unknown = not_recorded(old, now)
+        if differs := differences(old, {k: v for k, v in now.items() if k not in unknown}):
             raise OtherRun(
                 f"{self.folder} holds another run; choose another --out. " + "; ".join(differs)
+            )
+        if unknown:
+            raise OtherRun(
+                f"{self.folder} was begun by an older kvfix, which did not record "
+                f"{', '.join(unknown)}: whether its units were scored in the same way is unknown; "
+                "choose another --out (kvfix compare still reads it)"
             )
         return before
 
@@ -139,6 +145,16 @@ class RunFolder:
         text = json.dumps(self.record, indent=1, allow_nan=False)
         write_text(self.file, text + "\n")
         return self.record
+
+
+def _starts(before: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The earlier starts; of an older kvfix's record, the first is all that is known."""
+    if before is None:
+        return []
+    if isinstance(found := before.get("starts"), list):
+        return found
+    known = {"time": before.get("started"), "command": before.get("command")}
+    return [known | {"versions": before.get("versions")}]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -162,11 +178,3 @@ def _parse(file: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise ValueError(f"{file}: expected a JSON object, found {type(run).__name__}")
     return run
-
-
-def _flat(item: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, so that a difference is named and nothing else is printed."""
-    out: dict[str, Any] = {}
-    for key, value in item.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
