@@ -19,7 +19,7 @@ from kvfix.data.units import Question
 from kvfix.eval.answers import PROFILES
 from kvfix.models import Prompt
 
-PROTOCOL: Final = 1  # raised whenever a change here or in answering moves a score
+PROTOCOL: Final = 2  # raised whenever a change here, in answering or answers moves a score
 MARGIN: Final = 10  # black pixels between joined images
 
 Order = Literal["images-first", "text-first"]

@@ -131,7 +131,10 @@ def evaluate(
         "runs/eval"
     ),
     profile: Annotated[
-        Literal["kvfix", "official", "lmms-eval", "vlmevalkit"],
+        Literal[
+            *("kvfix", "official"),
+            *("lmms-eval", "lmms-eval@before-1435", "vlmevalkit", "vlmevalkit@before-1552"),
+        ],
         typer.Option(help="Rules that read a letter from a written answer."),
     ] = "kvfix",
     order: Annotated[

@@ -93,7 +93,7 @@ def test_the_limit_holds_for_joined_images_too() -> None:
         ({"batch": 0}, "batch: expected at least 1, found 0"),
         ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
         ({"max_pixels": 0}, "max_pixels: expected at least 1"),
-        ({"version": 99}, "version: expected one of 1, found 99"),
+        ({"version": 99}, "version: expected one of 2, found 99"),
     ],
 )
 def test_wrong_protocols_are_refused(wrong: dict, says: str) -> None:
@@ -110,5 +110,5 @@ def test_a_stamp_holds_every_setting() -> None:
         "max_new_tokens": 32,
         "batch": 8,
         "max_pixels": None,
-        "version": 1,
+        "version": 2,
     }

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from commands import call
+
+from kvfix.eval.answers import extract
 
 pytestmark = pytest.mark.shared
 
@@ -27,7 +30,8 @@ PUBLISHED = {
 # Micro in percent from the raw text, no judge, no option texts.
 FROM_TEXT = {
     "official": {"GPT4V": 39.5, "llava_v1.5_7b": 26.0, "llava-v1.6-34b": 46.2},
-    "lmms-eval": {"GPT4V": 18.0, "llava_v1.5_7b": 0.0, "llava-v1.6-34b": 46.2},
+    "lmms-eval": {"GPT4V": 44.7, "llava_v1.5_7b": 27.0, "llava-v1.6-34b": 46.2},
+    "lmms-eval@before-1435": {"GPT4V": 18.0, "llava_v1.5_7b": 0.0, "llava-v1.6-34b": 46.2},
     "vlmevalkit": {"GPT4V": 14.4, "llava_v1.5_7b": 33.6, "llava-v1.6-34b": 46.2},
 }
 
@@ -66,23 +70,24 @@ def test_parsed_answers_give_the_published_figures(model: str) -> None:
     same(scored(model, "--profile", "official", "--parsed"), golden_of(model))
 
 
-def test_parsed_answers_of_gpt4v_but_for_one_that_the_source_holds_twice(tmp_path: Path) -> None:
-    """The published figure is of ``saved_val_predictions/GPT4V.json``, not of the dump.
+def test_the_official_script_counts_the_predictions_that_a_dump_stores(tmp_path: Path) -> None:
+    """``get_prediction_file`` takes each question's `prediction`, ``eval_prediction`` compares it
+    with the key as a string; a record's text and own answer do not count.
 
-    There val_Functional_Correspondence_26 is (D), in ``saved_outputs/GPT4V`` it is (C), the right
-    answer: its text defeats the rules, so that a judge was asked, and twice. With (D) in its place
-    the dump gives the published figure; as it stands it has one right answer more.
+    So counted, the dump of GPT4V has 959 right answers. The published 958 are of another file,
+    ``saved_val_predictions/GPT4V.json``: where the rules find no letter the script asks a judge,
+    and for val_Functional_Correspondence_26 it was asked twice, with (C) and with (D) for answer.
     """
     golden, twice = golden_of("GPT4V"), "val_Functional_Correspondence_26"
-    found = scored("GPT4V", "--profile", "official", "--parsed")
-    assert found["correct"] == round(1901 * golden["micro"]) + 1
-    assert found["macro"] == pytest.approx(golden["macro"] + 1 / 130 / 14, abs=1e-12)
+    key = json.loads((BLINK / "val_answers.json").read_text())
     stored = {
         record["idx"]: record["prediction"]
         for file in (BLINK / "saved_outputs/GPT4V").glob("*.json")
         for record in json.loads(file.read_text())["val"]
     }
-    assert stored[twice] == "(C)"
+    found = scored("GPT4V", "--profile", "official", "--parsed")
+    assert found["correct"] == sum(stored[name] == answer for name, answer in key.items()) == 959
+    assert found["macro"] == pytest.approx(golden["macro"] + 1 / 130 / 14, abs=1e-12)
     plain = tmp_path / "GPT4V.json"
     plain.write_text(json.dumps(stored | {twice: "(D)"}))
     same(scored(str(plain), "--profile", "official", "--parsed"), golden)
@@ -95,6 +100,19 @@ def test_raw_text_gives_the_figures_of_each_suites_rules(model: str, profile: st
     assert 100 * found["micro"] == pytest.approx(FROM_TEXT[profile][model], abs=0.1)
     for oddity in ("missing", "not_text", "unknown", "disagreeing"):
         assert found[oddity] == []
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_the_own_profile_reads_no_other_letter_than_the_judge(model: str) -> None:
+    """The suite's judge read the options' texts too, so that it read more, but nothing else."""
+    folder = BLINK / "saved_outputs" / model
+    records = [r for f in folder.glob("*.json") for r in json.loads(f.read_text())["val"]]
+    both = [
+        (letter, r["prediction"][1])
+        for r in records
+        if (letter := extract(r["full_prediction"])) and re.fullmatch(r"\([A-E]\)", r["prediction"])
+    ]
+    assert len(both) > 1300 and all(mine == judged for mine, judged in both)
 
 
 @pytest.mark.parametrize("model", PUBLISHED)

@@ -28,7 +28,7 @@ from kvfix.report.run import read_run
 PROBE_KEYS = ("id", "cluster", "task", "dataset", "site", "layer", "head", "metric", "score")
 QUESTION_KEYS = ("id", "cluster", "task", "correct", "letter", "answer", "unparsed")
 # The same answers or features would get another score: no difference between the models.
-RULES = ("benchmark", "protocol", "profile", "parsed", "mcq.profile")
+RULES = ("benchmark", "protocol", "profile", "parsed", "mcq.profile", "mcq.version")
 
 # Sums that rows may carry, and what their ratio over all units is called. Where the benchmark's
 # own figure is a mean over classes, the ratio is pooled within each class.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfix.commands.score_record import MOST_MISSING, Outcome, write_scored
-from kvfix.eval.answers import UNPARSED, extract, parsed_letter
+from kvfix.eval.answers import FOLLOWS, UNPARSED, extract, parsed_letter
 from kvfix.eval.dumps import Dump, read_answers, read_dump, task_of
 from kvfix.eval.mcq import PROTOCOL, McqScore, Question, Span, TaskScore, score
 
@@ -95,6 +95,7 @@ def _blink_record(
     return {
         "benchmark": "blink",
         "profile": options.profile,
+        "follows": FOLLOWS[options.profile],
         "parsed": options.parsed,
         "protocol": PROTOCOL,
         "seed": options.seed,

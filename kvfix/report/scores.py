@@ -16,7 +16,7 @@ def blink_table(record: dict[str, Any]) -> Table:
     from rich.text import Text
 
     by = "parsed letters of the dump" if record["parsed"] else "answers extracted"
-    table = _table(f"BLINK, {by}, profile {record['profile']}")
+    table = _table(f"BLINK, {by}, profile {record['profile']} ({record['follows']})")
     letters = [name for name in record["letters"] if name != "unparsed"]
     for name in ("task", "accuracy", "95 % CI", "n", "unparsed", *letters):
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
