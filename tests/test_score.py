@@ -258,7 +258,7 @@ def test_davis_faults_are_named(tmp_path: Path, truth: Path) -> None:
     trees.photo(pred / "ants/00002.png", 50)
     says("ants/00002.png: expected a mask of mode P")
     (pred / "ants/00002.png").write_bytes(b"")
-    says("ants/00002.png: expected a mask, found 0 bytes")
+    says("ants/00002.png: expected a mask, found an empty file")
     says("nowhere: expected the ground truth, found no such folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     says("found no mask", tmp_path / "empty")
