@@ -41,6 +41,7 @@ from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
 from kvfix.families import family_of
 from kvfix.models import Mlm, Prompt
+from kvfix.processors import load_processor
 from kvfix.repair.anchor_terms import KlTerm
 from kvfix.repair.batch import Collator
 from kvfix.repair.lora import LoraOptions, Rates, attach, parameter_groups
@@ -206,7 +207,9 @@ def _real_processor(name: str) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(CONFIGS / f"{name}.json")
-    processor = checkpoint.load_processor(nano_dir(config.model_type))
+    nano = nano_dir(config.model_type)
+    family = family_of(config.model_type, where=name)
+    processor = load_processor(nano, checkpoint.load_config(nano), family)
     vision, pixels = config.vision_config, processor.image_processor
     for key, value in _image_settings(config, pixels).items():
         setattr(pixels, key, value)

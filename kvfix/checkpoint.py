@@ -83,13 +83,22 @@ def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
         FileNotFoundError: No such folder, no config.json, or no weights.
         ValueError: Weights in another format than safetensors, or a config.json that is no JSON.
     """
-    folder, revision = _folder(id_or_dir, weights=weights)
+    folder, revision = locate(id_or_dir, weights=weights)
     config = read_json(folder / "config.json")
     files = _weight_files(folder) if weights else ()
     return Weights(folder=folder, files=files, config=config, revision=revision, seed=seed)
 
 
-def _folder(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
+def locate(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
+    """Folder of a model or processor, and its commit if it comes from the hub.
+
+    Args:
+        id_or_dir: Folder, or hub id (downloaded unless cached).
+        weights: Whether its weights are needed.
+
+    Raises:
+        FileNotFoundError: Neither.
+    """
     folder = Path(id_or_dir).expanduser()
     if folder.is_dir():
         return folder, None
@@ -171,35 +180,6 @@ def load_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def load_processor(folder: Path) -> Any:
-    """The Hugging Face processor, ready to pad.
-
-    Raises:
-        ValueError: It has no chat template or no fast tokenizer, or its files are missing.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: expected a processor, found {cause(error)}") from error
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is None or not hasattr(processor, "image_processor"):
-        raise ValueError(
-            f"{folder}: expected a processor with a tokenizer and an image processor, found "
-            f"{type(processor).__name__}; save it with processor.save_pretrained"
-        )
-    if not processor.chat_template:
-        raise ValueError(f"{folder}: expected a chat template (chat_template.jinja), found none")
-    if not tokenizer.is_fast:
-        raise ValueError(f"{folder}: expected a fast tokenizer (tokenizer.json), found a slow one")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked, so any token will do
-    return processor
 
 
 def initialise(config: Any, *, seed: int, dtype: str | torch.dtype, attn: str | None) -> Any:

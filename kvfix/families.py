@@ -27,6 +27,15 @@ from kvfix.layout import (
     raster_layout,
     tile_layout,
 )
+from kvfix.processor_fields import (
+    Field,
+    llava_fields,
+    llava_next_fields,
+    llava_onevision_fields,
+    patch_pixels,
+    qwen2_5_vl_fields,
+    square_pixels,
+)
 
 # Language models whose cache holds the outputs of v_proj and, after plain RoPE, of k_proj. Others
 # (Qwen3 normalises keys, Phi fuses projections) attend to something else than the hooks would read.
@@ -52,6 +61,10 @@ class Family:
             own (M-RoPE), and giving any would switch that off.
         image_shapes: Arguments of the model's `get_image_features` for one sample's images, without
             pixels: (sizes, config, layouts, grids) -> dict.
+        processor: Name of its processor's class.
+        fields: What the config says about the processor.
+        pixels: Last sizes of `pixel_values` that the tower takes, from the config; empty: any.
+        upstream: A repository that holds such a model with its processor, for messages.
         grids: Patch grids by size, config, processor and pixel limits; None: the config's tiles.
     """
 
@@ -66,6 +79,10 @@ class Family:
     lora_vision: Callable[[Any], str]
     positions_from_mask: bool
     image_shapes: Callable[[Sequence[tuple[int, int]], Any, Sequence[Layout], Any], dict[str, Any]]
+    processor: str
+    fields: Callable[[Any], list[Field]]
+    pixels: Callable[[Any], tuple[int, ...]]
+    upstream: str
     grids: Callable[[Sequence[tuple[int, int]], Any, Any, PixelLimits], Tensor] | None = None
 
     def lora_targets(self, config: Any, *parts: str) -> str:
@@ -261,6 +278,9 @@ def _llava_like(
     model_type: str,
     layouts: Callable[[LayoutRequest], list[Layout]],
     image_shapes: Callable[..., dict[str, Any]],
+    processor: str,
+    fields: Callable[[Any], list[Field]],
+    upstream: str,
 ) -> Family:
     return Family(
         model_type=model_type,
@@ -274,13 +294,38 @@ def _llava_like(
         lora_vision=_tower_lora,
         positions_from_mask=True,
         image_shapes=image_shapes,
+        processor=processor,
+        fields=fields,
+        pixels=square_pixels,
+        upstream=upstream,
     )
 
 
 FAMILIES: dict[str, Family] = {
-    "llava": _llava_like("llava", _llava, one_tile),
-    "llava_next": _llava_like("llava_next", _llava_next, tiles),
-    "llava_onevision": _llava_like("llava_onevision", _llava_onevision, counted_tiles),
+    "llava": _llava_like(
+        "llava",
+        _llava,
+        one_tile,
+        processor="LlavaProcessor",
+        fields=llava_fields,
+        upstream="llava-hf/llava-1.5-7b-hf",
+    ),
+    "llava_next": _llava_like(
+        "llava_next",
+        _llava_next,
+        tiles,
+        processor="LlavaNextProcessor",
+        fields=llava_next_fields,
+        upstream="llava-hf/llava-v1.6-mistral-7b-hf",
+    ),
+    "llava_onevision": _llava_like(
+        "llava_onevision",
+        _llava_onevision,
+        counted_tiles,
+        processor="LlavaOnevisionProcessor",
+        fields=llava_onevision_fields,
+        upstream="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    ),
     "qwen2_5_vl": Family(
         model_type="qwen2_5_vl",
         vision="model.visual",
@@ -293,6 +338,10 @@ FAMILIES: dict[str, Family] = {
         lora_vision=lambda config: _QWEN_VISION_LORA,
         positions_from_mask=False,
         image_shapes=patch_rows,
+        processor="Qwen2_5_VLProcessor",
+        fields=qwen2_5_vl_fields,
+        pixels=patch_pixels,
+        upstream="Qwen/Qwen2.5-VL-7B-Instruct",
         grids=limited_grids,
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from kvfix import checkpoint
 from kvfix.edges import Edit, no_edits
 from kvfix.families import FAMILIES, Family, check_language_model, family_of, submodule
+from kvfix.processors import load_processor, processor_sha256
 from kvfix.prompts import Encoded, ImageSpan, Prompt, encode
 from kvfix.reference import ReferenceEncoder, load_reference_encoder
 
@@ -44,6 +46,7 @@ class Mlm:
         edits: Of attention, for a batch, in every pass that kvfix runs: what belongs to the adapter
             beside its weights, such as a gate (`kvfix.repair.gate`). `kvfix.intervene` adds to
             them.
+        processor_folder: Where the processor was read; None: no files, as in a plan.
     """
 
     id: str
@@ -54,6 +57,7 @@ class Mlm:
     adapter: checkpoint.Adapter | None
     dtype: torch.dtype
     edits: Callable[[Encoded], Sequence[Edit]] = field(default=no_edits, repr=False)
+    processor_folder: Path | None = field(default=None, repr=False)
 
     @property
     def base(self) -> Any:
@@ -99,6 +103,11 @@ class Mlm:
         Read on first use: hashing 16 GB takes about half a minute.
         """
         return self.weights.sha256()
+
+    @cached_property
+    def processor_sha256(self) -> str:
+        """Of what in the processor's files can move a score."""
+        return processor_sha256(self.processor_folder or self.weights.folder)
 
     @property
     def revision(self) -> str | None:
@@ -161,6 +170,7 @@ def load_mlm(
     id_or_dir: str,
     *,
     adapter: str | None = None,
+    processor: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     quant: str | None = None,
@@ -172,6 +182,7 @@ def load_mlm(
     Args:
         id_or_dir: Hub id, or a folder (then no network is used).
         adapter: PEFT LoRA folder.
+        processor: Hub id or folder whose processor is taken instead of the checkpoint's own.
         dtype: "auto" is the checkpoint's own.
         device: As torch names it, or "auto" to spread over devices; None is the GPU if there is
             one.
@@ -195,7 +206,10 @@ def load_mlm(
     family = family_of(weights.config.get("model_type"), where=where)
     config = checkpoint.load_config(weights.folder)
     check_language_model(config.text_config.model_type, where=where)
-    processor = checkpoint.load_processor(weights.folder)
+    where_processor = weights.folder
+    if processor is not None:
+        where_processor, _ = checkpoint.locate(str(processor), weights=False)
+    loaded_processor = load_processor(where_processor, config, family)
     if random_weights is not None:
         model = checkpoint.initialise(config, seed=random_weights, dtype=dtype, attn=attn)
         model.to(checkpoint.pick_device(device))
@@ -211,11 +225,12 @@ def load_mlm(
     return Mlm(
         id=str(id_or_dir),
         model=model.eval(),
-        processor=processor,
+        processor=loaded_processor,
         family=family,
         weights=weights,
         adapter=loaded,
         dtype=computed,
+        processor_folder=where_processor,
     )
 
 

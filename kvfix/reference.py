@@ -16,6 +16,7 @@ from torch import Tensor
 from kvfix import checkpoint
 from kvfix.families import processed_view
 from kvfix.layout import Layout, PixelView, tile_layout
+from kvfix.towers import TOWERS
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Encoder:
     dynamic: bool = False
 
 
-_SIGLIP = Encoder("SiglipVisionModel", lambda config: 0)
-_SIGLIP2 = Encoder("Siglip2VisionModel", lambda config: 0, dynamic=True)
-_CLIP = Encoder("CLIPVisionModel", lambda config: 1)
+_SIGLIP = Encoder("SiglipVisionModel", TOWERS["siglip_vision_model"].leading)
+_SIGLIP2 = Encoder("Siglip2VisionModel", TOWERS["siglip2_vision_model"].leading, dynamic=True)
+_CLIP = Encoder("CLIPVisionModel", TOWERS["clip_vision_model"].leading)
 ENCODERS: dict[str, Encoder] = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
-    "dinov2": Encoder("Dinov2Model", lambda config: 1),
+    "dinov2": Encoder("Dinov2Model", TOWERS["dinov2"].leading),
     "dinov2_with_registers": Encoder(
-        "Dinov2WithRegistersModel", lambda config: 1 + config.num_register_tokens
+        "Dinov2WithRegistersModel", TOWERS["dinov2_with_registers"].leading
     ),
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,

@@ -160,15 +160,16 @@ def test_padding_side_and_template_are_checked(load):
 def test_processor_and_config_that_disagree_are_named(copy):
     folder = copy("llava_next")
     _spoil(folder, "config.json", image_grid_pinpoints=[[48, 48]])
-    with pytest.raises(ValueError, match=r"config.json and the processor's files disagree"):
-        load_mlm(str(folder)).encode([Prompt((tiny.photo(60, 100),), "x")])
+    with pytest.raises(ValueError, match=r"processor_config.json: expected image_grid_pinpoints"):
+        load_mlm(str(folder))
 
 
 def test_siglip_tower_with_a_cls_to_drop_is_refused(copy):
     folder = copy("llava_siglip")
-    _spoil(folder, "config.json", vision_feature_select_strategy="default")
+    for file in ("config.json", "processor_config.json"):
+        _spoil(folder, file, vision_feature_select_strategy="default")
     with pytest.raises(ValueError, match=r"set the strategy to 'full'"):
-        load_mlm(str(folder)).encode(_one_prompt())
+        load_mlm(str(folder))
 
 
 # --- loading --------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import torch
 from rich.table import Table
 
 from kvfix import checkpoint
+from kvfix.families import family_of
+from kvfix.processors import load_processor
 from kvfix.repair.plan import Memory, Plan, PlanOptions, make_plan
 from kvfix.shipped import nano_dir
 
@@ -42,7 +44,8 @@ def plan(options: Options) -> Plan:
         folder = checkpoint.find(name, weights=False).folder
         config = checkpoint.load_config(folder)
         if any(folder.glob("*processor_config.json")):
-            processor = checkpoint.load_processor(folder)
+            family = family_of(config.model_type, where=str(folder / "config.json"))
+            processor = load_processor(folder, config, family)
     asked = options.plan
     if options.dtype != "auto":
         asked = replace(asked, dtype=getattr(torch, options.dtype))
