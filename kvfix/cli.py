@@ -34,6 +34,10 @@ app.command()(merge)
 
 Model = Annotated[str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA folder to load on top.")]
+Processor = Annotated[
+    str | None,
+    typer.Option(help="Hub id or folder of a processor. Default: the model's own."),
+]
 Data = Annotated[
     list[str] | None,
     typer.Option(help="NAME or NAME=DIR; repeatable. Default: scenes. See `kvfix data list`."),
@@ -67,6 +71,7 @@ def _root(
 def diagnose(
     model: Model = None,
     adapter: Adapter = None,
+    processor: Processor = None,
     data: Data = None,
     task: Task = None,
     only: Annotated[
@@ -96,6 +101,7 @@ def diagnose(
     options = Options(
         model=model,
         adapter=adapter,
+        processor=processor,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
         only=tuple(only or PARTS),
@@ -119,6 +125,7 @@ def diagnose(
 def evaluate(
     model: Model = None,
     adapter: Adapter = None,
+    processor: Processor = None,
     data: Data = None,
     task: Task = None,
     site: Annotated[
@@ -160,6 +167,7 @@ def evaluate(
     options = Options(
         model=model,
         adapter=adapter,
+        processor=processor,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
         sites=tuple(site or SITES),

@@ -22,6 +22,10 @@ def plan(
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder or config.json. Default: the shipped nano.")
     ] = None,
+    processor: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of a processor. Default: the model's own, if any."),
+    ] = None,
     zero: Annotated[
         int | None, typer.Option(min=0, max=3, help="Only this ZeRO stage. Default: all.")
     ] = None,
@@ -71,6 +75,7 @@ def plan(
             checkpointing=checkpointing,
         ),
         model=model,
+        processor=processor,
         dtype=dtype,
         zero=zero,
         nf4=nf4,
@@ -92,13 +97,17 @@ def merge(
     model: Annotated[
         str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")
     ] = None,
+    processor: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of a processor. Default: the model's own."),
+    ] = None,
     dtype: Dtype = "auto",
 ) -> None:
     """Add an adapter into the weights, for serving without PEFT."""
     from kvfix.commands.merge import merge as run
 
     with redirect_stdout(sys.stderr):
-        merged = run(model, adapter=adapter, out=out, dtype=dtype)
+        merged = run(model, adapter=adapter, out=out, dtype=dtype, processor=processor)
     console.print(f"merged weights and processor: {merged}", markup=False, soft_wrap=True)
 
 

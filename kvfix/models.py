@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class Mlm:
         edits: Of attention, for a batch, in every pass that kvfix runs: what belongs to the adapter
             beside its weights, such as a gate (`kvfix.repair.gate`). `kvfix.intervene` adds to
             them.
-        processor_folder: Where the processor was read; None: no files, as in a plan.
+        processor_id: Whose processor it is; None: the checkpoint's own.
     """
 
     id: str
@@ -57,7 +56,7 @@ class Mlm:
     adapter: checkpoint.Adapter | None
     dtype: torch.dtype
     edits: Callable[[Encoded], Sequence[Edit]] = field(default=no_edits, repr=False)
-    processor_folder: Path | None = field(default=None, repr=False)
+    processor_id: str | None = None
 
     @property
     def base(self) -> Any:
@@ -106,8 +105,8 @@ class Mlm:
 
     @cached_property
     def processor_sha256(self) -> str:
-        """Of what in the processor's files can move a score."""
-        return processor_sha256(self.processor_folder or self.weights.folder)
+        """Of what in the processor can move a score."""
+        return processor_sha256(self.processor)
 
     @property
     def revision(self) -> str | None:
@@ -206,10 +205,10 @@ def load_mlm(
     family = family_of(weights.config.get("model_type"), where=where)
     config = checkpoint.load_config(weights.folder)
     check_language_model(config.text_config.model_type, where=where)
-    where_processor = weights.folder
+    beside = weights.folder
     if processor is not None:
-        where_processor, _ = checkpoint.locate(str(processor), weights=False)
-    loaded_processor = load_processor(where_processor, config, family)
+        beside, _ = checkpoint.locate(str(processor), weights=False)
+    loaded_processor = load_processor(beside, config, family)
     if random_weights is not None:
         model = checkpoint.initialise(config, seed=random_weights, dtype=dtype, attn=attn)
         model.to(checkpoint.pick_device(device))
@@ -230,7 +229,7 @@ def load_mlm(
         weights=weights,
         adapter=loaded,
         dtype=computed,
-        processor_folder=where_processor,
+        processor_id=None if processor is None else str(processor),
     )
 
 

@@ -19,11 +19,16 @@ from kvfix.processor_fields import Field, same
 from kvfix.wording import cause, shown
 
 _FILES = ("processor_config.json", "preprocessor_config.json")
-_TEXT_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
+_PIXEL_SETTINGS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "do_convert_rgb"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    *("image_grid_pinpoints", "patch_size", "merge_size", "temporal_patch_size"),
 )
-_VERSION_KEYS = ("transformers_version", "_name_or_path", "processor_class", "tokenizer_class")
+_COUNTS = (
+    *("patch_size", "num_additional_image_tokens", "num_image_tokens"),
+    *("vision_feature_select_strategy", "vision_aspect_ratio", "image_token"),
+)
+_CALL_BY_CALL = ("padding", "truncation")
 _PICTURE_HW = (60, 92)  # not square, and of no round number of patches
 
 
@@ -60,25 +65,24 @@ def load_processor(folder: Path, config: Any, family: Family) -> Any:
     return processor
 
 
-def processor_sha256(folder: Path) -> str:
-    """Of what in a processor's files can move a score.
+def processor_sha256(processor: Any) -> str:
+    """Of what in a loaded processor can move a score, however its files are laid out.
 
-    Names of classes and versions are left out: transformers writes them anew at every save.
+    Settings for videos are left out, and padding, which changes from call to call.
     """
-    digest = hashlib.sha256()
-    for name in (*_FILES, *_TEXT_FILES):
-        file = folder / name
-        if file.is_file():
-            digest.update(name.encode() + b"\0" + _content(file) + b"\0")
-    return digest.hexdigest()
-
-
-def _content(file: Path) -> bytes:
-    if file.suffix != ".json" or file.name == "tokenizer.json":
-        return file.read_bytes()
-    found = _json(file)
-    kept = {key: value for key, value in found.items() if key not in _VERSION_KEYS}
-    return json.dumps(kept, sort_keys=True).encode()
+    images, words = (
+        processor.image_processor,
+        json.loads(processor.tokenizer.backend_tokenizer.to_str()),
+    )
+    of_images = images.to_dict()
+    content = {
+        "class": [type(processor).__name__, type(images).__name__],
+        "images": {name: of_images[name] for name in _PIXEL_SETTINGS if name in of_images},
+        "counts": {name: getattr(processor, name, None) for name in _COUNTS},
+        "template": processor.chat_template,
+        "words": {name: value for name, value in words.items() if name not in _CALL_BY_CALL},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read(folder: Path, config: Any, family: Family) -> Any:
@@ -194,21 +198,8 @@ def _prove(processor: Any, config: Any, family: Family, folder: Path) -> None:
     """One small picture: tokens as many as the model makes, pixels as the tower takes them."""
     picture = Image.new("RGB", _PICTURE_HW[::-1])
     parts = [{"type": "image", "image": picture}, {"type": "text", "text": "x"}]
-    turns = [[{"role": "user", "content": parts}]]
-    try:
-        inputs = processor.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-    except Exception as error:
-        raise ValueError(
-            f"{folder}: expected a processor that takes a picture, found {cause(error)}"
-        ) from error
+    inputs = _taken(processor, [[{"role": "user", "content": parts}]], family, folder)
     placed = int((inputs["input_ids"] == config.image_token_id).sum())
-    if not placed:
-        raise ValueError(
-            f"{folder}: expected a chat template that puts {processor.image_token!r} for a part of "
-            'the form {"type": "image"}, found one that puts none; pass ' + _way_out(family)
-        )
     request = LayoutRequest([_PICTURE_HW], config, processor, inputs.get("image_grid_thw"))
     [layout] = family.layouts(request)
     pixels, right = tuple(inputs["pixel_values"].shape), family.pixels(config)
@@ -224,6 +215,24 @@ def _prove(processor: Any, config: Any, family: Family, folder: Path) -> None:
             f"{layout.n_tokens} (of a picture of {_by(_PICTURE_HW)}); {_image_file(folder).name} "
             "and config.json disagree"
         )
+
+
+def _taken(processor: Any, turns: list, family: Family, folder: Path) -> Any:
+    """The model's inputs for one conversation with a picture."""
+    try:
+        [rendered] = processor.apply_chat_template(turns)
+        if processor.image_token in rendered:
+            return processor.apply_chat_template(
+                turns, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: expected a processor that takes a picture, found {cause(error)}"
+        ) from error
+    raise ValueError(
+        f"{folder}: expected a chat template that puts {processor.image_token!r} for a part of "
+        'the form {"type": "image"}, found one that puts none; pass ' + _way_out(family)
+    )
 
 
 def _by(sizes: tuple[int, ...]) -> str:

@@ -69,6 +69,7 @@ def measure(recipe: Recipe, asked: argparse.Namespace, folder: Path, adapter: st
     same = {
         "model": recipe.model or None,
         "adapter": adapter,
+        "processor": recipe.processor or None,
         "dtype": recipe.dtype,
         "quant": recipe.quant or None,
         "data": tuple(asked.data or ("scenes",)),

@@ -13,7 +13,14 @@ from kvfix.repair.lora import merge as merge_adapter
 from kvfix.shipped import nano_dir
 
 
-def merge(model: str | None, *, adapter: str, out: Path, dtype: str = "auto") -> Path:
+def merge(
+    model: str | None,
+    *,
+    adapter: str,
+    out: Path,
+    dtype: str = "auto",
+    processor: str | None = None,
+) -> Path:
     """Write merged weights and processor; needs a process that has not started DeepSpeed.
 
     Args:
@@ -21,6 +28,7 @@ def merge(model: str | None, *, adapter: str, out: Path, dtype: str = "auto") ->
         adapter: PEFT LoRA folder.
         out: Folder to write: new, or empty.
         dtype: "auto" or a torch dtype's name; below float32 the sum is rounded once.
+        processor: Hub id or folder of a processor; None is the model's own.
 
     Returns:
         The folder.
@@ -44,7 +52,8 @@ def merge(model: str | None, *, adapter: str, out: Path, dtype: str = "auto") ->
             "to merge without it"
         )
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
-    merged = merge_adapter(load_mlm(model or str(nano_dir()), adapter=adapter, dtype=kind))
+    mlm = load_mlm(model or str(nano_dir()), adapter=adapter, processor=processor, dtype=kind)
+    merged = merge_adapter(mlm)
     # Only now: a failure above must not leave a folder that looks like a checkpoint.
     merged.model.save_pretrained(out)
     merged.processor.save_pretrained(out)

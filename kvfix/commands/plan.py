@@ -24,6 +24,7 @@ class Options:
     dtype: str = "auto"
     zero: int | None = None  # this stage only
     nf4: bool | None = None  # with, or without; None: both
+    processor: str | None = None  # hub id or folder; None: the model's own, if it has one
 
 
 def plan(options: Options) -> Plan:
@@ -36,16 +37,18 @@ def plan(options: Options) -> Plan:
     from transformers import AutoConfig
 
     name = options.model or str(nano_dir())
-    file, processor = Path(name).expanduser(), None
+    file, beside = Path(name).expanduser(), None
     if file.is_file():
         checkpoint.read_json(file)  # its message before transformers'
         config = AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     else:
         folder = checkpoint.find(name, weights=False).folder
         config = checkpoint.load_config(folder)
-        if any(folder.glob("*processor_config.json")):
-            family = family_of(config.model_type, where=str(folder / "config.json"))
-            processor = load_processor(folder, config, family)
+        beside = folder if any(folder.glob("*processor_config.json")) else None
+    if options.processor is not None:
+        beside, _ = checkpoint.locate(options.processor, weights=False)
+    family = family_of(config.model_type, where=name)
+    processor = None if beside is None else load_processor(beside, config, family)
     asked = options.plan
     if options.dtype != "auto":
         asked = replace(asked, dtype=getattr(torch, options.dtype))

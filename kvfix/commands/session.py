@@ -27,6 +27,7 @@ class ModelOptions:
     device: str | None = None
     quant: str | None = None
     attn: str | None = None
+    processor: str | None = None  # hub id or folder; None: the checkpoint's own
 
     @property
     def name(self) -> str:
@@ -52,6 +53,7 @@ class ModelOptions:
             device=self.device,
             quant=self.quant,
             attn=self.attn,
+            processor=self.processor,
         )
         return gated(mlm)
 
@@ -62,6 +64,7 @@ class ModelOptions:
             dtype=self._dtype(),
             device=self.one_device,
             attn=self.attn,
+            processor=self.processor,
             random_weights=seed,
         )
 

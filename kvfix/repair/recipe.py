@@ -52,6 +52,7 @@ class Recipe:
         model: Hub id or folder; empty: the shipped nano.
         dtype: "auto" (the checkpoint's), "float32" or "bfloat16".
         quant: Empty or "nf4".
+        processor: Hub id or folder of a processor; empty: the model's own.
         data: "scenes", or training data of a form that `kvfix/data/training` reads: a file, a
             folder or a hub id.
         images: Folder that image names are relative to; empty: the one that the data lies in.
@@ -84,6 +85,7 @@ class Recipe:
     model: str = ""
     dtype: str = "auto"
     quant: str = ""
+    processor: str = ""
     data: str = "scenes"
     images: str = ""
     skills: tuple[str, ...] = TRAINED
@@ -190,6 +192,7 @@ def _load(recipe: Recipe, launch: Launch) -> Mlm:
         dtype=recipe.dtype,
         device=launch.device,
         quant=recipe.quant or None,
+        processor=recipe.processor or None,
     )
     if recipe.checkpointing:
         # Reentrant checkpointing would hand the losses values without a gradient.

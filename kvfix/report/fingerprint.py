@@ -31,22 +31,6 @@ PACKAGES = (
     "pillow",
 )
 HOST = ("processor", "accelerator")
-# What transformers reads to make a processor and its tokenizer; other JSON moves no score.
-PROCESSOR_FILES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-)
 WRITER = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 # Fields that kvfix 0.1.0 did not write at first; a run without them cannot be gone on with.
 LATER = ("attn", "config", "device", "processor")
@@ -62,7 +46,7 @@ def model_fingerprint(mlm: Any, *, quant: str | None) -> dict[str, Any]:
     return {
         "weights": mlm.sha256,
         "config": _sha256(json.dumps(_meaning(mlm.weights.config), sort_keys=True).encode()),
-        "processor": processor_sha256(mlm.weights.folder),
+        "processor": mlm.processor_sha256,
         "adapter": None if mlm.adapter is None else mlm.adapter.sha256,
         "dtype": str(mlm.dtype).removeprefix("torch."),
         "quant": quant,
@@ -85,16 +69,6 @@ def attention_of(config: Any) -> str:
     if len(set(chosen.values())) == 1:
         return chosen["language"]
     return ", ".join(f"{name} {attn}" for name, attn in chosen.items())
-
-
-def processor_sha256(folder: Path) -> str:
-    """Of the files from which a checkpoint's processor is made, by name and content."""
-    digest = hashlib.sha256()
-    for name in PROCESSOR_FILES:
-        file = folder / name
-        if file.is_file():
-            digest.update(f"{name} {_sha256(file.read_bytes())}\n".encode())
-    return digest.hexdigest()
 
 
 def data_fingerprint(unit_sets: Sequence[UnitSet]) -> dict[str, str]:

@@ -121,6 +121,7 @@ def _facts(run: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, str]]:
         ("Family", model.get("family")),
         ("Precision", model.get("dtype")),
         ("Adapter", model.get("adapter") or "none"),
+        ("Processor", model.get("processor")),
         ("Reference encoder", run.get("reference_encoder")),
         ("Started", readable_date(run.get("started"))),
         ("Took", readable_duration(number(run.get("seconds")))),

@@ -37,6 +37,8 @@ def model_card(mlm: Any) -> dict[str, Any]:
         "sha256": mlm.sha256,
         "adapter": None if mlm.adapter is None else str(mlm.adapter.folder),
         "adapter_sha256": None if mlm.adapter is None else mlm.adapter.sha256,
+        "processor": mlm.processor_id,
+        "processor_sha256": mlm.processor_sha256,
         "dtype": str(mlm.dtype).removeprefix("torch."),
     }
 
