@@ -42,6 +42,7 @@ from kvfix.eval.suite import run_task
 from kvfix.families import family_of
 from kvfix.models import Mlm, Prompt
 from kvfix.processors import load_processor
+from kvfix.renamed import recompute_layers
 from kvfix.repair.anchor_terms import KlTerm
 from kvfix.repair.batch import Collator
 from kvfix.repair.lora import LoraOptions, Rates, attach, parameter_groups
@@ -175,7 +176,7 @@ def _step(mlm: Mlm, batch: Any) -> None:
     """One step as the trainer makes it, in one process."""
     tuned, report = attach(mlm, LoraOptions())
     tuned.model.train()
-    tuned.model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(tuned.model)
     losses = Losses(mask=MaskTerm(weight=0.5, layers=LAYERS), kl=KlTerm(weight=0.1))
     repair = Repair(tuned, losses, lm=1.0, seed=0)
     groups = parameter_groups(tuned, report, Rates(), heads=repair.heads)

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from kvfix.eval.options import OptionTree
 from kvfix.models import Encoded, Mlm
+from kvfix.renamed import cache_argument
 
 # Implementations that take a mask with one row a token; flash attention takes none.
 MASKED_ATTENTION = ("sdpa", "eager")
@@ -42,7 +43,8 @@ class Prefill:
         self.cache = DynamicCache()
         with torch.no_grad():
             # The model without its head: logits of all positions would not fit.
-            out = mlm.base.model(**encoded.inputs, past_key_values=self.cache, use_cache=True)
+            cache = {cache_argument(mlm.base.model): self.cache}
+            out = mlm.base.model(**encoded.inputs, **cache, use_cache=True)
             self.dtype = out.last_hidden_state.dtype
             self.end_BC = out.last_hidden_state[:, -1]
         self.next_B = self.mask_BL.sum(-1)
@@ -99,7 +101,7 @@ class Prefill:
                 input_ids=torch.tensor(tree.tokens_T, device=device).expand(batch, -1),
                 position_ids=self.next_B[:, None] + depth_T,
                 attention_mask=self._tree_mask(tree),
-                past_key_values=self.cache,
+                **{cache_argument(self.mlm.lm): self.cache},
                 use_cache=True,
             )
             logits_BTV = self._head(out.last_hidden_state)
@@ -125,7 +127,7 @@ class Prefill:
         ids_BL = self.mlm.base.generate(
             input_ids=self.ids_BL,
             attention_mask=self.mask_BL,
-            past_key_values=self.cache,
+            **{cache_argument(self.mlm.base): self.cache},
             max_new_tokens=max_new_tokens,
             **GREEDY,
         )

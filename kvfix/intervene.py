@@ -39,6 +39,7 @@ from transformers.cache_utils import DynamicCache
 from kvfix.edges import Edit, HeadGroup, Rows, resolve
 from kvfix.image_keys import Keys, on_tokens, random_keys
 from kvfix.models import Encoded, Mlm
+from kvfix.renamed import cache_of
 
 __all__ = ["Edit", "Keys", "intervene", "on_tokens", "random_keys"]
 
@@ -180,7 +181,7 @@ def _guard(encoded: Encoded) -> Callable[[nn.Module, tuple[Any, ...], dict[str, 
     ids_BL = encoded.inputs["input_ids"]
 
     def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if cache is not None and (not isinstance(cache, DynamicCache) or any(cache.is_sliding)):
             sliding = " with a sliding window" if any(cache.is_sliding) else ""
             raise ValueError(

@@ -29,6 +29,7 @@ from kvfix.eval.options import answer_gap, option_tokens, option_tree
 from kvfix.eval.prefill import Prefill
 from kvfix.eval.samples import SampleFile
 from kvfix.models import Mlm, load_mlm
+from kvfix.renamed import cache_of
 
 Load = Callable[..., Mlm]
 WORDS = ("left", "right", "up", "down")
@@ -192,7 +193,7 @@ class Seen:
         given = kwargs.get("input_ids")
         given = kwargs["inputs_embeds"][..., 0] if given is None else given
         self.lm.append(tuple(given.shape))
-        self.keys.append(output.past_key_values.layers[0].keys.shape[0])  # type: ignore[attr-defined]
+        self.keys.append(cache_of(output).layers[0].keys.shape[0])
 
     def _vision(self, module: object, args: tuple) -> None:
         self.vision += 1

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from kvfix import families
 from kvfix.capture import SITES, Capture, extract, split_heads
 from kvfix.models import Mlm, Prompt, load_mlm
+from kvfix.renamed import cache_of, recompute_layers
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_values_and_keys_are_the_cached_ones(name, side, load):
     mlm = load(name)
     encoded = mlm.encode(_prompts(), padding_side=side)
     with torch.no_grad(), Capture(mlm, encoded, rope=True, text=True) as cap:
-        cache = mlm.base.model(**encoded.inputs, use_cache=True).past_key_values
+        cache = cache_of(mlm.base.model(**encoded.inputs, use_cache=True))
         samples = cap.collect()
     for sample, image, at_HW in _each_image(encoded):
         features = samples[sample].images[image]
@@ -237,7 +238,7 @@ def test_checkpointing_gives_the_same_gradients(name, inside, load):
     for checkpointing in (False, True):
         mlm = load(name)
         if checkpointing:
-            mlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_layers(mlm.base)
             mlm.base.train()
         encoded = mlm.encode(_prompts()[:2])
         with Capture(mlm, encoded, sites=("key", "value"), grad=True, text=True) as cap:
@@ -324,7 +325,7 @@ def test_bf16_keeps_its_dtype_and_stays_bit_exact(load):
     mlm = load("qwen2_5_vl", dtype=torch.bfloat16)
     encoded = mlm.encode(_prompts())
     with torch.no_grad(), Capture(mlm, encoded) as cap:
-        cache = mlm.base.model(**encoded.inputs, use_cache=True).past_key_values
+        cache = cache_of(mlm.base.model(**encoded.inputs, use_cache=True))
         samples = cap.collect()
     for sample, image, at_HW in _each_image(encoded):
         features = samples[sample].images[image]

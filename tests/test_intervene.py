@@ -27,6 +27,7 @@ from batches import (
 from kvfix.edges import resolve
 from kvfix.intervene import Edit, intervene
 from kvfix.models import Mlm, Prompt, load_mlm
+from kvfix.renamed import cache_of
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_image_to_image_edges_move_later_values_only(name, attn, load):
         later_BL = (keys_at(encoded, keys).cumsum(-1) - keys_at(encoded, keys).int()) > 0
         for layer in range(LAYERS):
             was, now = (
-                out.past_key_values.layers[layer].values.transpose(1, 2) for out in (base, edited)
+                cache_of(out).layers[layer].values.transpose(1, 2) for out in (base, edited)
             )
             moved_BL = (was != now).flatten(2).any(-1) & real_at(encoded)
             # Layer 0's attention differs, so layer 1's values do; what reads them, in layer 2.

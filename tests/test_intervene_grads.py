@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from kvfix.intervene import Edit, intervene
 from kvfix.models import Mlm, load_mlm
+from kvfix.renamed import recompute_layers
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_checkpointing_gives_the_same_gradients(name, attn, load):
     for checkpointing in (False, True):
         mlm = load(name, attn=attn)
         if checkpointing:
-            mlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_layers(mlm.base)
             mlm.base.train()
         encoded = mlm.encode(three_prompts(2))
         bias_SH = torch.full((LAYERS, KV_HEADS), -1.0, requires_grad=True)
@@ -147,7 +148,7 @@ def test_checkpointing_gives_the_same_gradients(name, attn, load):
 
 def test_checkpointing_cannot_run_backward_outside_unnoticed(load):
     mlm = load("llava")
-    mlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(mlm.base)
     mlm.base.train()
     encoded = mlm.encode(three_prompts(1))
     with intervene(mlm, encoded, [Edit("text", scale=0)]):

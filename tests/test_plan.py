@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 from kvfix.image_shapes import PixelLimits
 from kvfix.models import Prompt, load_mlm
+from kvfix.renamed import recompute_layers
 from kvfix.repair.anchors import kl_anchor
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.dry_run import PeakBytes, reading_peak, skeleton, training_peak
@@ -216,7 +217,7 @@ def test_planned_activations_are_those_of_a_real_step(
         logits()
     tuned = attach(mlm, lora).mlm.model.train()
     if checkpointing:
-        tuned.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(tuned)
     known = [*tuned.parameters(), *tuned.buffers()]
     for parameter in tuned.parameters():
         if parameter.requires_grad:

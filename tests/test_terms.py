@@ -10,6 +10,7 @@ import tiny
 import torch
 from steps import LAYER, LAYER_TERMS, VALUE_TERMS
 
+from kvfix.renamed import recompute_layers
 from kvfix.repair.gate import KeyGate
 from kvfix.repair.step import Extras
 
@@ -195,11 +196,11 @@ def test_reentrant_checkpointing_is_caught(name, checkpoint) -> None:
     plain = steps.mean_of(name, losses, steps.make_step(mlm, losses, given, knows), heads).value
     mlm.base.enable_input_require_grads()
     mlm.model.train()
-    mlm.base.gradient_checkpointing_enable({"use_reentrant": True})
+    recompute_layers(mlm.base, reentrant=True)
     step = steps.make_step(mlm, losses, given, knows)
     with pytest.raises(ValueError, match="non-reentrant gradient checkpointing"):
         steps.mean_of(name, losses, step, heads)
-    mlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(mlm.base)
     value = steps.mean_of(name, losses, steps.make_step(mlm, losses, given, knows), heads).value
     torch.testing.assert_close(value, plain)
     value.backward()

@@ -22,6 +22,7 @@ from kvfix.data.examples import (
 )
 from kvfix.data.training import read_conversations
 from kvfix.models import Mlm, Prompt, load_mlm
+from kvfix.renamed import recompute_layers
 from kvfix.repair.batch import Batch, Collator
 from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.module import Repair
@@ -317,7 +318,7 @@ def test_a_float32_adapter_multiplies_in_its_models_bfloat16(
     for dtype in (torch.float32, torch.bfloat16):
         mlm = steps.tuned(checkpoint("llava_onevision"), dtype=dtype)
         if checkpointing:
-            mlm.model.train().gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_layers(mlm.model.train())
         repair = Repair(mlm, losses_of(*READ), lm=1.0, seed=0)
         adapters = [m for n, m in repair.named_modules() if "lora_" in n and "default" in n]
         for module in adapters:

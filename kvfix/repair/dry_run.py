@@ -10,7 +10,6 @@ Shapes: B samples, L tokens, V image tokens of a sample, C channels, N rows with
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from kvfix.checkpoint import Weights
 from kvfix.families import check_language_model, family_of
 from kvfix.models import Mlm
+from kvfix.renamed import recompute_layers
 from kvfix.repair.anchors import kl_anchor
 
 
@@ -117,10 +117,8 @@ def training_peak(mlm: Mlm, batch: Batch, *, checkpointing: bool) -> int:
         checkpointing: Recompute layers in backward.
     """
     model = mlm.model.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5.2x
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointing:
+        recompute_layers(model)
     with _without_data(model) as known:
         for parameter in model.parameters():
             if parameter.requires_grad:  # of these, gradients are counted elsewhere

@@ -26,6 +26,7 @@ from kvfix.config import dump_config
 from kvfix.data.examples import TRAINED, Examples, conversation_examples, scene_examples
 from kvfix.data.training import read_conversations
 from kvfix.models import Mlm, load_mlm
+from kvfix.renamed import recompute_layers
 from kvfix.repair.batch import Collator
 from kvfix.repair.key_choice import ChosenKeys, KeyOptions, choose_keys
 from kvfix.repair.launch import Launch, plan_launch, set_rank_variables
@@ -195,8 +196,7 @@ def _load(recipe: Recipe, launch: Launch) -> Mlm:
         processor=recipe.processor or None,
     )
     if recipe.checkpointing:
-        # Reentrant checkpointing would hand the losses values without a gradient.
-        mlm.base.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(mlm.base)
     return mlm
 
 
