@@ -126,8 +126,15 @@ def from_question(question: Question) -> Example:
     return Example(question.id, question.images, (turn,), question=question)
 
 
-def from_conversation(line: Conversation) -> Example:
-    """One record of training data; what its masks cover together is the image's foreground."""
+class Talk(NamedTuple):
+    """What is said in a conversation."""
+
+    turns: tuple[Turn, ...]
+    system: str
+
+
+def turns_of(line: Conversation) -> Talk:
+    """The turns of a record; no photo is decoded."""
     turns: list[Turn] = []
     user: tuple[str | None, ...] = ()
     system = ""
@@ -138,6 +145,12 @@ def from_conversation(line: Conversation) -> Example:
             user = _parts(message.content)
         else:
             turns.append(Turn(user, message.content, message.learned))
+    return Talk(tuple(turns), system)
+
+
+def from_conversation(line: Conversation) -> Example:
+    """One record of training data; what its masks cover together is the image's foreground."""
+    turns, system = turns_of(line)
     masked = sorted({mask.image for mask in line.masks})
     masks = tuple(Known(image, _union(line, image)) for image in masked)
     pairs = sorted({(m.image_a, m.image_b) for m in line.points})
@@ -152,7 +165,7 @@ def from_conversation(line: Conversation) -> Example:
     )
     images = tuple(line.images)
     question = asked(line, turns, images)
-    return Example(line.id, images, tuple(turns), masks, matches, question, system)
+    return Example(line.id, images, turns, masks, matches, question, system)
 
 
 def asked(

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ import torch
 from kvfix.bounds import check_numbers, number
 from kvfix.config import dump_config
 from kvfix.data.examples import TRAINED, Examples, conversation_examples, scene_examples
-from kvfix.data.training import read_conversations
+from kvfix.data.training import Conversations, read_conversations
+from kvfix.data.training.verify import Bad, verify
 from kvfix.models import Mlm, load_mlm
 from kvfix.renamed import recompute_layers
 from kvfix.repair.batch import Collator
@@ -32,9 +34,12 @@ from kvfix.repair.key_choice import ChosenKeys, KeyOptions, choose_keys
 from kvfix.repair.launch import Launch, plan_launch, set_rank_variables
 from kvfix.repair.lora import LoraOptions, LoraReport, Rates, attach
 from kvfix.repair.module import Repair
+from kvfix.repair.proof import Proof, collator_of
+from kvfix.repair.ranks import agreed
 from kvfix.repair.show import Monitor
 from kvfix.repair.terms import Losses
 from kvfix.shipped import nano_dir
+from kvfix.terminal import RichWatch
 from kvfix.wording import shown
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")
@@ -57,6 +62,7 @@ class Recipe:
         data: "scenes", or training data of a form that `kvfix/data/training` reads: a file, a
             folder or a hub id.
         images: Folder that image names are relative to; empty: the one that the data lies in.
+        verify: Decode every picture of the data before the first step, and leave bad ones out.
         skills: Question types of scenes that are trained; the others are held out.
         out: Run folder; empty: checkpoints/<name of the recipe>.
         steps: Optimizer steps.
@@ -89,6 +95,7 @@ class Recipe:
     processor: str = ""
     data: str = "scenes"
     images: str = ""
+    verify: bool = True
     skills: tuple[str, ...] = TRAINED
     out: str = ""
     steps: int = number(300, least=1)
@@ -150,7 +157,7 @@ def run(recipe: Recipe, name: str, *, root: Path, command: Sequence[str]) -> Pat
     last = _last_checkpoint(out, recipe, launch.world)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    examples = _examples(recipe, launch.world)
+    examples = _examples(recipe, launch)
     mlm = _load(recipe, launch)
     with Monitor(
         recipe.steps, out, main=launch.rank == 0, since=None if last is None else _step(last)
@@ -179,12 +186,22 @@ def run(recipe: Recipe, name: str, *, root: Path, command: Sequence[str]) -> Pat
     return out
 
 
-def _examples(recipe: Recipe, world: int) -> Examples:
+def _examples(recipe: Recipe, launch: Launch) -> Examples:
     if recipe.data == "scenes":
         # As many as the run needs, none twice.
-        n = recipe.steps * recipe.batch * recipe.accumulate * world
+        n = recipe.steps * recipe.batch * recipe.accumulate * launch.world
         return scene_examples("train", n, skills=recipe.skills)
-    return conversation_examples(read_conversations(recipe.data, images=recipe.images or None))
+    lines = read_conversations(recipe.data, images=recipe.images or None)
+    if recipe.verify:
+        lines = lines.without(agreed(partial(_bad, recipe, lines), launch))
+    return conversation_examples(lines)
+
+
+def _bad(recipe: Recipe, lines: Conversations) -> list[Bad]:
+    """Conversations that training would stop at: all ranks leave them out alike."""
+    proof = Proof(collator_of(recipe.model or str(nano_dir())))
+    with RichWatch().phase("looking at the data", len(lines)) as tick:
+        return verify(lines, look=proof, tick=tick)
 
 
 def _load(recipe: Recipe, launch: Launch) -> Mlm:
