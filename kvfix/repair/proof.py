@@ -14,6 +14,7 @@ from kvfix.data.examples import Example, from_conversation, turns_of
 from kvfix.data.training import Conversation
 from kvfix.data.training.verify import Size
 from kvfix.families import family_of
+from kvfix.processors import load_processor
 from kvfix.repair.batch import STAND_IN, Collator
 from kvfix.repair.chat import check
 from kvfix.wording import cause
@@ -22,11 +23,12 @@ _USUAL_RATIO, _USUAL_SIDE = 10, 64  # beyond these an image is tried out
 _TURNS = 3  # that tell a conversation's kind
 
 
-def collator_of(id_or_dir: str) -> Collator:
+def collator_of(id_or_dir: str, processor: str | None = None) -> Collator:
     """What makes batches for a model, from its config and processor alone.
 
     Args:
         id_or_dir: Hub id or folder.
+        processor: Hub id or folder whose processor is taken; None: the model's own.
 
     Raises:
         FileNotFoundError: No such folder, or it lacks a file.
@@ -35,7 +37,10 @@ def collator_of(id_or_dir: str) -> Collator:
     found = checkpoint.find(id_or_dir, weights=False)
     family = family_of(found.config.get("model_type"), where=str(found.folder / "config.json"))
     config = checkpoint.load_config(found.folder)
-    return Collator(checkpoint.load_processor(found.folder), config, family)
+    beside = found.folder
+    if processor is not None:
+        beside, _ = checkpoint.locate(processor, weights=False)
+    return Collator(load_processor(beside, config, family), config, family)
 
 
 class Proof:
