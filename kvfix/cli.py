@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 import kvfix
 from kvfix.cli_repair import merge, plan
 from kvfix.cli_score import score_app
-from kvfix.terminal import DONE, FAILED, RichWatch, command_line, console, fail, guarded, note
+from kvfix.terminal import (
+    DONE,
+    FAILED,
+    RichWatch,
+    command_line,
+    console,
+    fail,
+    guarded,
+    labelled,
+    note,
+)
 
 if TYPE_CHECKING:
     from kvfix.commands.session import Outcome
@@ -216,16 +226,15 @@ def _show(record: dict, report: Path) -> None:
     if clear or not record["findings"]:
         console.print(findings({**record, "findings": clear}))
     if unclear := len(said) - len(clear):
-        console.print(f"[dim]{unclear} more without a clear difference: in the report[/dim]")
+        console.print(Text(f"{unclear} more without a clear difference: in the report", "dim"))
     for line in record.get("notes") or []:
         note(line)
     for entry in record["left_out"][:10]:
-        line = f"[yellow]left out[/yellow] {escape(entry['id'])}: {escape(entry['why'])}"
-        console.print(line, soft_wrap=True)
+        labelled("left out", "yellow", f"{entry['id']:.200}: {entry['why']}")
     if len(record["left_out"]) > 10:
         console.print(f"... and {len(record['left_out']) - 10} more units left out")
     cost = f"{record['seconds']:.0f} s, at most {record['peak_memory_mib']:.0f} MiB"
-    console.print(f"{cost}. Report: {escape(str(report))}", soft_wrap=True)
+    console.print(f"{cost}. Report: {report}", soft_wrap=True)
 
 
 @app.command()
@@ -294,9 +303,7 @@ def _correlate(runs: list[Path], out: Path, as_json: bool) -> None:
     console.print(table(outcome.record))
     for line in outcome.record["notes"]:
         note(line)
-    console.print(
-        f"{outcome.record['seconds']:.0f} s. Report: {escape(str(outcome.report))}", soft_wrap=True
-    )
+    console.print(f"{outcome.record['seconds']:.0f} s. Report: {outcome.report}", soft_wrap=True)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
 
@@ -311,13 +318,13 @@ def _show_comparison(record: dict, report: Path) -> None:
         note(line)
     for u in record["units"]:
         if u["only_before"] or u["only_after"]:
-            ids = ", ".join([*u["only_before"], *u["only_after"]][:5])
+            ids = ", ".join(f"{i:.60}" for i in [*u["only_before"], *u["only_after"]][:5])
             line = (
                 f"{u['task']} ({u['dataset']}): {u['shared']} units in both, "
                 f"{len(u['only_before'])} only before, {len(u['only_after'])} only after: {ids}"
             )
-            console.print(f"[yellow]unmatched[/yellow] {escape(line)}", soft_wrap=True)
-    console.print(f"{record['seconds']:.0f} s. Report: {escape(str(report))}", soft_wrap=True)
+            labelled("unmatched", "yellow", line)
+    console.print(f"{record['seconds']:.0f} s. Report: {report}", soft_wrap=True)
 
 
 @data_app.command("list")
@@ -326,10 +333,10 @@ def data_list() -> None:
     from kvfix.data.catalog import describe
 
     for row in describe():
-        console.print(f"[bold]{row.name}[/bold]  ({row.size})  --data {escape(row.spec)}")
+        console.print(Text.assemble((row.name, "bold"), f"  ({row.size})  --data {row.spec}"))
         console.print(f"  tasks: {', '.join(row.tasks)}; split {row.split}")
-        console.print(f"  {escape(row.source)}")
-        console.print(f"[dim]{escape(row.tree)}[/dim]\n")
+        console.print(f"  {row.source}")
+        console.print(Text(f"{row.tree}\n", "dim"))
 
 
 @data_app.command("check")
@@ -339,12 +346,12 @@ def data_check(spec: Annotated[str, typer.Argument(help="NAME=DIR")]) -> None:
 
     problems = check(spec)
     for problem in problems:
-        console.print(f"- {problem}", markup=False)
+        console.print(f"- {problem}")
     if problems:
         raise SystemExit(FAILED)
     for line in notes(spec):
-        console.print(f"note: {line}", markup=False)
-    console.print(f"{spec}: complete", markup=False)
+        console.print(f"note: {line}")
+    console.print(f"{spec}: complete")
 
 
 def main() -> None:

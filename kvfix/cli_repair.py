@@ -83,7 +83,7 @@ def plan(
     with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
         made = run(options)
     for line in lines(made, options):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(table(made, options))
     if as_json:
         typer.echo(json.dumps(made.as_dict(), indent=1))
@@ -108,7 +108,7 @@ def merge(
 
     with redirect_stdout(sys.stderr):
         merged = run(model, adapter=adapter, out=out, dtype=dtype, processor=processor)
-    console.print(f"merged weights and processor: {merged}", markup=False, soft_wrap=True)
+    console.print(f"merged weights and processor: {merged}", soft_wrap=True)
 
 
 def _size(text: str) -> tuple[int, int]:

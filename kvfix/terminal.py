@@ -1,22 +1,63 @@
-"""What every command shows on the terminal: messages, progress, one line for what failed."""
+"""What every command shows on the terminal: messages, progress, one line for what failed.
+
+Much of it holds text that somebody else wrote: ids, labels, paths, messages of libraries. None of
+it steers the terminal or writes markup, whoever prints it: the console takes strings literally
+(styles come as `rich.text.Text`), and replaces what would act on the terminal instead of standing
+on it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 from kvfix.wording import cause
 
+# Control codes of both kinds but tab and line feed, marks that turn the direction of writing or
+# break a line, and halves of characters, which no terminal can show.
+_ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
+
+
+def harmless(text: str) -> str:
+    """A text in which nothing acts on a terminal; U+FFFD stands for what did."""
+    return _ACTING.sub("\ufffd", text)
+
+
+class _Console(Console):
+    """Prints what it is given as text, never as commands; its own colours come later."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Before its width is measured."""
+        return super().render_str(harmless(text), **how)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Whatever else holds text, such as a `Text` that was made elsewhere."""
+        if isinstance(renderable, Text):  # before it is folded: widths change
+            renderable = renderable.copy()
+            renderable.plain = harmless(renderable.plain)
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=harmless(segment.text))
+
+
 # No emoji: the id of an SPair pair may end in ":dog:".
-console = Console(stderr=True, emoji=False, width=None if sys.stderr.isatty() else 100)
+console = _Console(
+    stderr=True, emoji=False, markup=False, width=None if sys.stderr.isatty() else 100
+)
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,13 +73,18 @@ def fail(text: str) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    console.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+    labelled("error:", "red", text)
     raise SystemExit(FAILED)
 
 
 def note(text: str) -> None:
     """One line that the reader of the figures must know."""
-    console.print(f"[yellow]note[/yellow] {escape(text)}", soft_wrap=True)
+    labelled("note", "yellow", text)
+
+
+def labelled(label: str, style: str, text: str) -> None:
+    """One line, whatever the text holds, after a label."""
+    console.print(Text.assemble((label, style), " ", _BREAKS.sub(" ", text)), soft_wrap=True)
 
 
 class _Notes(logging.Handler):
@@ -64,7 +110,7 @@ class RichWatch:
 
     def say(self, text: str) -> None:
         """Tell what begins."""
-        console.print(f"[dim]{escape(text)} ...[/dim]", soft_wrap=True)
+        console.print(Text(f"{text} ...", "dim"), soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -79,13 +125,13 @@ class RichWatch:
         )
 
         columns = (
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[now]}"),
+            TextColumn("{task.fields[now]}", style="dim", markup=False),
         )
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(name, total=total, now="")
@@ -108,12 +154,12 @@ def guarded(run: Callable[[], object]) -> None:
     except Exception as error:
         if os.environ.get("KVFIX_DEBUG"):
             raise
-        console.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
+        labelled("error:", "red", _plain(error))
         raise SystemExit(_code(error)) from None
 
 
 def _plain(error: Exception) -> str:
-    text = escape(cause(error, limit=1000))
+    text = cause(error, limit=1000)
     if isinstance(error, ValueError | OSError):
         return text
     # Not one of ours: a library's, or a bug.
