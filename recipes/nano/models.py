@@ -2,8 +2,7 @@
 weights.
 
 Same structure as the 7B models (vision tower -> projector -> grouped-query LM, tiled or
-dynamic-resolution images), 80 x 80 pixels as 8 x 8 cells of 10 pixels. Used by
-`recipes/train_nano.py`.
+dynamic-resolution images), 80 x 80 pixels as 8 x 8 cells of 10 pixels. Used by `train_nano.py`.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-WORDS = Path(__file__).with_name("nano_words.json")
+WORDS = Path(__file__).with_name("words.json")
 SIDE = 80  # pixels of a tile
 PATCH = 10  # pixels of a cell
 CELLS = (SIDE // PATCH) ** 2
 PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]  # height, width
-LAYERS = 8
+LAYERS = 6
 TEXT: dict[str, Any] = {
     "hidden_size": 128,
-    "intermediate_size": 320,
+    "intermediate_size": 384,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -54,8 +53,8 @@ TEXT: dict[str, Any] = {
     "initializer_range": 0.04,  # the usual 0.02 is for widths in the thousands
 }
 TOWER: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 320,
+    "hidden_size": 192,
+    "intermediate_size": 576,
     "num_attention_heads": 4,
     "image_size": SIDE,
     "patch_size": PATCH,
@@ -84,17 +83,20 @@ class Dialect(NamedTuple):
     template: str
     specials: tuple[str, ...]
     image: str  # the token that stands for one image feature
+    markup: str  # how the template writes an image down
     end: str  # closes a turn
     opener: str  # opens an answer
 
 
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN = Dialect(
-    CHATML.replace("@IMAGE@", "<|vision_start|><|image_pad|><|vision_end|>"),
+    CHATML.replace("@IMAGE@", QWEN_IMAGE),
     (
         *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
         *("<|image_pad|>", "<|video_pad|>"),
     ),
     "<|image_pad|>",
+    QWEN_IMAGE,
     "<|im_end|>",
     "<|im_start|>assistant\n",
 )
@@ -102,6 +104,7 @@ ONEVISION = Dialect(
     CHATML.replace("@IMAGE@", "<image>\n"),
     ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
     "<image>",
+    "<image>\n",
     "<|im_end|>",
     "<|im_start|>assistant\n",
 )
@@ -112,13 +115,14 @@ NEXT = Dialect(
         *("<|end_header_id|>", "<image>"),
     ),
     "<image>",
+    "<image>\n",
     "<|eot_id|>",
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
 )
 
 
 def train_tokenizer(dialect: Dialect) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most 640 tokens.
+    """A byte-level BPE tokenizer of at most 768 tokens.
 
     It is learned from `nano_words.json`: how often each word (with the space before it) occurs in
     600 conversations and in the perception questions, whose words get whole tokens too although
@@ -132,7 +136,7 @@ def train_tokenizer(dialect: Dialect) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         (word for word, count in counts.items() for _ in range(count)),
         trainers.BpeTrainer(
-            vocab_size=640,
+            vocab_size=768,
             special_tokens=list(dialect.specials),
             initial_alphabet=alphabet,
             show_progress=False,
@@ -153,38 +157,44 @@ class Nano(NamedTuple):
     """A freshly initialised model and its processor.
 
     `crop` keeps of the image processor's output for B square images what one raster of image tokens
-    needs, without the copies that the LM also gets (base tile, newlines); `look` turns it into
-    these rasters, (B, cells, hidden).
+    needs, without the copies that the LM also gets (base tile, newlines). `see` turns it into the
+    vision tower's features, (B, cells, width), `look` into image tokens, (B, cells, hidden).
     """
 
     model: Any  # a Hugging Face model class; their own types do not fit their use
     processor: Any
     dialect: Dialect
     crop: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+    see: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
     look: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 
 
 def crop_tile(pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The base tile of each image, in half precision to save memory."""
-    return {"pixel_values": pixels["pixel_values"][:, 0].half()}
+    """The base tile of each image."""
+    return {"pixel_values": pixels["pixel_values"][:, 0]}
 
 
 def crop_raster(pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Everything: Qwen has no second copy."""
-    return {**pixels, "pixel_values": pixels["pixel_values"].half()}
+    return dict(pixels)
 
 
-def look_at_tile(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The base tile through tower and projector, as the LLaVA models do it."""
+def see_tile(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The base tile through the tower, as far as the LLaVA models read it."""
     states = model.model.vision_tower(pixels["pixel_values"], output_hidden_states=True)
     chosen = states.hidden_states[model.config.vision_feature_layer]
     if model.config.vision_feature_select_strategy == "default":
         chosen = chosen[:, 1:]  # without the class token
-    return model.model.multi_modal_projector(chosen)
+    return chosen
+
+
+def look_at_tile(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The base tile through tower and projector."""
+    return model.model.multi_modal_projector(see_tile(model, pixels))
 
 
 def look_at_raster(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Merged patches in raster order, as Qwen gives them."""
+    """Merged patches in raster order, as Qwen gives them; merging is its projector."""
     return torch.stack(list(model.get_image_features(**pixels).pooler_output))
 
 
@@ -231,6 +241,7 @@ def build_onevision() -> Nano:
         processor,
         ONEVISION,
         crop_tile,
+        see_tile,
         look_at_tile,
     )
 
@@ -269,9 +280,8 @@ def build_qwen() -> Nano:
         video_processor=Qwen2VLVideoProcessor(size=pixels, **patches),
         chat_template=QWEN.template,
     )
-    return Nano(
-        Qwen2_5_VLForConditionalGeneration(config), processor, QWEN, crop_raster, look_at_raster
-    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    return Nano(model, processor, QWEN, crop_raster, look_at_raster, look_at_raster)
 
 
 def build_next() -> Nano:
@@ -299,7 +309,8 @@ def build_next() -> Nano:
         num_additional_image_tokens=1,
         chat_template=NEXT.template,
     )
-    return Nano(LlavaNextForConditionalGeneration(config), processor, NEXT, crop_tile, look_at_tile)
+    model = LlavaNextForConditionalGeneration(config)
+    return Nano(model, processor, NEXT, crop_tile, see_tile, look_at_tile)
 
 
 BUILDERS: dict[str, Callable[[], Nano]] = {
@@ -307,6 +318,27 @@ BUILDERS: dict[str, Callable[[], Nano]] = {
     "qwen2_5_vl": build_qwen,
     "llava_next": build_next,
 }
+
+
+def lay_out_places(model: Any) -> None:
+    """Start the tower's learned place table from waves over rows and columns.
+
+    From random numbers a small tower would first have to find out which cells are neighbours.
+    """
+    tables = [
+        m
+        for name, m in model.named_modules()
+        if name.endswith("vision_tower.embeddings.position_embedding")
+        or name.endswith("vision_model.embeddings.position_embedding")
+    ]
+    for table in tables:
+        side, width = SIDE // PATCH, table.weight.shape[1]
+        wave = torch.arange(side)[:, None] * 0.5 ** torch.arange(width // 4).mul(16 / width)
+        along = torch.cat([wave.sin(), wave.cos()], -1)  # (side, width / 2)
+        rows, columns = along[:, None].expand(side, side, -1), along[None].expand(side, side, -1)
+        places = torch.cat([rows, columns], -1).flatten(0, 1)
+        with torch.no_grad():
+            table.weight[-len(places) :] = 0.5 * places  # CLIP's first is its class token
 
 
 def build_nano(family: str, *, seed: int) -> Nano:
@@ -319,6 +351,7 @@ def build_nano(family: str, *, seed: int) -> Nano:
         raise ValueError(f"family: expected one of {', '.join(BUILDERS)}, found {family!r}")
     torch.manual_seed(seed)
     nano = BUILDERS[family]()
+    lay_out_places(nano.model)
     settings = nano.model.generation_config
     settings.eos_token_id = nano.processor.tokenizer.eos_token_id
     settings.pad_token_id = nano.processor.tokenizer.pad_token_id

@@ -1,0 +1,189 @@
+"""The four stages of a nano's training: what each draws, what it trains, what it is measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from batches import Dealer, Lesson, lesson_loss
+from dense import Gallery, Heads, dense_loss, examine_dense
+from exam import measure
+from models import Nano
+from pictures import draw_lesson
+from raster import align_loss, examine_align
+from stages import Stage
+from told import draw_told
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Config:
+    """train_nano.yaml, field by field."""
+
+    family: str = "llava_onevision"
+    out: str = ""
+    states: str = ""
+    seed: int = 0
+    threads: int = 1
+    warmup: int = 100
+    weight_decay: float = 0.05
+    dense_steps: int = 6000
+    dense_batch: int = 32
+    dense_lr: float = 2e-3
+    gallery: int = 20000
+    told_steps: int = 6000
+    told_batch: int = 16
+    told_lr: float = 2e-3
+    align_steps: int = 1500
+    align_batch: int = 32
+    align_lr: float = 1e-3
+    talk_steps: int = 6000
+    talk_batch: int = 12
+    talk_lr: float = 1e-3
+    turns: int = 6
+    ease_steps: int = 400
+    save_every: int = 100
+    measure_every: int = 500
+    held_out: int = 80
+    stop_at: int = 0
+    exam: int = 300
+
+
+def _parameters(model: nn.Module, *, language: bool) -> list[nn.Parameter]:
+    """Those of the language model, or all others: tower, projector, newline."""
+    return [p for name, p in model.named_parameters() if ("language_model" in name) == language]
+
+
+def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> Stage:
+    """The tower labels cells; the heads are thrown away."""
+    train, val = galleries
+    width = nano.see(nano.model, train.batch(0, 1)[0]).shape[-1]
+    heads = Heads(width)
+
+    def loss(step: int) -> torch.Tensor:
+        pixels, truth = train.batch(step, c.dense_batch)
+        return dense_loss(heads(nano.see(nano.model, pixels)), truth)
+
+    return Stage(
+        "dense",
+        c.dense_steps,
+        c.dense_lr,
+        loss,
+        lambda: examine_dense(nano, heads, val),
+        {"model": nano.model, "heads": heads},
+        [*_parameters(nano.model, language=False), *heads.parameters()],
+    )
+
+
+def _ease(c: Config, step: int) -> float:
+    return max(0.0, 1 - step / c.ease_steps)
+
+
+def told_stage(c: Config, nano: Nano) -> Stage:
+    """The language model answers about facts, in sentences and as words of cells by turns."""
+
+    def drawn(raster: bool) -> Dealer:
+        def draw(i: int, step: int) -> Lesson:
+            return draw_told("train", i, raster=raster, ease=_ease(c, 2 * step), turns=c.turns)
+
+        return Dealer(draw, c.told_batch)
+
+    def held_out(raster: bool) -> Callable[[], str]:
+        indices = range(c.held_out)
+        return measure(
+            nano, [draw_told("val", i, raster=raster, ease=0, turns=c.turns) for i in indices]
+        )
+
+    decks = (drawn(False), drawn(True))
+    in_sentences, in_cells = held_out(False), held_out(True)
+    return Stage(
+        "told",
+        c.told_steps,
+        c.told_lr,
+        lambda step: lesson_loss(nano, decks[step % 2].batch(step // 2)),
+        lambda: f"in sentences: {in_sentences()}\n  in words of cells: {in_cells()}",
+        {"model": nano.model},
+        _parameters(nano.model, language=True),
+    )
+
+
+def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> Stage:
+    """Tower and projector learn to give each image token the words of its cell."""
+    train, val = galleries
+    return Stage(
+        "align",
+        c.align_steps,
+        c.align_lr,
+        lambda step: align_loss(nano, *train.batch(step, c.align_batch)),
+        lambda: examine_align(nano, val),
+        {"model": nano.model},
+        _parameters(nano.model, language=False),
+    )
+
+
+IMAGES = (1, 1, 2, 1, 1, 1, 3, 0)  # pictures of the conversations of each step, in turn; 0: told
+UNTOLD = 2**39  # first index of told lessons that the second stage does not reach
+
+
+def talk_stage(c: Config, nano: Nano) -> Stage:
+    """Everything learns from conversations about one to three pictures, and some told in words."""
+
+    def drawn(images: int) -> Dealer:
+        def draw(i: int, step: int) -> Lesson:
+            if images == 0:
+                return draw_told("train", UNTOLD + i, raster=False, ease=0, turns=c.turns)
+            ease = _ease(c, step * len(IMAGES) // IMAGES.count(images))
+            return draw_lesson("train", i, images=images, ease=ease, turns=c.turns)
+
+        return Dealer(draw, c.talk_batch)
+
+    decks = {images: drawn(images) for images in set(IMAGES)}
+
+    def loss(step: int) -> torch.Tensor:
+        turn, at = divmod(step, len(IMAGES))
+        images = IMAGES[at]
+        before = IMAGES[:at].count(images)
+        return lesson_loss(nano, decks[images].batch(turn * IMAGES.count(images) + before))
+
+    return Stage(
+        "talk",
+        c.talk_steps,
+        c.talk_lr,
+        loss,
+        measure(nano, exam_lessons("val", c.held_out, c.turns)),
+        {"model": nano.model},
+        list(nano.model.parameters()),
+    )
+
+
+def exam_lessons(split: str, n: int, turns: int) -> list[Lesson]:
+    """Of a split: n conversations about one picture, n / 4 about two, n / 8 about three."""
+    many = {1: n, 2: n // 4, 3: n // 8}
+    return [
+        draw_lesson(split, i, images=k, ease=0, turns=turns)
+        for k, m in many.items()
+        for i in range(m)
+    ]
+
+
+def galleries_of(c: Config, nano: Nano, states: Path) -> tuple[Gallery, Gallery]:
+    """The pictures of the first stages, painted once and kept beside the states."""
+    path = states / f"gallery-{c.family}-{c.gallery}.pt"
+    if not path.exists():
+        painted = Gallery(nano, "train", c.gallery), Gallery(nano, "val", max(c.gallery // 40, 8))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(painted, path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
+    return torch.load(path, weights_only=False)  # our own file
+
+
+def stages(c: Config, nano: Nano, states: Path) -> dict[str, Callable[[], Stage]]:
+    """How to make each stage, in order; made when its turn comes, for pictures take time."""
+    return {
+        "dense": lambda: dense_stage(c, nano, galleries_of(c, nano, states)),
+        "told": lambda: told_stage(c, nano),
+        "align": lambda: align_stage(c, nano, galleries_of(c, nano, states)),
+        "talk": lambda: talk_stage(c, nano),
+    }

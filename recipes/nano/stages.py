@@ -1,0 +1,128 @@
+"""Run one stage of a training: resumable at any moment, its held-out measure printed now and then.
+
+A stage ends in a state file that the next begins from; the same command skips finished stages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import nn
+
+console = Console(stderr=True, width=160, soft_wrap=True)
+
+
+class Spent(NamedTuple):
+    """What a stage has cost so far, over all starts, and its running mean loss."""
+
+    loss: float = 0.0
+    minutes: float = 0.0  # of the clock
+    cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: Part of the state file's name.
+        steps: Length.
+        lr: Peak: a linear warm-up, then a straight line down to zero.
+        loss: Step number -> loss to descend.
+        measure: Prints held-out figures; called every `measure_every` steps and at the end.
+        modules: What is saved, by name; the trained parameters are those of `trained`.
+    """
+
+    name: str
+    steps: int
+    lr: float
+    loss: Callable[[int], torch.Tensor]
+    measure: Callable[[], Any]
+    modules: dict[str, nn.Module]
+    trained: list[nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What all stages share."""
+
+    warmup: int
+    weight_decay: float
+    save_every: int
+    measure_every: int
+    stop_at: int  # stop every stage's run after this many steps of it; 0: at its end
+
+
+def learning_rate(step: int, stage: Stage, warmup: int) -> float:
+    """Linear warm-up, then a straight line down to zero."""
+    return stage.lr * min((step + 1) / warmup, 1.0) * (stage.steps - step) / stage.steps
+
+
+def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
+    """Run the remaining steps; returns whether the stage is finished."""
+    optimizer = torch.optim.AdamW(
+        stage.trained, lr=stage.lr, betas=(0.9, 0.98), weight_decay=pace.weight_decay
+    )
+    first, spent = 0, Spent()
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        for name, module in stage.modules.items():
+            module.load_state_dict(state[name])
+        first, spent = state["step"], Spent(*state["spent"])
+        if first >= stage.steps:
+            console.print(f"{stage.name}: done, {first} steps, {spent}")
+            return True
+        optimizer.load_state_dict(state["optimizer"])
+        console.print(f"{stage.name}: continuing at step {first}")
+    clock, cpu = time.time() - 60 * spent.minutes, time.process_time() - spent.cpu_seconds
+    recent, began = spent.loss, time.time()
+    last = min(pace.stop_at or stage.steps, stage.steps)
+    for step in range(first, last):
+        for module in stage.modules.values():
+            module.train()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, stage, pace.warmup)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = stage.loss(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(stage.trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
+        done = step + 1
+        spent = Spent(recent, (time.time() - clock) / 60, time.process_time() - cpu)
+        if done % 50 == 0:
+            speed = (done - first) / (time.time() - began)
+            console.print(
+                f"{stage.name} {done}/{stage.steps}  loss {recent:.4f}  {speed:.2f} steps/s"
+                f"  {spent.minutes:.1f} min  {spent.cpu_seconds:.0f} CPU-s"
+            )
+        if done % pace.save_every == 0 or done == last:
+            _save(state_file, stage, optimizer, done, spent)
+        if done % pace.measure_every == 0 or done == stage.steps:
+            for module in stage.modules.values():
+                module.eval()
+            console.print(f"{stage.name} {done}: {stage.measure()}")
+    return last == stage.steps
+
+
+def _save(path: Path, stage: Stage, optimizer: Any, step: int, spent: Spent) -> None:
+    """Write beside, then rename: an interrupted write never replaces a good state."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {name: m.state_dict() for name, m in stage.modules.items()}
+    state |= {"step": step, "spent": tuple(spent)}
+    if step < stage.steps:
+        state["optimizer"] = optimizer.state_dict()
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").rename(path)
+
+
+def spent_on(state_file: Path) -> Spent:
+    """What a finished or interrupted stage has cost."""
+    return Spent(*torch.load(state_file, weights_only=True)["spent"])

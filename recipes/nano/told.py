@@ -1,0 +1,122 @@
+"""Second stage: scenes told in words, so that the language model learns to look facts up and to
+bind an option's letter to its content before it sees a picture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from batches import Lesson
+from turns import ORDINALS, REGIONS, Shown, draw_turn, drill_turn, region_of, which_image_turn
+
+from kvfix.data.scenes import Scene, generator, sample_scene
+from kvfix.data.talk import Turn, caption, region
+
+CHOICES = 0.55  # share of questions with lettered options
+
+
+def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) -> Lesson:
+    """Lesson `index`: facts, then questions.
+
+    Args:
+        split: Of the scenes.
+        index: Which.
+        raster: Tell the facts by the words of cells, as a picture will, not in sentences.
+        ease: In [0, 1]: 1 starts with one object, 0 is the end.
+        turns: Questions.
+    """
+    rng = generator(split, index, "raster" if raster else "told")
+    most = 1 + round((1 - ease) * 3)
+    if rng.random() < 0.2 * (1 - ease):
+        return _several(rng, turns, raster=raster)
+    scene = sample_scene(rng, count=(1, most))
+    shown = Shown(scene, *_letters(rng, scene)) if rng.random() < 0.6 else Shown(scene)
+    talk: list[Turn] = []
+    while len(talk) < turns:
+        if rng.random() < 0.06 + 0.3 * ease:
+            talk.append(drill_turn(rng))
+        elif rng.random() < 0.06:
+            talk.append(Turn("caption", "Describe the image.", caption(scene)))
+        else:
+            turn = draw_turn(rng, shown, told=not raster, choices=CHOICES)
+            if turn is not None:
+                talk.append(turn)
+    if raster:
+        return Lesson([], talk, raster=(shown,))
+    return Lesson([], talk, facts(rng, shown))
+
+
+def _letters(
+    rng: np.random.Generator, scene: Scene
+) -> tuple[tuple[tuple[str, float, float], ...], tuple[int | None, ...]]:
+    """Letters on some objects and at some free places."""
+    free = [r for r in REGIONS if all(region(t) != r for t in scene.things)]
+    spots: list[int | None] = [i for i in range(len(scene.things)) if rng.random() < 0.8]
+    if not spots or rng.random() < 0.3:
+        spots.append(None)
+    rng.shuffle(spots)
+    names = "ABCD" if rng.random() < 0.8 else "ABCDR"
+    letters = [*"ABCDR"[: len(spots)]] if rng.random() < 0.5 else rng.permutation([*names]).tolist()
+    marks = []
+    for letter, i in zip(letters, spots, strict=False):
+        if i is None:
+            k = REGIONS.index(str(rng.choice(free)))
+            marks.append((letter, (k % 3 + 0.5) / 3, (k // 3 + 0.5) / 3))
+        else:
+            marks.append((letter, scene.things[i].x, scene.things[i].y))
+    return tuple(marks), tuple(spots[: len(marks)])
+
+
+def facts(rng: np.random.Generator, shown: Shown) -> str:
+    """Everything shown, in any order; words of an object in the usual order or in any."""
+    loose = rng.random() < 0.3
+    parts = []
+    for i, thing in enumerate(shown.scene.things):
+        letters = [m[0] for m, on in zip(shown.marks, shown.on, strict=True) if on == i]
+        words = [*letters, *thing.name.split()]
+        if loose:
+            words = [*words, *region(thing).split()]
+            rng.shuffle(words)
+            parts.append(" ".join(words))
+        else:
+            parts.append(f"{' '.join(words)} at the {region(thing)}")
+    for (letter, x, y), on in zip(shown.marks, shown.on, strict=True):
+        if on is None:
+            parts.append(f"{letter} at the {region_of(x, y)}")
+    rng.shuffle(parts)
+    return "The image: " + ", ".join(parts) + "."
+
+
+def _several(rng: np.random.Generator, turns: int, *, raster: bool) -> Lesson:
+    """Two or three images told one after the other."""
+    scenes = [sample_scene(rng, count=(1, 2)) for _ in range(2 if rng.random() < 0.7 else 3)]
+    told = [
+        f"{name[0].upper()}{name[1:]}: {facts(rng, Shown(s)).removeprefix('The image: ')}"
+        for name, s in zip(ORDINALS, scenes, strict=False)
+    ]
+    talk = several_turns(rng, scenes, turns=turns, told=not raster)
+    if raster:
+        return Lesson([], talk, raster=tuple(Shown(s) for s in scenes))
+    return Lesson([], talk, " ".join(told))
+
+
+def several_turns(
+    rng: np.random.Generator, scenes: list[Scene], *, turns: int, told: bool
+) -> list[Turn]:
+    """Questions about one of several images, and about which of them shows something."""
+    talk: list[Turn] = []
+    while len(talk) < turns:
+        k = int(rng.integers(len(scenes)))
+        turn: Turn | None
+        if rng.random() < 0.3:
+            turn = which_image_turn(rng, scenes)
+        elif rng.random() < 0.12:
+            words = ORDINALS[k].split()[1]
+            turn = Turn("pair_caption", f"Describe the {words} image.", caption(scenes[k]))
+        else:
+            turn = draw_turn(rng, Shown(scenes[k]), told=told, choices=CHOICES)
+            if turn is not None:
+                question = f"In {ORDINALS[k]}: {turn.question}"
+                turn = Turn(f"pair_{turn.kind}", question, turn.answer)
+        if turn is not None:
+            talk.append(turn)
+    return talk
