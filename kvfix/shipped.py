@@ -24,6 +24,6 @@ def nano_dir(family: str = DEFAULT_FAMILY) -> Path:
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
             f"{folder}: expected the shipped nano checkpoint {family!r}, found none; reinstall "
-            f"kvfix, or train it from a checkout: python recipes/train_nano.py family={family}"
+            f"kvfix, or train it from a checkout: python recipes/nano/train_nano.py family={family}"
         )
     return folder

@@ -1,46 +1,76 @@
-"""The nano recipe: labels, targets, and a run that is cut short and continued."""
+"""The nano recipe: lessons, labels of cells, stages that are cut short and continued, the exam."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "recipes"))
+sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 
-from nano_lessons import (  # noqa: E402
-    IGNORE,
+from batches import IGNORE, Dealer, Lesson, answer_labels, collate, lesson_loss  # noqa: E402
+from card import marks  # noqa: E402
+from curriculum import Config, stages  # noqa: E402
+from dense import (  # noqa: E402
+    LETTERS,
     Gallery,
-    answer_labels,
-    cell_shares,
-    collate,
-    draw_lesson,
-    naming_loss,
-    place_words,
-    thing_words,
+    Heads,
+    Marked,
+    cell_figure,
+    cell_letters,
+    dense_loss,
+    draw_picture,
+    label,
 )
-from nano_models import BUILDERS, Nano, build_nano  # noqa: E402
+from exam import Choices, Grade, choices, foreseen, grades, single_questions, written  # noqa: E402
+from models import BUILDERS, Nano, build_nano  # noqa: E402
+from pictures import draw_lesson, draw_marks  # noqa: E402
+from raster import Labels, Words, align_loss, sketch  # noqa: E402
+from stages import Pace, run_stage  # noqa: E402
+from told import draw_told  # noqa: E402
+from turns import Shown, lettered  # noqa: E402
 
 from kvfix.capture import extract  # noqa: E402
 from kvfix.data.scenes import Scene, Thing, generator, render, sample_scene  # noqa: E402
+from kvfix.data.shapes import mark  # noqa: E402
+from kvfix.data.talk import Turn  # noqa: E402
 from kvfix.families import FAMILIES  # noqa: E402
 from kvfix.models import Mlm, Prompt  # noqa: E402
 
-
-def draw_scene(index: int) -> Scene:
-    return sample_scene(generator("test", index, "recipe"))
+SQUARE = Scene(
+    (Thing("square", "red", "plain", 0.5, 0.5, 0.25, 0.0),),
+    "even",
+    (100.0, 100.0, 100.0),
+    "flat",
+    0,
+)
 
 
 @pytest.fixture(scope="module", params=sorted(BUILDERS))
 def nano(request: pytest.FixtureRequest) -> Nano:
     return build_nano(request.param, seed=0)
+
+
+@pytest.fixture(scope="module")
+def onevision() -> Nano:
+    return build_nano("llava_onevision", seed=0)
+
+
+def some_lessons() -> dict[str, list[Lesson]]:
+    """Two of each kind."""
+    return {
+        "one picture": [draw_lesson("train", i, images=1, ease=0, turns=4) for i in (3, 4)],
+        "three pictures": [draw_lesson("train", i, images=3, ease=0, turns=3) for i in (3, 4)],
+        "sentences": [draw_told("train", i, raster=False, ease=0, turns=4) for i in (3, 4)],
+        "words of cells": [draw_told("train", i, raster=True, ease=0, turns=4) for i in (3, 4)],
+    }
 
 
 def test_labels_keep_answers_and_their_end_and_nothing_else() -> None:
@@ -51,61 +81,90 @@ def test_labels_keep_answers_and_their_end_and_nothing_else() -> None:
     assert (labels[labels != IGNORE] == ids[labels != IGNORE]).all()
 
 
-def test_a_batch_learns_the_answers_of_its_conversations(nano: Nano) -> None:
-    lessons = [draw_lesson("train", 3, pair=False, ease=0.0, turns=4)]
-    lessons += [draw_lesson("train", 4, pair=True, ease=0.0, turns=4)]
-    batch = collate(nano, lessons)
+@pytest.mark.parametrize("kind", ["one picture", "three pictures", "sentences", "words of cells"])
+def test_a_batch_learns_the_answers_of_its_conversations(nano: Nano, kind: str) -> None:
+    lessons = some_lessons()[kind]
+    labels_BL = collate(nano, lessons)["labels"]
     tok = nano.processor.tokenizer
-    for lesson, labels in zip(lessons, batch["labels"], strict=True):
-        learned = tok.decode(labels[labels != IGNORE])
+    for lesson, labels_L in zip(lessons, labels_BL, strict=True):
+        learned = tok.decode(labels_L[labels_L != IGNORE])
         assert learned == "".join(t.answer + nano.dialect.end for t in lesson.turns)
-    image_id = nano.model.config.image_token_id
-    assert (batch["labels"][batch["input_ids"] == image_id] == IGNORE).all()
+    assert torch.isfinite(lesson_loss(nano, lessons))
 
 
-def test_a_cells_words_are_its_objects_by_area(nano: Nano) -> None:
-    """A red square in the middle, on ground: colour, texture, shape, row and column share alike."""
-    thing = Thing("square", "red", "plain", 0.5, 0.5, 0.25, 0.0)
-    scene = Scene((thing,), "even", (100.0, 100.0, 100.0), "flat", 0)
-    instance = render(scene).instance_HW
-    shares, words = cell_shares(instance), thing_words(nano, scene)
-    target = shares @ words
-    target += (1 - target.sum(1, keepdim=True)) * place_words(nano)
-    np.testing.assert_allclose(target.sum(1), 1, atol=1e-5)
+def test_words_of_cells_stand_where_image_tokens_would(onevision: Nano) -> None:
+    lesson = Lesson([], [Turn("colour", "What colour is the square?", "red")], "", (Shown(SQUARE),))
+    batch = collate(onevision, [lesson])
+    table_VD = onevision.model.get_input_embeddings().weight
+    cells_CD = (Words(onevision).of(sketch(Shown(SQUARE))) @ table_VD)[0]
+    tokens_LD = batch["inputs_embeds"][0]
+    first = next(i for i, x in enumerate(tokens_LD) if torch.allclose(x, cells_CD[0]))
+    torch.testing.assert_close(tokens_LD[first : first + 64], cells_CD)
+
+
+def test_a_cells_words_are_its_objects_by_area_its_place_and_its_letter(nano: Nano) -> None:
+    picture = render(SQUARE)
+    drawn = [("B", 80.0, 80.0)]
+    shown = Marked(SQUARE, mark(picture.image, drawn), picture.instance_HW, drawn)
+    truth = Labels(*(x[None] for x in label(shown)))
+    weights_CV = Words(nano).of(truth)[0]
+    np.testing.assert_allclose(weights_CV.norm(dim=-1), 1, atol=1e-4)
     tok = nano.processor.tokenizer
 
     def word(name: str) -> torch.Tensor:
-        forms = [f for f in (tok.encode(name), tok.encode(" " + name)) if len(f) == 1]
-        return sum(target[:, form[0]] for form in forms).view(8, 8)  # type: ignore[union-attr]
+        ids = [f[0] for f in (tok.encode(name), tok.encode(" " + name)) if len(f) == 1]
+        return weights_CV[:, ids].sum(-1).view(8, 8)
 
-    share = torch.from_numpy(instance.astype(np.float32)).view(8, 20, 8, 20).mean((1, 3))
-    assert 0 < share.mean() < 0.3
-    torch.testing.assert_close(word("red"), share / 5)
-    torch.testing.assert_close(word("image"), (1 - share) / 3)
+    share = torch.from_numpy(picture.instance_HW.astype(np.float32)).view(8, 20, 8, 20).mean((1, 3))
+    assert ((word("red") > 0) == (share > 0)).all() and ((word("ground") > 0) == (share < 1)).all()
+    torch.testing.assert_close(word("red"), word("square"))
     assert word("top")[0].min() > 0 and word("top")[4:].max() == 0
     assert word("right")[:, 7].min() > 0 and word("right")[:, :4].max() == 0
+    assert word("B")[4, 4] > 0 and word("B")[:3].max() == 0 and word("A").max() == 0
 
 
-def test_naming_reaches_tower_projector_and_words_but_no_decoder_layer(nano: Nano) -> None:
-    nano.model.zero_grad()
+def test_a_letter_is_labelled_where_its_ink_is() -> None:
+    """The circle's centre in cell (2, 2), the ink up to its right, in (1, 2) and (1, 3)."""
+    letters = cell_letters([("C", 55.0, 45.0)], 160).reshape(8, 8)
+    number = 1 + LETTERS.index("C")
+    assert letters[2, 2] == number
+    assert set(zip(*np.nonzero(letters), strict=True)) <= {(2, 2), (1, 2), (1, 3), (2, 3)}
+    assert (letters > 0).sum() >= 2 and set(np.unique(letters)) == {0, number}
+
+
+def test_the_figure_of_a_cell_is_the_picture_in_small() -> None:
+    instance = render(SQUARE).instance_HW
+    figure = cell_figure(instance).reshape(8, 8, 5, 5).swapaxes(1, 2).reshape(40, 40)
+    np.testing.assert_array_equal(figure, instance[2::4, 2::4] > 0)
+
+
+def test_each_early_stage_moves_its_own_part(nano: Nano) -> None:
     family = FAMILIES[nano.model.config.model_type]
-    naming_loss(nano, *Gallery(nano, 4).batch(0, 2)).backward()
-    moved = {n for n, p in nano.model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert any(n.startswith(family.vision) for n in moved)
-    assert any(n.startswith(family.projector) for n in moved)
-    assert any("embed_tokens" in n for n in moved)
-    assert not any(".layers." in n and "language_model" in n for n in moved)
+    gallery = Gallery(nano, "train", 2)
+    pixels, truth = gallery.batch(0, 2)
+
+    def moved(loss: torch.Tensor) -> set[str]:
+        nano.model.zero_grad()
+        loss.backward()
+        return {n for n, p in nano.model.named_parameters() if p.grad is not None and p.grad.any()}
+
+    heads = Heads(nano.see(nano.model, pixels).shape[-1])
+    dense = moved(dense_loss(heads(nano.see(nano.model, pixels)), truth))
+    assert dense and all(n.startswith(family.vision) for n in dense)
+    align = moved(align_loss(nano, pixels, truth))
+    assert any(n.startswith(family.projector) for n in align)
+    assert any(n.startswith(family.vision) and not n.startswith(family.projector) for n in align)
+    assert not any("language_model" in n for n in align)
+    told = moved(lesson_loss(nano, some_lessons()["words of cells"]))
+    assert told and all("language_model" in n for n in told)
 
 
-def test_what_naming_looks_at_is_what_the_language_model_gets(nano: Nano) -> None:
+def test_what_the_stages_look_at_is_what_the_language_model_gets(nano: Nano) -> None:
     """The raster of image tokens is, cell by cell, what capture finds at the projector."""
-    image = render(draw_scene(5)).image
+    image = draw_picture("test", 5).image.resize((160, 160))
     pixels = dict(nano.processor.image_processor([image], return_tensors="pt"))
     nano.model.eval()
-    tokens = nano.look(
-        nano.model,
-        {k: v.float() if v.is_floating_point() else v for k, v in nano.crop(pixels).items()},
-    )[0]
+    tokens = nano.look(nano.model, nano.crop(pixels))[0]
     mlm = Mlm(
         "nano",
         nano.model,
@@ -121,35 +180,143 @@ def test_what_naming_looks_at_is_what_the_language_model_gets(nano: Nano) -> Non
     )
 
 
-def test_a_pass_of_the_gallery_shows_every_scene_once(nano: Nano) -> None:
-    gallery = Gallery(nano, 6)
-    one, two = (torch.cat([gallery.batch(s + k, 2)[1] for s in range(3)]) for k in (0, 3))
-    torch.testing.assert_close(one.sum(-1), torch.ones(6, 64), atol=1e-3, rtol=0)
-    assert len({tuple(x) for x in one.flatten(1).tolist()}) == 6
-    assert sorted(one.flatten(1).tolist()) == sorted(two.flatten(1).tolist())
-    assert not torch.equal(one, two)
+def test_a_pass_of_the_gallery_shows_every_picture_once(nano: Nano) -> None:
+    gallery = Gallery(nano, "train", 6)
+    one, two = (
+        [tuple(x) for s in range(3) for x in gallery.batch(s + k, 2)[1].centres.flatten(1).tolist()]
+        for k in (0, 3)
+    )
+    assert len(set(one)) == 6 and sorted(one) == sorted(two) and one != two
 
 
 def test_the_vocabulary_has_whole_words_and_single_letters(nano: Nano) -> None:
     tok = nano.processor.tokenizer
     assert tok.tokenize("(A)") == ["(", "A", ")"]
-    assert len(tok.encode(" second")) == len(tok.encode(" checked")) == 1
+    words = (" second", " checked", " ground", " letter", " B")
+    assert all(len(tok.encode(w, add_special_tokens=False)) == 1 for w in words)
+
+
+def test_the_truth_stands_at_every_letter_equally_often() -> None:
+    rng = np.random.default_rng(0)
+    turns = [lettered(rng, "x", "q", "red", ("blue", "red", "green", "cyan")) for _ in range(3000)]
+    for n in (2, 3, 4):
+        answers = [t.answer for t in turns if t.question.count("\n(") == n]
+        counts = Counter(answers)
+        assert len(counts) == n and min(counts.values()) > 0.85 * len(answers) / n
+    for turn in turns[:50]:
+        options = dict(line.split(" ", 1) for line in turn.question.split("\n")[2:])
+        assert options[turn.answer] == "red" and len(set(options.values())) == len(options)
+
+
+def test_no_lesson_asks_a_perception_question() -> None:
+    lessons = [x for part in some_lessons().values() for x in part]
+    lessons += [draw_told("train", i, raster=False, ease=0, turns=6) for i in range(200)]
+    lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
+    asked = " ".join(t.question for x in lessons for t in x.turns)
+    for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):
+        assert words not in asked
+
+
+def test_a_letter_lies_on_what_its_question_says() -> None:
+    """Of pictures: the colour at a mark, beside its red circle, is that of the object it names."""
+    found = 0
+    for i in range(40):
+        rng = generator("test", i, "marks")
+        scene = sample_scene(rng, count=(1, 3), style="flat")
+        picture = render(scene)
+        shown = draw_marks(rng, scene, picture)
+        for (_, x, y), on in zip(shown.marks, shown.on, strict=True):
+            at = picture.instance_HW[int(y * 160), int(x * 160)]
+            assert at == (0 if on is None else on + 1)
+            found += on is not None
+    assert found > 20
+
+
+def test_batches_are_the_same_whatever_was_drawn_before() -> None:
+    def draw(i: int, step: int) -> Lesson:
+        return Lesson([], [Turn("x", "q" * (i * 7 % 5), f"{i} {step}")])
+
+    whole, late = Dealer(draw, 3), Dealer(draw, 3)
+    batches = [whole.batch(step) for step in range(9)]
+    assert late.batch(6) == batches[6] and late.batch(8) == batches[8]
+    drawn = sorted(int(x.turns[0].answer.split()[0]) for b in batches[:8] for x in b)
+    assert drawn == list(range(24))
+
+
+def test_foreseen_answers_are_those_that_are_written() -> None:
+    """Learn three questions by heart; then ask them with one truth changed."""
+    nano = build_nano("llava_onevision", seed=1)
+    lesson = draw_lesson("train", 7, images=1, ease=1, turns=3)
+    asked = [lesson._replace(turns=[Turn("k", f"What is {w}?", w)]) for w in ("red", "blue", "one")]
+    optimizer = torch.optim.AdamW(nano.model.parameters(), lr=1e-3)
+    for _ in range(300):
+        loss = lesson_loss(nano, asked)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.02:
+            break
+    nano.model.eval()
+    exam = [*asked[:2], asked[2]._replace(turns=[asked[2].turns[0]._replace(answer="two")])]
+    assert foreseen(nano, exam) == [True, True, False]
+    assert written(nano, exam) == ["red", "blue", "one"]
+
+
+def test_marks_are_missed_when_one_letter_is_given_to_all() -> None:
+    turns = [Turn("choice_colour", "q\n(A) x\n(B) y", f"({'AB'[i % 2]})") for i in range(100)]
+    asked = single_questions([Lesson([], turns)])
+    form = choices(asked, ["(A)"] * 100)
+    found = grades(asked, [x.turns[0].answer == "(A)" for x in asked])
+    assert form == Choices(
+        100,
+        0.0,
+        {"(A)": 100, "(B)": 0, "(C)": 0, "(D)": 0},
+        {"(A)": 50, "(B)": 50, "(C)": 0, "(D)": 0},
+    )
+    assert Grade("choice_colour", 100, 0.5, 0.5) in found
+    passed = {words: ok for words, _, ok in marks(found, form)}
+    assert not passed["attribute choices >= 80 %"]
+    assert not passed["no letter given to more than 45 %"] and passed["unparsed < 1 %"]
+
+
+def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
+    """All stages in one go, and each in two halves with a new process's objects in between."""
+    c = Config(
+        **{f"{s}_steps": 3 for s in ("dense", "told", "align", "talk")},
+        **{f"{s}_batch": 2 for s in ("dense", "told", "align", "talk")},
+        gallery=8,
+        held_out=1,
+        turns=2,
+    )
+    whole = build_nano(c.family, seed=0)
+    for name, make in stages(c, whole, tmp_path / "whole").items():
+        assert run_stage(make(), Pace(1, 0.05, 100, 100, 0), tmp_path / "whole" / f"{name}.pt")
+    halves = build_nano(c.family, seed=0)
+    for name in stages(c, halves, tmp_path):
+        state = tmp_path / "halves" / f"{name}.pt"
+        stage = stages(c, halves, tmp_path / "whole")[name]()
+        assert not run_stage(stage, Pace(1, 0.05, 100, 100, 2), state)
+        halves = build_nano(c.family, seed=9)  # other weights, which the state must replace
+        stage = stages(c, halves, tmp_path / "whole")[name]()
+        assert run_stage(stage, Pace(1, 0.05, 100, 100, 0), state)
+    kept = halves.model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_and_ends_alike(tmp_path: Path) -> None:
-    """Three steps, a state, three more: the same weights as six steps in one go."""
-
-    def train(state: str, *settings: str) -> None:
-        command = [sys.executable, str(ROOT / "recipes" / "train_nano.py"), *settings]
-        common = ["steps=4", "naming_steps=2", "naming_batch=2", "gallery=4", "batch=2"]
-        place = ["exam=1", f"out={tmp_path / state}", f"states={tmp_path / (state + '-states')}"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, *common, *place], check=True, env=env, capture_output=True)
-
-    train("whole", "save_every=100")
-    train("halves", "save_every=3", "stop_at=3")
-    train("halves", "save_every=3")
-    whole, halves = (load_file(tmp_path / s / "model.safetensors") for s in ("whole", "halves"))
-    assert all(torch.equal(whole[name], halves[name]) for name in whole)
-    assert "Multiple choice" in (tmp_path / "whole" / "README.md").read_text()
+def test_the_command_trains_grades_and_continues(tmp_path: Path) -> None:
+    """Stopped in its second step, then to the end: a checkpoint and a card with its marks."""
+    steps = [f"{s}_steps=3" for s in ("dense", "told", "align", "talk")]
+    sizes = [f"{s}_batch=2" for s in ("dense", "told", "align", "talk")]
+    place = [f"out={tmp_path / 'nano'}", f"states={tmp_path / 'states'}", "gallery=8"]
+    command = [sys.executable, str(ROOT / "recipes" / "nano" / "train_nano.py"), *steps, *sizes]
+    command += [*place, "held_out=1", "exam=2", "turns=3"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "stop_at=2"], check=True, env=env, capture_output=True)
+    assert not (tmp_path / "nano").exists()
+    done = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    assert "dense: continuing at step 2" in done.stderr
+    card = (tmp_path / "nano" / "README.md").read_text()
+    assert "attribute choices >= 80 %" in card and "dense_steps=3" in card
+    assert (tmp_path / "nano" / "model.safetensors").stat().st_size < 12e6

@@ -53,9 +53,8 @@ class Words:
 
     def of(self, truth: Labels) -> torch.Tensor:
         """(B, C, V) weights of every cell's words, of length 1."""
-        words_BTV = sum(
-            table[truth.things[..., k].long()] for k, table in enumerate(self.of_attribute)
-        )
+        tables = enumerate(self.of_attribute)
+        words_BTV = torch.stack([t[truth.things[..., k].long()] for k, t in tables]).sum(0)
         words_BTV[:, 0] += self.ground_V
         out_BCV = truth.shares.float() @ words_BTV
         out_BCV += self.place_CV + self.of_letter[truth.letters.long()]
