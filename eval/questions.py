@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvfix.data.units import BadUnit, Question, UnitSet
+from kvfix.data.left_out import naming
+from kvfix.data.units import Question, UnitSet
 from kvfix.eval import mcq
-from kvfix.eval.answering import Answer, McqProtocol, answer, batches, question_row
+from kvfix.eval.answering import McqProtocol, answer, batches, question_row
 from kvfix.eval.dumps import task_of
 from kvfix.eval.readouts import READOUTS, question_views, read_out
-from kvfix.eval.samples import Row, Rows, SampleFile
+from kvfix.eval.recorder import Recorder, left_out_of
+from kvfix.eval.samples import Row, Rows
 from kvfix.eval.source import Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
 from kvfix.models import Mlm
@@ -57,7 +59,8 @@ def run_answers(
     """Answer every question that is not on disk yet.
 
     A batch is always the same questions, whatever an interruption left undone: in low precision
-    a batch moves the last bits of its members.
+    a batch moves the last bits of its members. It is the questions of `batches` without those that
+    are left out (see `kvfix.data.left_out`).
 
     Args:
         units: the questions.
@@ -69,36 +72,32 @@ def run_answers(
     Returns:
         All answers of the dataset, those of earlier starts included.
     """
-    file = SampleFile(sample_path(folder, units))
+    path = sample_path(folder, units)
+    index = {name: i for i, name in enumerate(units.ids)}
     in_batches = batches(units.ids, protocol.batch)
-    for batch in in_batches:
-        names = [units.ids[i] for i in batch]
-        if any(name not in file.done for name in names):
-            rows = _answered(units, batch, mlm, protocol)
-            for name in names:
-                if name not in file.done:
-                    file.append([rows[name]])
-        for _ in batch:
-            tick(units.task)
-    file.sort([units.ids[i] for batch in in_batches for i in batch])
-    return _task_run(units, file.path)
+    order = [units.ids[i] for batch in in_batches for i in batch]
+    with Recorder(units, path, order=order) as recorder:
+        for batch in in_batches:
+            recorder.batch(
+                [units.ids[i] for i in batch],
+                lambda name: _question(units, index[name]),
+                lambda questions: _answered(questions, units.dataset, mlm, protocol),
+            )
+            for _ in batch:
+                tick(units.task)
+    return _task_run(units, path)
 
 
 def _answered(
-    units: UnitSet, batch: Sequence[int], mlm: Mlm, protocol: McqProtocol
-) -> dict[str, Row]:
-    """One row a question of a batch, by id."""
-    rows: dict[str, Row] = {}
-    questions: list[Question] = []
-    for i in batch:
-        try:
-            questions.append(_question(units, i))
-        except BadUnit as error:
-            rows[units.ids[i]] = _without("left_out", units, i, str(error))
-    answers: list[Answer] = answer(mlm, questions, protocol) if questions else []
-    for question, got in zip(questions, answers, strict=True):
-        rows[question.id] = question_row(question, units.dataset, got)
-    return rows
+    questions: Sequence[Question], dataset: str, mlm: Mlm, protocol: McqProtocol
+) -> list[list[Row]]:
+    """One row a question of a batch."""
+    with naming(image for question in questions for image in question.images):
+        answers = answer(mlm, questions, protocol)
+    return [
+        [question_row(question, dataset, got)]
+        for question, got in zip(questions, answers, strict=True)
+    ]
 
 
 def run_readouts(
@@ -115,29 +114,34 @@ def run_readouts(
     Returns:
         One run a subtask that has a readout, in order of appearance.
     """
-    asked = replace(units, task=READOUT)
-    file = SampleFile(sample_path(folder, asked))
-    for i, name in enumerate(units.ids):
-        if name not in file.done:
-            file.append(_read(units, i, source))
-        tick(READOUT)
-    file.sort(units.ids)
+    path = readout_path(folder, units)
+    with Recorder(units, path) as recorder:
+        for i, name in enumerate(units.ids):
+            recorder.unit(name, lambda i=i: _read(units, i, source))
+            tick(READOUT)
     wanted = set(units.ids)
     tasks = dict.fromkeys(
-        r["task"] for r in Rows(file.path, lambda r: r["id"] in wanted and "score" in r)
+        r["task"] for r in Rows(path, lambda r: r["id"] in wanted and "score" in r)
     )
-    return [_task_run(replace(units, task=task), file.path) for task in tasks]
+    return [_task_run(replace(units, task=task), path) for task in tasks]
+
+
+def readout_path(folder: Path, units: UnitSet) -> Path:
+    """Where the readouts of questions lie; `left_out_of` finds there what was left out of all."""
+    return sample_path(folder, replace(units, task=READOUT))
 
 
 def _read(units: UnitSet, index: int, source: Source) -> list[Row]:
     """The rows of one question; one row that says why for a question without a readout."""
-    try:
-        question = _question(units, index)
-    except BadUnit as error:
-        return [_without("left_out", units, index, str(error))]
+    question = _question(units, index)
+    with naming(question.images):
+        return _read_out(question, units, source)
+
+
+def _read_out(question: Question, units: UnitSet, source: Source) -> list[Row]:
     marked = question_views(question, source)
     if isinstance(marked, str):
-        return [_without("without_readout", units, index, marked)]
+        return [{"id": question.id, "task": units.task, "without_readout": marked}]
     rows: list[Row] = []
     for kind in marked.views[0].features:
         got = read_out(question, marked, kind)
@@ -162,7 +166,7 @@ def _read(units: UnitSet, index: int, source: Source) -> list[Row]:
 
 def without_readout(units: UnitSet, folder: Path) -> dict[str, int]:
     """Why questions have no readout, and how many each."""
-    file, wanted = sample_path(folder, replace(units, task=READOUT)), set(units.ids)
+    file, wanted = readout_path(folder, units), set(units.ids)
     counts: dict[str, int] = {}
     for row in Rows(file, lambda r: r["id"] in wanted and "without_readout" in r):
         counts[row["without_readout"]] = counts.get(row["without_readout"], 0) + 1
@@ -175,16 +179,8 @@ def _question(units: UnitSet, index: int) -> Question:
     return question
 
 
-def _without(kind: str, units: UnitSet, index: int, why: str) -> Row:
-    return {"id": units.ids[index], "task": units.task, kind: why}
-
-
 def _task_run(units: UnitSet, file: Path) -> TaskRun:
     wanted = set(units.ids)
-    left_out = [
-        {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}
-        for r in Rows(file, lambda r: r["id"] in wanted and "left_out" in r)
-    ]
     scored = Rows(
         file,
         lambda r: (
@@ -193,7 +189,7 @@ def _task_run(units: UnitSet, file: Path) -> TaskRun:
             and not {"left_out", "without_readout"} & r.keys()
         ),
     )
-    return TaskRun(units, scored, left_out)
+    return TaskRun(units, scored, left_out_of(units, file))
 
 
 def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from kvfix.data.units import BadUnit, UnitSet
+from kvfix.data.left_out import naming, too_many
+from kvfix.data.units import UnitSet, images_of
 from kvfix.eval.probes import TASKS, Scores
-from kvfix.eval.samples import Row, Rows, SampleFile
+from kvfix.eval.recorder import Recorder, left_out_of
+from kvfix.eval.samples import Row, Rows
 from kvfix.eval.source import Source
 
 PROTOCOL = 1  # raise when the same features would get another score
-MOST_LEFT_OUT = 0.05  # share of units that may be unreadable before a run counts as failed
 
 Tick = Callable[[str], None]  # called with the task after each unit
 SourceOf: TypeAlias = Source | Callable[[Any], Source]  # for all units, or made for each
@@ -29,8 +30,8 @@ class TaskRun(NamedTuple):
 
     @property
     def too_many_left_out(self) -> bool:
-        """Whether more than 5 % of the units could not be read."""
-        return len(self.left_out) > MOST_LEFT_OUT * len(self.units)
+        """Whether more than 5 % of the units were left out."""
+        return too_many(len(self.left_out), len(self.units))
 
 
 def sample_path(folder: Path, units: UnitSet, control: str | None = None) -> Path:
@@ -63,29 +64,22 @@ def run_task(
     Returns:
         All rows of the task, those of earlier starts included.
     """
-    file = SampleFile(sample_path(folder, units, control))
-    for i, name in enumerate(units.ids):
-        if name not in file.done:
-            file.append(_score(units, i, source, control))
-        tick(units.task)
-    file.sort(units.ids)
+    path = sample_path(folder, units, control)
+    with Recorder(units, path) as recorder:
+        for i, name in enumerate(units.ids):
+            recorder.unit(name, lambda i=i: _score(units, i, source, control))
+            tick(units.task)
     wanted = set(units.ids)
-    left_out = [
-        {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}
-        for r in Rows(file.path, lambda r: r["id"] in wanted and "left_out" in r)
-    ]
-    scored = Rows(file.path, lambda r: r["id"] in wanted and "left_out" not in r)
-    return TaskRun(units, scored, left_out)
+    scored = Rows(path, lambda r: r["id"] in wanted and "left_out" not in r)
+    return TaskRun(units, scored, left_out_of(units, path))
 
 
 def _score(units: UnitSet, index: int, source: SourceOf, control: str | None) -> list[Row]:
-    """The rows of one unit; one row that says why for a unit that cannot be read."""
-    try:
-        unit = units.load(index)
+    """The rows of one unit."""
+    unit = units.load(index)
+    with naming(images_of(unit)):
         mine = source(unit) if callable(source) else source
         scores = TASKS[units.task].run(unit, mine, None)
-    except BadUnit as error:
-        return [{"id": units.ids[index], "task": units.task, "left_out": str(error)}]
     return unit_rows(unit, units, scores, mine, control)
 
 

@@ -159,8 +159,8 @@ def guarded(run: Callable[[], object]) -> None:
 
 
 def _plain(error: Exception) -> str:
-    text = cause(error, limit=1000)
-    if isinstance(error, ValueError | OSError):
+    text = " ".join([cause(error, limit=1000), *getattr(error, "__notes__", ())])
+    if isinstance(error, ValueError | OSError | MemoryError):
         return text
     # Not one of ours: a library's, or a bug.
     return f"{type(error).__name__}: {text} (KVFIX_DEBUG=1 shows where)"

@@ -24,7 +24,9 @@ BEST = Site("value", 1)
 def test_the_first_units_of_a_task_are_drawn_with_their_scores(task: str, tmp_path: Path) -> None:
     n = 2 if task == "temporal_correspondence" else SHOWN + 1
     units, source, ticks = scene_units(task, n=n), FakeSource(), []
-    overlays = draw_gallery([units], source, {(task, "scenes"): BEST}, tmp_path, tick=ticks.append)
+    overlays = draw_gallery(
+        [units], source, {(task, "scenes"): BEST}, tmp_path, tick=ticks.append
+    ).overlays
     assert ticks == [task] and [o["id"] for o in overlays] == list(units.ids[:SHOWN])
     rows = run_task(units.head(1), FakeSource(), tmp_path).rows
     [scored] = [r for r in rows if (r["site"], r["layer"]) == BEST[:2]]

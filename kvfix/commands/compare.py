@@ -13,11 +13,11 @@ import kvfix
 from kvfix.commands.align import Pairing, Side, differences, fingerprint_of, pair, read_side
 from kvfix.commands.compare_answers import answer_changes, answer_findings
 from kvfix.commands.compare_probes import probe_changes
+from kvfix.data.left_out import too_many
 from kvfix.lock import locked
 from kvfix.report.compare import write_comparison
 from kvfix.report.fingerprint import mixed, not_recorded, versions
 
-MOST_UNMATCHED = 0.05  # share of a task's units in one run only before a comparison counts failed
 # What an intervention or another checkpoint changes; every other difference is worth a word.
 EXPECTED = ("weights", "adapter", "predictions")
 
@@ -94,7 +94,7 @@ def _compare(options: Options, command: str) -> Outcome:
 def _too_many_unmatched(pairing: Pairing) -> bool:
     for u in pairing.units:
         alone = len(u["only_before"]) + len(u["only_after"])
-        if u["shared"] and alone > MOST_UNMATCHED * (alone + u["shared"]):
+        if u["shared"] and too_many(alone, alone + u["shared"]):
             return True
     return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from kvfix.data.catalog import CATALOG, WrongSpec, load_units
 from kvfix.data.units import MCQ, UnitSet
 from kvfix.eval.blink import McqProtocol
 from kvfix.eval.questions import readable
+from kvfix.eval.recorder import once
 from kvfix.eval.source import NEUTRAL
 from kvfix.eval.suite import PROTOCOL
 from kvfix.models import Mlm, load_reference_encoder
@@ -106,7 +107,7 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
         complete=True,
         results=[r for part in parts for r in part.results],
         findings=[f for part in parts for f in part.findings],
-        left_out=_once(entry for part in parts for entry in part.left_out),
+        left_out=once([entry for part in parts for entry in part.left_out]),
         notes=[note for part in parts for note in part.notes],
         overlays=[o for part in parts for o in part.overlays],
         **{name: entry for part in parts for name, entry in part.entries.items()},
@@ -114,15 +115,6 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     )
     report = write_report(folder.folder)
     return Outcome(record, report, any(part.failed for part in parts))
-
-
-def _once(entries: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Each entry once: several diagnoses read the same units."""
-    found: list[dict[str, str]] = []
-    for entry in entries:
-        if entry not in found:
-            found.append(entry)
-    return found
 
 
 def _probe_units(options: Options) -> list[UnitSet]:

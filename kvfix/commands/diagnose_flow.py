@@ -40,11 +40,16 @@ def diagnose_flow(
     curves = [_curve(run) for run in runs if run.rows]
     sites = {(c.task, c.dataset): best_site(c, seed=options.seed) for c in curves}
     with watch.phase("drawing", len(curves)) as tick:
-        overlays = draw_gallery(unit_sets, source, sites, options.out, tick=tick)
+        drawn = draw_gallery(unit_sets, source, sites, options.out, tick=tick)
     part = Part(
         results=[row for run in runs for row in summarise(run, seed=options.seed)],
         left_out=[entry for run in runs for entry in run.left_out],
-        overlays=overlays,
+        overlays=drawn.overlays,
+        notes=[
+            f"Picture of {name}: not drawn, {why}"
+            for name, why in drawn.not_drawn.items()
+            if name not in {entry["id"] for run in runs for entry in run.left_out}
+        ],
         failed=any(run.too_many_left_out for run in runs),
     )
 
@@ -53,6 +58,8 @@ def diagnose_flow(
         for name, other_runs in others.items():
             control = RANDOM if name == RANDOM else None
             for run in other_runs:
+                part.left_out += run.left_out
+                part.failed |= run.too_many_left_out
                 part.results += summarise(run, control=control, seed=options.seed)
         part.findings = _findings(curves, others, options.seed)
         return part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 
 from kvfix.commands.session import Part, Watch
-from kvfix.data.units import BadUnit, Episode, Question, UnitSet
+from kvfix.data.left_out import naming, too_many
+from kvfix.data.units import Episode, Question, UnitSet
 from kvfix.diagnose.artifacts import KeyDiagnosis, key_results
 from kvfix.diagnose.artifacts import diagnose_keys as find_keys
 from kvfix.diagnose.blocking import (
@@ -24,10 +26,11 @@ from kvfix.diagnose.blocking import (
 )
 from kvfix.diagnose.key_calibration import lowest_keys
 from kvfix.diagnose.key_findings import key_findings
-from kvfix.diagnose.key_statistics import to_square
+from kvfix.diagnose.key_statistics import BadKeys, to_square
 from kvfix.diagnose.key_values import score_cells, squared
 from kvfix.eval.blink import McqProtocol
 from kvfix.eval.questions import in_turn
+from kvfix.eval.recorder import Listing, left_out_entry
 from kvfix.models import Mlm
 from kvfix.report.overlays import heat_overlay
 
@@ -39,10 +42,19 @@ LOWEST = 0.05  # share of keys that is blocked where none is agnostic
 
 
 class Shown(NamedTuple):
-    """An image and the cluster of the unit that it comes from."""
+    """An image and the unit that it comes from."""
 
     image: Image.Image
     cluster: str
+    units: UnitSet
+    unit: str  # its id
+
+
+class Taken(NamedTuple):
+    """A unit and the set that it comes from."""
+
+    unit: Any
+    units: UnitSet
 
 
 def diagnose_keys(
@@ -69,73 +81,114 @@ def diagnose_keys(
         watch: told how far it is.
     """
     part = Part()
-    shown = _images(probes)
+    shown, listing = _images(probes)
+    part.left_out, part.failed = listing.left_out, listing.too_many_left_out
     if len(shown) < FEWEST_IMAGES:
         why = f"expected at least {FEWEST_IMAGES} images to compare, found {len(shown)}"
         part.entries["keys"] = {"skipped": f"{why}; raise --limit or give more data"}
         part.notes.append(f"Image keys: not measured, {part.entries['keys']['skipped']}")
         return part
     side = min(MOST_SIDE, *(min(s.image.size) for s in shown))
-    squares = [to_square(s.image, side) for s in shown]
     dataset = " + ".join(dict.fromkeys(u.dataset for u in probes))
-    with watch.phase("image keys", len(squares)) as tick:
-        found = find_keys(
-            mlm,
-            squares,
-            seed=seed,
-            dataset=dataset,
-            clusters=[s.cluster for s in shown],
-            tick=lambda: tick("image keys"),
-        )
+    found = _find(shown, part, mlm, side, dataset, seed, watch)
     chosen_LHP, name = _chosen(found)
-    episodes = _episodes(probes, side)
+    episodes = _episodes(probes, side, part)
     values = None
     if episodes:
         with watch.phase("values at those keys", len(episodes)) as tick:
             values = score_cells(
                 mlm,
-                episodes,
+                [taken.unit for taken in episodes],
                 chosen_LHP,
                 side=side,
                 seed=seed,
                 chosen=name,
                 tick=lambda: tick("values"),
             )
+        _list(values.left_out, episodes, part)
     most = QUESTIONS if limit is None else min(limit, QUESTIONS)
-    asked, skipped = _askable(questions, mlm, found.grid_hw, protocol, most)
+    asked, skipped = _askable(questions, mlm, found.grid_hw, protocol, most, part)
     if skipped and not asked:
         part.notes.append(
             f"Keys blocked for the text: not measured, none of {skipped} questions lies on the "
             "keys' grid (several images in one prompt have another than one alone)"
         )
-    effects = _effects(found, chosen_LHP, name, episodes, asked, mlm, protocol, seed, watch)
+    effects = _effects(found, chosen_LHP, name, episodes, asked, mlm, protocol, seed, watch, part)
     for record in effects:
         record["skipped"] += skipped if record["queries"] == "text" else 0
     part.results = key_results(found)
     part.findings = key_findings(found, values, seed=seed)
     part.findings += [effect_finding(e, dataset=dataset) for e in effects]
-    part.overlays = _maps(found, squares[0], folder)
+    part.overlays = _maps(found, to_square(shown[0].image, side), folder)
     part.entries["keys"] = _record(found, side, name, effects)
     return part
 
 
-def _images(probes: Sequence[UnitSet]) -> list[Shown]:
+def _find(
+    shown: list[Shown],
+    part: Part,
+    mlm: Mlm,
+    side: int,
+    dataset: str,
+    seed: int,
+    watch: Watch,
+) -> KeyDiagnosis:
+    """The keys of the images; an image whose keys are not finite goes from `shown` to `part`.
+
+    Raises:
+        ValueError: more than 5 % of the images, or fewer than 64 are left.
+    """
+    n, bad = len(shown), 0
+    while True:
+        try:
+            with watch.phase("image keys", len(shown)) as tick:
+                return find_keys(
+                    mlm,
+                    [to_square(s.image, side) for s in shown],
+                    seed=seed,
+                    dataset=dataset,
+                    clusters=[s.cluster for s in shown],
+                    tick=lambda: tick("image keys"),
+                )
+        except BadKeys as error:
+            bad += 1
+            if too_many(bad, n):
+                raise
+            gone = shown.pop(error.number)
+            part.left_out.append(left_out_entry(gone.units, gone.unit, str(error)))
+
+
+def _list(left_out: dict[str, str], among: Sequence[Taken], part: Part) -> None:
+    """Add units that a measurement left out to the record."""
+    part.left_out += [
+        left_out_entry(taken.units, taken.unit.id, left_out[taken.unit.id])
+        for taken in among
+        if taken.unit.id in left_out
+    ]
+    part.failed |= too_many(len(left_out), len(among))
+
+
+def _images(probes: Sequence[UnitSet]) -> tuple[list[Shown], Listing]:
     """Images of different units first, one a unit; more of each only if those are too few."""
     first: list[Shown] = []
     more: list[Shown] = []
+    listing = Listing(sum(map(len, probes)))
     for i in range(max((len(u) for u in probes), default=0)):
         for units in probes:
             if i >= len(units) or len(first) >= MOST_IMAGES:
                 continue
-            try:
-                unit = units.load(i)
-                head, *rest = _of_unit(unit)
-            except BadUnit:
-                continue  # reported by the probes
-            cluster = f"{units.dataset}/{unit.cluster}"
-            first.append(Shown(head, cluster))
-            more += [Shown(image, cluster) for image in rest if len(more) < MOST_IMAGES]
-    return (first + more)[: max(len(first), FEWEST_IMAGES)]
+            found = listing.unit(units, units.ids[i], partial(_shown, units, i))
+            if found is not None:
+                head, *rest = found
+                first.append(head)
+                more += rest[: max(0, MOST_IMAGES - len(more))]
+    return (first + more)[: max(len(first), FEWEST_IMAGES)], listing
+
+
+def _shown(units: UnitSet, index: int) -> list[Shown]:
+    unit = units.load(index)
+    cluster = f"{units.dataset}/{unit.cluster}"
+    return [Shown(image, cluster, units, unit.id) for image in _of_unit(unit)]
 
 
 def _of_unit(unit: Any) -> Iterator[Image.Image]:
@@ -155,31 +208,38 @@ def _chosen(found: KeyDiagnosis) -> tuple[np.ndarray, str]:
     return lowest_keys(found.r_LHP, LOWEST), f"the {100 * LOWEST:.0f} % of keys with the lowest r"
 
 
-def _episodes(probes: Sequence[UnitSet], side: int) -> list[Episode]:
+def _episodes(probes: Sequence[UnitSet], side: int, part: Part) -> list[Taken]:
     """The first few-shot episodes, cut to squares."""
-    episodes: list[Episode] = []
-    for units in probes:
-        if units.task == "foreground_segmentation":
-            for i in range(min(len(units), EPISODES)):
-                try:
-                    unit = units.load(i)
-                except BadUnit:
-                    continue  # reported by the probes
-                assert isinstance(unit, Episode), type(unit)
-                episodes.append(squared(unit, side))
+    episodes: list[Taken] = []
+    few_shot = [u.head(EPISODES) for u in probes if u.task == "foreground_segmentation"]
+    listing = Listing(sum(map(len, few_shot)))
+    for units in few_shot:
+        for i, name in enumerate(units.ids):
+            unit = listing.unit(units, name, partial(_square_episode, units, i, side))
+            if unit is not None:
+                episodes.append(Taken(unit, units))
+    part.left_out += listing.left_out
+    part.failed |= listing.too_many_left_out
     return episodes[:EPISODES]
+
+
+def _square_episode(units: UnitSet, index: int, side: int) -> Episode:
+    unit = units.load(index)
+    assert isinstance(unit, Episode), type(unit)
+    return squared(unit, side)
 
 
 def _effects(
     found: KeyDiagnosis,
     chosen_LHP: np.ndarray,
     name: str,
-    episodes: Sequence[Episode],
-    asked: Sequence[Question],
+    episodes: Sequence[Taken],
+    asked: Sequence[Taken],
     mlm: Mlm,
     protocol: McqProtocol,
     seed: int,
     watch: Watch,
+    part: Part,
 ) -> list[dict[str, Any]]:
     """Records of blocking the chosen keys for the text, then for later image tokens."""
     cells = torch.from_numpy(chosen_LHP).unflatten(-1, found.grid_hw)
@@ -187,16 +247,23 @@ def _effects(
     records = []
     with watch.phase("blocking keys", total) as tick:
         if asked:
-            for effects in answer_effects(
-                mlm, asked, cells, protocol, seed=seed, tick=lambda: tick("answers")
-            ):
-                records.append(effect_record(effects, queries="text", chosen=name, seed=seed))
+            several = [taken.unit for taken in asked]
+            answers = answer_effects(
+                mlm, several, cells, protocol, seed=seed, tick=lambda: tick("answers")
+            )
+            _list(answers[0].left_out, asked, part)
+            for effects in answers:
+                if effects.clusters:
+                    records.append(effect_record(effects, queries="text", chosen=name, seed=seed))
         if episodes:
+            several = [taken.unit for taken in episodes]
             last = mlm.n_layers - 1
             probe = probe_effects(
-                mlm, episodes, cells, layer=last, seed=seed, tick=lambda: tick("probes")
+                mlm, several, cells, layer=last, seed=seed, tick=lambda: tick("probes")
             )
-            records.append(effect_record(probe, queries="image", chosen=name, seed=seed))
+            _list(probe.left_out, episodes, part)
+            if probe.clusters:
+                records.append(effect_record(probe, queries="image", chosen=name, seed=seed))
     return records
 
 
@@ -206,23 +273,29 @@ def _askable(
     grid_hw: tuple[int, int],
     protocol: McqProtocol,
     most: int,
-) -> tuple[list[Question], int]:
+    part: Part,
+) -> tuple[list[Taken], int]:
     """Questions whose images lie on the keys' grid, and how many were looked at in vain."""
-    asked: list[Question] = []
+    asked: list[Taken] = []
     skipped = 0
-    for units in questions:
-        for i in in_turn(units):
-            if len(asked) == most:
-                return asked, skipped
-            try:
-                question = units.load(i)
-            except BadUnit:
-                continue  # reported where they are answered
-            assert isinstance(question, Question), type(question)
-            if on_grid(mlm, question, grid_hw, protocol):
-                asked.append(question)
-            else:
-                skipped += 1
+    listing = Listing(sum(map(len, questions)))
+
+    def fits(units: UnitSet, index: int) -> tuple[Question, bool]:
+        question = units.load(index)
+        assert isinstance(question, Question), type(question)
+        with naming(question.images):
+            return question, on_grid(mlm, question, grid_hw, protocol)
+
+    for units, i in ((u, i) for u in questions for i in in_turn(u)):
+        if len(asked) == most:
+            break
+        found = listing.unit(units, units.ids[i], partial(fits, units, i))
+        if found is not None and found[1]:
+            asked.append(Taken(found[0], units))
+        elif found is not None:
+            skipped += 1
+    part.left_out += listing.left_out
+    part.failed |= listing.too_many_left_out
     return asked, skipped
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvfix.commands.session import Part, Watch
 from kvfix.commands.trained_readouts import TRAINED, n_trained, trained_readouts
+from kvfix.data.left_out import Attempts, LeftOut, too_many
 from kvfix.data.units import Question, UnitSet
 from kvfix.diagnose.surfacing import (
     SCORINGS,
@@ -21,10 +23,12 @@ from kvfix.eval.blink import McqProtocol, concatenate
 from kvfix.eval.questions import (
     READOUT,
     answer_results,
+    readout_path,
     run_answers,
     run_readouts,
     without_readout,
 )
+from kvfix.eval.recorder import left_out_of
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.samples import Row
 from kvfix.eval.source import MlmSource
@@ -67,6 +71,9 @@ def diagnose_surfacing(
         part.results += [r for run in readouts for r in summarise(run, seed=seed)]
         part.left_out += answers.left_out
         part.failed |= answers.too_many_left_out
+        unread = left_out_of(units, readout_path(folder, units))
+        part.left_out += unread
+        part.failed |= too_many(len(unread), len(units))
         part.entries.setdefault("without_readout", {})[units.dataset] = without_readout(
             units, folder
         )
@@ -80,6 +87,8 @@ def diagnose_surfacing(
                 units, reported, source, folder, limit=limit, seed=seed, tick=tick
             )
         part.notes += learned.notes
+        part.left_out += learned.left_out
+        part.failed |= learned.failed
         for run in learned.runs:
             trained += _trained(run, answers, part, seed)
     part.entries |= {"surfacing": records, "surfacing_trained": trained}
@@ -110,7 +119,7 @@ def _subtask(run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int
         records.append(surfacing_result(found, table, **named))
         part.findings.append(surfacing_finding(found, table, **named))
         if scoring == "generation":
-            part.overlays += _examples(found, table, run, mine, folder)
+            part.overlays += _examples(found, table, run, mine, folder, part.notes)
     return _Found(subtask, records, reported)
 
 
@@ -135,19 +144,24 @@ def _trained(run: TaskRun, answers: TaskRun, part: Part, seed: int) -> list[dict
 
 
 def _examples(
-    found: Surfacing, table: Table, run: TaskRun, answers: Sequence[Row], folder: Path
+    found: Surfacing,
+    table: Table,
+    run: TaskRun,
+    answers: Sequence[Row],
+    folder: Path,
+    notes: list[str],
 ) -> list[dict[str, Any]]:
     """Pictures of the first unsurfaced questions, with what was read and what was answered."""
     site = table.sites[found.column]
     said = {row["id"]: row for row in answers}
     overlays = []
+    attempts = Attempts(SHOWN, proven=True)  # what was counted stands without its pictures
     for k, name in enumerate(found.examples[:SHOWN]):
-        question = run.units.load(run.units.ids.index(name))
-        assert isinstance(question, Question), type(question)
         file = f"figures/overlays/{run.units.task}.{run.units.dataset}.{k}.png"
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        concatenate(question.images).save(path)
+        question = attempts.do(partial(_draw, run.units, name, folder / file))
+        if isinstance(question, LeftOut):
+            notes.append(f"Picture of {name}: not drawn, {question.why}")
+            continue
         right = question.choices[question.answer]
         overlays.append(
             {
@@ -163,3 +177,12 @@ def _examples(
             }
         )
     return overlays
+
+
+def _draw(units: UnitSet, name: str, path: Path) -> Question:
+    """A question, whose images are saved side by side."""
+    question = units.load(units.ids.index(name))
+    assert isinstance(question, Question), type(question)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    concatenate(question.images).save(path)
+    return question

@@ -17,11 +17,19 @@ from kvfix.commands.session import (
     peak_memory_mib,
 )
 from kvfix.data.catalog import WrongSpec, load_units
+from kvfix.data.left_out import too_many
 from kvfix.data.units import UnitSet
 from kvfix.eval.answering import McqProtocol
 from kvfix.eval.pooled import pooled_results
 from kvfix.eval.probes import TASKS
-from kvfix.eval.questions import answer_results, run_answers, run_readouts, without_readout
+from kvfix.eval.questions import (
+    answer_results,
+    readout_path,
+    run_answers,
+    run_readouts,
+    without_readout,
+)
+from kvfix.eval.recorder import left_out_of, once
 from kvfix.eval.results import summarise
 from kvfix.eval.source import NEUTRAL, MlmSource
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
@@ -84,17 +92,21 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     runs = _probe(probes, mlm, options, watch)
     answers = _answer(asked, mlm, options, watch)
     readouts = _read_out(asked, mlm, options, watch)
+    unread = [e for u in asked for e in left_out_of(u, readout_path(options.out, u))]
     record = folder.save(
         seconds=time.monotonic() - start,
         complete=True,
         results=_results(runs, answers, readouts, options.seed),
         findings=[],
-        left_out=[entry for run in (*runs, *answers) for entry in run.left_out],
+        left_out=once([e for run in (*runs, *answers) for e in run.left_out] + unread),
         without_readout={u.dataset: without_readout(u, options.out) for u in asked},
         peak_memory_mib=peak_memory_mib(),
     )
     report = write_report(folder.folder)
     failed = any(run.too_many_left_out for run in (*runs, *answers))
+    failed |= any(
+        too_many(len(left_out_of(u, readout_path(options.out, u))), len(u)) for u in asked
+    )
     return Outcome(record, report, failed)
 
 

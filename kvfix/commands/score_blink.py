@@ -10,7 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from kvfix.commands.score_record import MOST_MISSING, Outcome, write_scored
+from kvfix.commands.score_record import Outcome, write_scored
+from kvfix.data.left_out import too_many
 from kvfix.eval.answers import FOLLOWS, UNPARSED, extract, parsed_letter
 from kvfix.eval.dumps import Dump, read_answers, read_dump, task_of
 from kvfix.eval.mcq import PROTOCOL, McqScore, Question, Span, TaskScore, score
@@ -54,7 +55,7 @@ def score_blink(options: BlinkOptions, *, command: str) -> Outcome:
         rows = [_row(q) for q in questions]
         write_scored(options.out, record, rows, rules=rules, command=command, start=start)
     n, missing = len(answers), len(record["missing"])
-    if missing <= MOST_MISSING * n:
+    if not too_many(missing, n):
         return Outcome(record)
     return Outcome(
         record,

@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kvfix.atomic import write_text
 from kvfix.commands.score_figures import Figure
+from kvfix.data.left_out import Attempts, LeftOut, too_many
 from kvfix.data.truths import Truths
-from kvfix.data.units import BadUnit, UnitSet
+from kvfix.data.units import UnitSet
 from kvfix.eval.samples import Row
 from kvfix.report.run import RunFolder, claimed
 
-MOST_MISSING = 0.05  # share of units without prediction, or without truth, before scoring failed
 T = TypeVar("T")
 PROTOCOL = 1  # raised whenever a change here moves a score
 
@@ -96,12 +97,14 @@ def each_truth(
     truths: Truths[T], left_out: list[dict[str, str]], watch: Watch
 ) -> Iterator[tuple[str, T]]:
     """The id and the truth of every unit that can be read; why not, for the others."""
+    attempts = Attempts(len(truths.units))
     with watch.phase("scoring", len(truths.units)) as tick:
         for i, name in enumerate(truths.units.ids):
-            try:
-                yield name, truths.load(i)
-            except BadUnit as error:
-                left_out.append({"id": name, "why": str(error)})
+            truth = attempts.do(partial(truths.load, i))
+            if isinstance(truth, LeftOut):
+                left_out.append({"id": name, "why": truth.why})
+            else:
+                yield name, truth
             tick(truths.units.task)
     if len(left_out) == len(truths.units):
         raise ValueError(f"expected a truth that can be read, found none: {left_out[0]['why']}")
@@ -247,12 +250,12 @@ def _record(scored: Scored, seed: int) -> dict[str, Any]:
 def _problem(scored: Scored) -> str | None:
     n, missing, broken = len(scored.units), len(scored.missing), len(scored.left_out)
     expected = n if scored.expected is None else scored.expected
-    if missing > MOST_MISSING * expected:
+    if too_many(missing, expected):
         return (
             f"expected at least 95 % of {expected} predictions, found {expected - missing}; the "
             "others count as empty ones"
         )
-    if broken > MOST_MISSING * n:
+    if too_many(broken, n):
         return (
             f"expected a truth that can be read for at least 95 % of the units, found {n - broken} "
             f"of {n}; the others are left out"

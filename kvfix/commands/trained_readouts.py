@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from kvfix.data.left_out import naming, too_many
 from kvfix.data.questions import SKILLS
 from kvfix.data.scene_units import scene_units
-from kvfix.data.units import MCQ, BadUnit, Question, UnitSet
+from kvfix.data.units import MCQ, Question, UnitSet
 from kvfix.eval.questions import READOUT, readable
 from kvfix.eval.readouts import Marked, question_views
+from kvfix.eval.recorder import Entry, Listing, Recorder, left_out_of
 from kvfix.eval.samples import Row, Rows, SampleFile
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, Tick, sample_path
@@ -46,6 +49,16 @@ class Learned(NamedTuple):
 
     runs: list[TaskRun]
     notes: list[str]
+    left_out: list[Entry]
+    failed: bool
+
+
+class _Taught(NamedTuple):
+    """What training questions taught, by subtask, and which could not be read."""
+
+    options: dict[str, list[Options]]
+    left_out: list[Entry]
+    looked: int
 
 
 def n_trained(units: UnitSet, reported: Mapping[str, Sequence[str]], limit: int | None) -> int:
@@ -81,61 +94,77 @@ def trained_readouts(
         tick: called after each question, of training and reported.
     """
     if units.dataset not in TRAIN_SPLITS:
-        return Learned([], [])
-    file = SampleFile(sample_path(folder, replace(units, task=READOUT), TRAINED))
+        return Learned([], [], [], False)
+    path = sample_path(folder, replace(units, task=READOUT), TRAINED)
+    file = SampleFile(path)
     runs: list[TaskRun] = []
     refused: dict[str, list[str]] = {}  # why -> subtasks
     train = _train_units(units, limit)
     todo = {t: ids for t, ids in reported.items() if not set(ids) <= file.done}
     taught = _read_all(train, source, todo, tick)
+    left_out: list[Entry] = []
+    order = [name for ids in reported.values() for name in ids]
     for subtask, ids in reported.items():
         if not ids:
             continue
         if subtask in todo:
             try:
-                readout = train_readout(taught.get(subtask, []), seed=seed)
+                readout = train_readout(taught.options.get(subtask, []), seed=seed)
             except ValueError as error:
                 refused.setdefault(str(error), []).append(subtask)
                 continue
-            for name in ids:
-                if name not in file.done:
-                    file.append([_row(units, name, source, readout, train.split)])
-                tick(READOUT)
+            subset = units.subset([units.ids.index(name) for name in ids])
+            with Recorder(subset, path, order=order) as recorder:
+                for name in ids:
+                    row = partial(_row, units, name, source, readout, train.split)
+                    recorder.unit(name, row)
+                    tick(READOUT)
         wanted = set(ids)
         run_units = replace(units, task=f"{READOUT}_{subtask}")
-        scored = Rows(file.path, lambda r, wanted=wanted: r["id"] in wanted)
-        runs.append(TaskRun(run_units, scored, []))
-    file.sort([name for ids in reported.values() for name in ids])
+        scored = Rows(path, lambda r, wanted=wanted: r["id"] in wanted and "left_out" not in r)
+        left_out += left_out_of(units.subset([units.ids.index(name) for name in ids]), path)
+        if scored:
+            runs.append(TaskRun(run_units, scored, []))
     notes = [f"Trained readout of {', '.join(t)}: not measured, {w}" for w, t in refused.items()]
-    return Learned(runs, notes)
+    n = sum(map(len, reported.values())) + taught.looked
+    failed = too_many(len(left_out) + len(taught.left_out), n)
+    return Learned(runs, notes, [*taught.left_out, *left_out], failed)
 
 
 def _read_all(
     train: UnitSet, source: MlmSource, todo: Mapping[str, Sequence[str]], tick: Tick
-) -> dict[str, list[Options]]:
+) -> _Taught:
     """Training questions by subtask; one without a readout teaches nothing."""
+    listing = Listing(len(train))
     taught: dict[str, list[Options]] = {}
+
+    def features(index: int) -> tuple[str, Options] | tuple[()]:
+        question = _question(train, index)
+        if question.sub_task not in todo:
+            return ()
+        with naming(question.images):
+            marked = question_views(question, source)
+            if not isinstance(marked, Marked):
+                return ()
+            features = option_features(marked, KIND)
+        return question.sub_task, Options(features, question.answer, question.cluster)
+
     for i in range(len(train) if todo else 0):
         tick(READOUT)
-        try:
-            question = _question(train, i)
-        except BadUnit:
-            continue  # one less to learn from; how many it were is in the record
-        if question.sub_task not in todo:
-            continue
-        marked = question_views(question, source)
-        if isinstance(marked, Marked):
-            options = Options(option_features(marked, KIND), question.answer, question.cluster)
-            taught.setdefault(question.sub_task, []).append(options)
-    return taught
+        if found := listing.unit(train, train.ids[i], partial(features, i)):
+            taught.setdefault(found[0], []).append(found[1])
+    return _Taught(taught, listing.left_out, listing.looked)
 
 
-def _row(units: UnitSet, name: str, source: MlmSource, readout: TrainedReadout, split: str) -> Row:
+def _row(
+    units: UnitSet, name: str, source: MlmSource, readout: TrainedReadout, split: str
+) -> list[Row]:
     question = _question(units, units.ids.index(name))
-    marked = question_views(question, source)
-    assert isinstance(marked, Marked), marked  # it was read out before
-    choice = readout.choose(option_features(marked, KIND))
-    return {
+    with naming(question.images):
+        marked = question_views(question, source)
+        assert isinstance(marked, Marked), marked  # it was read out before
+        choice = readout.choose(option_features(marked, KIND))
+    row: Row = {
         "id": question.id,
         "cluster": question.cluster,
         "task": f"{READOUT}_{question.sub_task}",
@@ -155,6 +184,7 @@ def _row(units: UnitSet, name: str, source: MlmSource, readout: TrainedReadout, 
             "cv_accuracy": readout.cv_accuracy,
         },
     }
+    return [row]
 
 
 def _question(units: UnitSet, index: int) -> Question:

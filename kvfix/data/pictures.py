@@ -36,6 +36,7 @@ from kvfix.wording import cause, short_path
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; Pillow warns above it
 MAX_RATIO = 200  # of the longer side to the shorter
+_SOURCE = "kvfix source"  # key of an image's info
 
 # Broken EXIF and the like, without the file's name; what matters is said by the errors below.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -106,7 +107,9 @@ def read_picture(
         rgb = to_rgb(image)
         # A TIFF is turned already when it is decoded.
         turned = rgb if image.format == "TIFF" else turn_image(rgb, header.turn)
-        return Picture(turned, header)
+        plain = turned.copy() if turned is image else turned  # the file is closed below
+        plain.info = {_SOURCE: _name(source, where)}
+        return Picture(plain, header)
 
 
 def read_header(
@@ -119,6 +122,11 @@ def read_header(
     """
     with opened(source, where=where, expected=expected) as image:
         return _header(image)
+
+
+def source_of(image: Image.Image) -> str | None:
+    """The file or row that an image was read from, through resizing and cropping; None if none."""
+    return image.info.get(_SOURCE)
 
 
 @contextmanager
@@ -137,8 +145,7 @@ def opened(
     Raises:
         BadUnit: see the top of this file.
     """
-    name = where or (short_path(source) if isinstance(source, Path) else f"{len(source)} bytes")
-    wanted = f"{name}: expected {expected}"
+    wanted = f"{_name(source, where)}: expected {expected}"
     try:
         with _stream(source, wanted) as stream, Image.open(stream, formats=FORMATS) as image:
             _check_size(image.size, wanted)
@@ -156,6 +163,12 @@ def opened(
     except Exception as error:  # decoders raise nearly everything on broken bytes
         what = "a broken file" if isinstance(source, Path) else "a broken one"
         raise BadUnit(f"{wanted}, found {what} ({cause(error, 150)})") from error
+
+
+def _name(source: Path | bytes, where: str | None) -> str:
+    if where is not None:
+        return short_path(where)
+    return short_path(source) if isinstance(source, Path) else f"{len(source)} bytes"
 
 
 def _stream(source: Path | bytes, wanted: str) -> BinaryIO:

@@ -121,6 +121,17 @@ class Question:
 Unit = Episode | Group | Sentence | Pair | Clip | Question
 
 
+def images_of(unit: Unit) -> tuple[Image.Image, ...]:
+    """The images of a unit that are in memory; a clip's frames are not, they are read later."""
+    if isinstance(unit, Episode):
+        return (unit.query, *unit.support)
+    if isinstance(unit, Sentence):
+        return (unit.image,)
+    if isinstance(unit, Pair):
+        return (unit.source, unit.target)
+    return () if isinstance(unit, Clip) else unit.images
+
+
 @dataclass(frozen=True)
 class UnitSet:
     """The units of one task of one dataset; `load(i)` reads unit i when it is needed.

@@ -15,14 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from kvfix.data.units import BadUnit, Episode, Question
+from kvfix.data.left_out import Attempts, LeftOut
+from kvfix.data.units import Episode, Question
 from kvfix.diagnose.flow import FEWEST_CLUSTERS, Finding
-from kvfix.eval.answering import score_options
+from kvfix.eval.answering import Scores, score_options
 from kvfix.eval.answers import LETTERS
 from kvfix.eval.blink import McqProtocol, ask
 from kvfix.eval.probes import TASKS
@@ -47,6 +49,7 @@ class Effects:
         scores: condition -> one number a unit.
         clusters: one label a unit.
         skipped: units of another grid than the keys', which no condition scores.
+        left_out: why units have no score, by id.
     """
 
     metric: str
@@ -54,6 +57,7 @@ class Effects:
     scores: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in CONDITIONS})
     clusters: list[str] = field(default_factory=list)
     skipped: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def _blocked(mlm: Mlm, queries: str, keys_of: Callable[[Encoded], Keys] | None) -> Around:
@@ -124,21 +128,33 @@ def answer_effects(
     accuracy = Effects("accuracy by log-probability", "question")
     nats = Effects("log-probability of the right option", "question")
     around = conditions(mlm, "text", cells_LHHW, seed)
+    attempts = Attempts(len(questions))
+
+    def scored(batch: list[Question]) -> list[dict[str, Scores]]:
+        by_condition = {
+            name: score_options(
+                mlm, batch, protocol, **({} if name == "base" else {"around": around[name]})
+            )
+            for name in CONDITIONS
+        }
+        return [{name: by_condition[name][i] for name in CONDITIONS} for i in range(len(batch))]
+
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
-        for name in CONDITIONS:
-            held = {} if name == "base" else {"around": around[name]}
-            for question, got in zip(
-                batch, score_options(mlm, batch, protocol, **held), strict=True
-            ):
-                right = LETTERS[question.answer]
-                accuracy.scores[name].append(float(got.letter == right))
-                # Of the options only: what other words are likely does not count.
-                among = torch.tensor(got.logprobs, dtype=torch.float64).log_softmax(0)
-                nats.scores[name].append(float(among[question.answer]))
+        found = attempts.batch(batch, lambda question: question, scored)
+        for question, got in zip(batch, found, strict=True):
+            for _ in CONDITIONS:
                 tick()
-        accuracy.clusters += [q.cluster for q in batch]
-    nats.clusters = accuracy.clusters
+            if isinstance(got, LeftOut):
+                accuracy.left_out[question.id] = got.why
+                continue
+            accuracy.clusters.append(question.cluster)
+            for name in CONDITIONS:
+                accuracy.scores[name].append(float(got[name].letter == LETTERS[question.answer]))
+                # Of the options only: what other words are likely does not count.
+                among = torch.tensor(got[name].logprobs, dtype=torch.float64).log_softmax(0)
+                nats.scores[name].append(float(among[question.answer]))
+    nats.clusters, nats.left_out = accuracy.clusters, accuracy.left_out
     return [accuracy, nats]
 
 
@@ -169,19 +185,27 @@ def probe_effects(
     """
     effects = Effects("IoU", "episode")
     around = conditions(mlm, "image", cells_LHHW, seed)
-    for episode in episodes:
+    attempts = Attempts(len(episodes))
+
+    def scored(episode: Episode) -> list[float]:
+        found = []
         for name in CONDITIONS:
             held = {} if name == "base" else {"around": around[name]}
             source = MlmSource(mlm, kinds=("value",), position=False, **held)  # type: ignore[arg-type]
-            try:
-                scores = TASKS["foreground_segmentation"].run(episode, source, None)
-            except BadUnit:
-                effects.skipped += 1
-                break
-            effects.scores[name].append(float(scores["value"].score_S[layer]))
+            scores = TASKS["foreground_segmentation"].run(episode, source, None)
+            found.append(float(scores["value"].score_S[layer]))
+        return found
+
+    for episode in episodes:
+        got = attempts.do(partial(scored, episode))
+        for _ in CONDITIONS:
             tick()
-        else:
-            effects.clusters.append(episode.cluster)
+        if isinstance(got, LeftOut):
+            effects.left_out[episode.id] = got.why
+            continue
+        effects.clusters.append(episode.cluster)
+        for name, score in zip(CONDITIONS, got, strict=True):
+            effects.scores[name].append(score)
     return effects
 
 

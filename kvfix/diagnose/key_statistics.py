@@ -30,6 +30,16 @@ MASSIVE = 100.0  # Sun et al. 2024 (arXiv 2402.17762): a massive activation is a
 TIMES_MEDIAN = 1000.0  # and above 1000 times the median magnitude of its hidden state
 
 
+class BadKeys(ValueError):
+    """Keys of one image that are not finite."""
+
+    def __init__(self, number: int):
+        self.number = number  # of the image, from 0
+        super().__init__(
+            f"image {number}: expected finite keys, found NaN or infinity; try another dtype"
+        )
+
+
 @dataclass(eq=False)
 class Moments:
     """Count, mean and summed squared distance from the mean, by Welford's update, in float64.
@@ -250,6 +260,4 @@ def _check_image(number: int, k_LHPD: Tensor, layout: Layout, first: Layout) -> 
             "the grid of a model with dynamic resolution"
         )
     if not torch.isfinite(k_LHPD).all():
-        raise ValueError(
-            f"image {number}: expected finite keys, found NaN or infinity; try another dtype"
-        )
+        raise BadKeys(number)

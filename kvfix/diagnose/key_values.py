@@ -13,13 +13,15 @@ the layer, drawn at random. Left in: a head that is worse at every cell, and agn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
+from kvfix.data.left_out import Attempts, LeftOut
 from kvfix.data.units import Episode
 from kvfix.diagnose.key_statistics import to_square
 from kvfix.eval.grid import to_grid
@@ -47,6 +49,7 @@ class CellScores:
         gap_NL: Accuracy at chosen keys less that of other heads at the same cells; NaN in layers
             without such cells.
         random_gap_NL: The same for equally many random keys, mean over draws.
+        left_out: Why other episodes have no score, by id.
     """
 
     chosen: str
@@ -56,6 +59,7 @@ class CellScores:
     accuracy: dict[str, float]
     gap_NL: np.ndarray
     random_gap_NL: np.ndarray
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def gap(self, *, seed: int = 0) -> Interval | None:
         """Chosen keys against other heads at the same cells; None where no cell has both.
@@ -114,10 +118,17 @@ def score_cells(
     source = MlmSource(mlm, kinds=("value",), heads=True)
     ids, clusters = [], []
     gaps, random_gaps, plain = [], [], []
-    for episode in episodes:
-        values_LHP, place_P, weight_P = _right(
-            source, squared(episode, side), chosen_LHP.shape, l2=l2
-        )
+    left_out: dict[str, str] = {}
+    every = list(episodes)
+    attempts = Attempts(len(every))
+    for episode in every:
+        square = squared(episode, side)
+        right = attempts.do(partial(_right, source, square, chosen_LHP.shape, l2=l2))
+        tick()
+        if isinstance(right, LeftOut):
+            left_out[episode.id] = right.why
+            continue
+        values_LHP, place_P, weight_P = right
         gaps.append(_gap(values_LHP, chosen_LHP[None], weight_P))
         random_gaps.append(_gap(values_LHP, random_SLHP, weight_P))
         place_LHP = np.broadcast_to(place_P, chosen_LHP.shape)
@@ -130,9 +141,9 @@ def score_cells(
         )
         ids.append(episode.id)
         clusters.append(episode.cluster)
-        tick()
     if not ids:
-        raise ValueError("expected at least one episode, found none")
+        why = f": {next(iter(left_out.values()))}" if left_out else ""
+        raise ValueError(f"expected at least one episode, found none{why}")
     some_LP = chosen_LHP.any(1) & ~chosen_LHP.all(1)
     return CellScores(
         chosen=chosen,
@@ -142,6 +153,7 @@ def score_cells(
         accuracy=dict(zip(("chosen", "other", "place"), np.mean(plain, 0).tolist(), strict=True)),
         gap_NL=np.stack(gaps),
         random_gap_NL=np.stack(random_gaps),
+        left_out=left_out,
     )
 
 

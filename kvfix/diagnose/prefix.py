@@ -8,11 +8,14 @@ they move the image by equally many positions; what differs between them is what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvfix.data.units import BadUnit, UnitSet
+from kvfix.data.left_out import Attempts, LeftOut
+from kvfix.data.units import UnitSet
+from kvfix.eval.recorder import left_out_of
 from kvfix.eval.samples import Row, Rows
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, Tick, run_task, sample_path
@@ -139,17 +142,16 @@ def run_prefixes(
             for _ in units.ids:
                 tick(units.task)
     lengths = [p.tokens for p in texts.values()]
-    first, name = next(iter(names.items()))
-    return PrefixRuns(runs, _orders(mlm, units, first, texts[name]), (min(lengths), max(lengths)))
+    return PrefixRuns(runs, _orders(mlm, units, names, texts), (min(lengths), max(lengths)))
 
 
 def _names(units: UnitSet) -> dict[int, str]:
     """What each readable unit names, by its index; the others are left out when they are scored."""
     names: dict[int, str] = {}
+    attempts = Attempts(len(units))
     for i in range(len(units)):
-        try:
-            name = named(units.load(i))
-        except BadUnit:
+        name = attempts.do(partial(_named, units, i))
+        if isinstance(name, LeftOut):
             continue
         if name is None:
             raise NoContrast(
@@ -162,6 +164,10 @@ def _names(units: UnitSet) -> dict[int, str]:
     return names
 
 
+def _named(units: UnitSet, index: int) -> str | None:
+    return named(units.load(index))
+
+
 def _scored_plain(units: UnitSet, folder: Path, kinds: Sequence[str]) -> TaskRun | None:
     """The rows of a run that has scored every unit at these sites without a prefix."""
     path, wanted = sample_path(folder, units), set(units.ids)
@@ -169,10 +175,7 @@ def _scored_plain(units: UnitSet, folder: Path, kinds: Sequence[str]) -> TaskRun
     def is_mine(row: Row) -> bool:
         return row["id"] in wanted and row.get("head") is None and row.get("site") in kinds
 
-    left_out = [
-        {"task": units.task, "dataset": units.dataset, "id": r["id"], "why": r["left_out"]}
-        for r in Rows(path, lambda r: r["id"] in wanted and "left_out" in r)
-    ]
+    left_out = left_out_of(units, path)
     sites: dict[str, set[str]] = {e["id"]: set(kinds) for e in left_out}
     for row in Rows(path, is_mine):
         sites.setdefault(row["id"], set()).add(row["site"])
@@ -189,7 +192,19 @@ def _texts(mlm: Mlm, names: Sequence[str]) -> dict[str, Prefixes]:
     return {name: prefixes(count, name, names) for name in dict.fromkeys(names)}
 
 
-def _orders(mlm: Mlm, units: UnitSet, index: int, texts: Prefixes) -> dict[str, str]:
+def _orders(
+    mlm: Mlm, units: UnitSet, names: dict[int, str], texts: dict[str, Prefixes]
+) -> dict[str, str]:
+    """The rendered prompts of the first unit that can be encoded; empty where none can."""
+    attempts = Attempts(len(names), proven=True)  # the prompts are shown, nothing is made of them
+    for index, name in names.items():
+        found = attempts.do(partial(_rendered, mlm, units, index, texts[name]))
+        if not isinstance(found, LeftOut):
+            return found
+    return {}
+
+
+def _rendered(mlm: Mlm, units: UnitSet, index: int, texts: Prefixes) -> dict[str, str]:
     """The rendered prompt of a unit's image under each condition, placeholders included."""
     unit = units.load(index)
     image = next(

@@ -5,13 +5,15 @@ trust it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from kvfix.data.units import BadUnit, UnitSet
+from kvfix.data.left_out import Attempts, LeftOut, naming
+from kvfix.data.units import UnitSet, images_of
 from kvfix.eval.probes import TASKS
 from kvfix.eval.source import Site, Source
 from kvfix.eval.unit import UnitScore
@@ -22,6 +24,13 @@ SHOWN = 3  # units a task
 Overlay = dict[str, Any]
 
 
+class Gallery(NamedTuple):
+    """Pictures, and why some are missing."""
+
+    overlays: list[Overlay]
+    not_drawn: dict[str, str]  # id of a unit -> why
+
+
 def draw_gallery(
     unit_sets: Sequence[UnitSet],
     source: Source,
@@ -29,7 +38,7 @@ def draw_gallery(
     folder: Path,
     *,
     tick: Callable[[str], None] = lambda task: None,
-) -> list[Overlay]:
+) -> Gallery:
     """Score the first units again at one site and draw what it predicts.
 
     Args:
@@ -40,40 +49,48 @@ def draw_gallery(
         tick: called after each task.
 
     Returns:
-        One entry a picture, for `run.json`.
+        One entry a picture, for `run.json`, and why there is none of a unit.
     """
-    overlays: list[Overlay] = []
+    gallery = Gallery([], {})
     for units in unit_sets:
         site = sites.get((units.task, units.dataset))
         if site is None:
             continue
         index = source.sites(site.site).index(site)
-        for i in range(min(SHOWN, len(units))):
-            try:
-                unit = units.load(i)
-                score = TASKS[units.task].run(unit, source, (site.site, index))[site.site]
-            except BadUnit:
-                continue  # already reported as left out
-            value = float(score.score_S[index])
-            picture, caption = _DRAW[units.task](unit, score)
-            name = f"figures/overlays/{units.task}.{units.dataset}.{i}.png"
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-            overlays.append(
-                {
-                    "task": units.task,
-                    "dataset": units.dataset,
-                    "site": site.site,
-                    "layer": site.layer,
-                    "id": unit.id,
-                    "score": value,
-                    "file": name,
-                    "caption": caption,
-                }
-            )
+        shown = min(SHOWN, len(units))
+        attempts = Attempts(shown, proven=True)  # what was measured stands without its picture
+        for i in range(shown):
+            overlay = attempts.do(partial(_draw, units, i, source, site, index, folder))
+            if isinstance(overlay, LeftOut):
+                gallery.not_drawn[units.ids[i]] = overlay.why
+            else:
+                gallery.overlays.append(overlay)
         tick(units.task)
-    return overlays
+    return gallery
+
+
+def _draw(
+    units: UnitSet, number: int, source: Source, site: Site, index: int, folder: Path
+) -> Overlay:
+    """Score a unit at one site, draw it, save the picture."""
+    unit = units.load(number)
+    with naming(images_of(unit)):
+        score = TASKS[units.task].run(unit, source, (site.site, index))[site.site]
+        picture, caption = _DRAW[units.task](unit, score)
+    name = f"figures/overlays/{units.task}.{units.dataset}.{number}.png"
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return {
+        "task": units.task,
+        "dataset": units.dataset,
+        "site": site.site,
+        "layer": site.layer,
+        "id": unit.id,
+        "score": float(score.score_S[index]),
+        "file": name,
+        "caption": caption,
+    }
 
 
 def _episode(unit: Any, score: UnitScore) -> tuple[Image.Image, str]:
