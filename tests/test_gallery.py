@@ -49,7 +49,7 @@ def test_the_site_decides_what_is_drawn(tmp_path: Path) -> None:
             FakeSource(noise=(0.5, 0.0, 5.0)),
             {(units.task, "scenes"): Site("value", layer)},
             tmp_path / str(layer),
-        )
+        ).overlays
         pictures.append((tmp_path / str(layer) / overlay["file"]).read_bytes())
     assert len(set(pictures)) == 3
 
@@ -64,13 +64,17 @@ def test_a_broken_unit_and_a_task_without_a_site_are_passed_over(tmp_path: Path)
 
     others = scene_units("cosegmentation", n=1)
     sites = {(units.task, "scenes"): BEST, (others.task, "scenes"): None}
-    overlays = draw_gallery([replace(units, load=load), others], FakeSource(), sites, tmp_path)
+    overlays = draw_gallery(
+        [replace(units, load=load), others], FakeSource(), sites, tmp_path
+    ).overlays
     assert [o["id"] for o in overlays] == list(units.ids[1:])
 
 
 def test_a_match_is_called_right_as_the_probe_calls_it(tmp_path: Path) -> None:
     units = scene_units("semantic_correspondence", n=3)
-    overlays = draw_gallery([units], FakeSource(), {(units.task, "scenes"): BEST}, tmp_path)
+    overlays = draw_gallery(
+        [units], FakeSource(), {(units.task, "scenes"): BEST}, tmp_path
+    ).overlays
     for overlay in overlays:
         found, _, rest = overlay["caption"].partition(": ")[2].partition(" of ")
         assert int(found) / int(rest.split()[0]) == pytest.approx(overlay["score"])
