@@ -1,8 +1,9 @@
-"""The first sheet of an .xlsx file as rows of text: all that VLMEvalKit's result tables need.
+"""A sheet of an .xlsx file as rows of text: all that result tables of other tools need.
 
-An .xlsx file is a zip of XML parts (ECMA-376): a sheet's cells hold numbers, texts, or indices into
-a list of shared texts. Parts are read in memory, one at a time and up to a size; nothing is
-unpacked. Formulas come as the value that was saved with them.
+openpyxl reads it, a row at a time. An .xlsx file is a zip of XML parts, of which a small one can
+unfold into all of the memory, so that sizes, tags, rows and cells are bounded before and while they
+are read, and defusedxml (which openpyxl uses where it is installed) refuses entities. Formulas come
+as the value that was saved with them; of merged cells the first holds the value.
 """
 
 from __future__ import annotations
@@ -10,107 +11,121 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Final
 from xml.etree import ElementTree
 
-_MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
-_RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
-_LARGEST_PART = 2**28  # bytes of one XML part
-# What `zipfile` and the parser raise on files that are cut off, encrypted or something else.
+from kvfix.wording import cause
+
+LARGEST: Final = 2**28  # bytes of all parts together, unpacked
+MOST_TAGS: Final = 4_000_000  # of one part; each becomes an object in memory
+MOST_ROWS: Final = 1_000_000
+MOST_CELLS: Final = 20_000_000  # the empty ones between others included
+RATIO: Final = 200  # of unpacked to packed bytes; text and tables stay far below
+_SMALL: Final = 2**20  # parts up to this size may be packed as well as they like
+_CHUNK: Final = 2**20
+
+# What `zipfile` and openpyxl raise on files that are cut off, encrypted, damaged or something else.
 _BROKEN = (
-    *(zipfile.BadZipFile, zlib.error, RuntimeError, EOFError),
-    *(ElementTree.ParseError, KeyError, IndexError),
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, NotImplementedError),
+    *(ElementTree.ParseError, KeyError, IndexError, TypeError, AttributeError, ValueError),
 )
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")  # a character that XML cannot hold
-_CELL = re.compile(r"([A-Z]{1,3})[0-9]+")
 
 
-def read_sheet(path: Path) -> list[dict[str, str]]:
-    """Rows of the first sheet by the names in its first row; empty cells are empty texts.
+class _TooLarge(ValueError):
+    """A bound that is exceeded; unlike a library's errors the message is whole."""
+
+
+def read_sheet(
+    path: Path, wanted: Callable[[set[str]], bool] = lambda names: True
+) -> list[dict[str, str]]:
+    """Rows of a sheet by the names in its first row; empty cells are empty texts.
+
+    Args:
+        path: an .xlsx file.
+        wanted: which sheet to take, by the names of its columns; the first one for which it holds,
+            and the first of all if it holds for none.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: not such a file, or one that is larger than the bounds of this module.
         OSError: no such file.
     """
+    import openpyxl  # takes half a second, which only spreadsheets need
+
     try:
         with zipfile.ZipFile(path) as parts:
-            shared = _shared_texts(parts)
-            table = list(_rows(_parse(parts, _first_sheet(parts)), shared))
-    except _BROKEN as error:
-        raise ValueError(f"{path}: expected a spreadsheet .xlsx, found {error}") from error
-    except ValueError as error:
+            _check(parts)
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
+        try:
+            sheets = book.worksheets
+            chosen = next((s for s in sheets if wanted(set(_names(s).values()))), None)
+            return list(_rows(chosen or sheets[0]))  # an IndexError where there is no sheet
+        finally:
+            book.close()
+    except _TooLarge as error:
         raise ValueError(f"{path}: {error}") from error
-    if not table:
-        return []
-    names = {column: name for column, name in table[0].items() if name}
-    return [{name: row.get(c, "") for c, name in names.items()} for row in table[1:] if row]
+    except _BROKEN as error:
+        first: BaseException = error
+        while first.__cause__ is not None:  # openpyxl's own words for it name no cause
+            first = first.__cause__
+        raise ValueError(
+            f"{path}: expected a spreadsheet .xlsx, found one that cannot be read: "
+            f"{type(first).__name__}: {cause(first)}"
+        ) from error
 
 
-def _parse(parts: zipfile.ZipFile, name: str) -> ElementTree.Element:
-    size = parts.getinfo(name).file_size
-    if size > _LARGEST_PART:
-        raise ValueError(f"expected at most {_LARGEST_PART} bytes in {name}, found {size}")
-    data = parts.read(name)
-    if b"<!DOCTYPE" in data:  # no spreadsheet has one; entities could fill memory
-        raise ValueError(f"expected a sheet without document type, found one in {name}")
-    return ElementTree.fromstring(data)
+def _check(parts: zipfile.ZipFile) -> None:
+    """Refuse what would fill the memory, by the zip's directory and by a look at each part."""
+    listed = parts.infolist()
+    if (size := sum(part.file_size for part in listed)) > LARGEST:
+        raise _TooLarge(f"expected at most {LARGEST} bytes of unpacked parts, found {size}")
+    for part in listed:
+        if part.file_size > max(_SMALL, RATIO * part.compress_size):
+            raise _TooLarge(
+                f"expected {part.filename[:80]} to unpack into at most {RATIO} times its size, "
+                f"found {part.file_size} bytes packed into {part.compress_size}"
+            )
+    for part in listed:
+        if part.filename.endswith((".xml", ".rels")):
+            tags = 0
+            with parts.open(part) as stream:  # never yields more than the directory says
+                while chunk := stream.read(_CHUNK):
+                    tags += chunk.count(b"<")
+            if tags > MOST_TAGS:
+                raise _TooLarge(
+                    f"expected at most {MOST_TAGS} tags in {part.filename[:80]}, found {tags}"
+                )
 
 
-def _first_sheet(parts: zipfile.ZipFile) -> str:
-    """The part that holds the first sheet of the workbook."""
-    sheets = _parse(parts, "xl/workbook.xml").findall(f"{_MAIN}sheets/{_MAIN}sheet")
-    wanted = sheets[0].get(_RELATION)
-    for relation in _parse(parts, "xl/_rels/workbook.xml.rels"):
-        if relation.get("Id") == wanted:
-            target = relation.get("Target", "")
-            return target.lstrip("/") if target.startswith("/") else f"xl/{target}"
-    raise ValueError(f"expected the workbook to name its first sheet's part, found {wanted!r}")
+def _names(sheet: Any) -> dict[int, str]:
+    """Column -> name, of the first row."""
+    sheet.reset_dimensions()  # what the file says of its own size may be wrong
+    for row in sheet.iter_rows():
+        return {i: name for i, cell in enumerate(row) if (name := _text(cell))}
+    return {}
 
 
-def _shared_texts(parts: zipfile.ZipFile) -> list[str]:
-    if "xl/sharedStrings.xml" not in parts.namelist():
-        return []
-    return [_text(item) for item in _parse(parts, "xl/sharedStrings.xml").findall(f"{_MAIN}si")]
+def _rows(sheet: Any) -> Iterator[dict[str, str]]:
+    names = _names(sheet)
+    cells = 0
+    for number, row in enumerate(sheet.iter_rows(), start=1):
+        cells += len(row)
+        if number > MOST_ROWS or cells > MOST_CELLS:
+            raise _TooLarge(f"expected at most {MOST_ROWS} rows and {MOST_CELLS} cells, found more")
+        if number == 1 or not any(cell.value is not None for cell in row):
+            continue
+        yield {name: _text(row[i]) if i < len(row) else "" for i, name in names.items()}
 
 
-def _text(item: ElementTree.Element) -> str:
-    """The text of an item: its own, or that of its formatted runs."""
-    found = [*item.findall(f"{_MAIN}t"), *item.findall(f"{_MAIN}r/{_MAIN}t")]
-    return _plain("".join(t.text or "" for t in found))
-
-
-def _plain(text: str) -> str:
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
-
-
-def _rows(sheet: ElementTree.Element, shared: list[str]) -> Iterator[dict[int, str]]:
-    """Texts by column, a row after the other."""
-    for row in sheet.iterfind(f"{_MAIN}sheetData/{_MAIN}row"):
-        found: dict[int, str] = {}
-        column = -1
-        for cell in row.iterfind(f"{_MAIN}c"):
-            place = _CELL.fullmatch(cell.get("r", ""))
-            column = column + 1 if place is None else _column(place[1])
-            if value := _value(cell, shared):
-                found[column] = value
-        yield found
-
-
-def _column(letters: str) -> int:
-    """A is 0, Z is 25, AA is 26."""
-    number = 0
-    for letter in letters:
-        number = 26 * number + ord(letter) - ord("A") + 1
-    return number - 1
-
-
-def _value(cell: ElementTree.Element, shared: list[str]) -> str:
-    kind = cell.get("t", "n")
-    if kind == "inlineStr":
-        inline = cell.find(f"{_MAIN}is")
-        return "" if inline is None else _text(inline)
-    value = cell.findtext(f"{_MAIN}v") or ""
-    if kind == "s":
-        return shared[int(value)]
-    return _plain(value) if kind == "str" else "" if kind == "e" else value
+def _text(cell: Any) -> str:
+    """As it would stand in a csv file; an error such as #N/A is empty."""
+    value = cell.value
+    if value is None or cell.data_type == "e":
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, str):
+        return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), value)
+    return str(value)

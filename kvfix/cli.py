@@ -149,8 +149,12 @@ def evaluate(
     ),
     profile: Annotated[
         Literal[
-            *("kvfix", "official"),
-            *("lmms-eval", "lmms-eval@before-1435", "vlmevalkit", "vlmevalkit@before-1552"),
+            "kvfix",
+            "official",
+            "lmms-eval",
+            "lmms-eval@before-1435",
+            "vlmevalkit",
+            "vlmevalkit@before-1552",
         ],
         typer.Option(help="Rules that read a letter from a written answer."),
     ] = "kvfix",

@@ -62,8 +62,12 @@ def score_blink(
     answers: Annotated[Path, typer.Option(help='JSON of right answers: {"val_..._1": "(A)"}.')],
     profile: Annotated[
         Literal[
-            *("kvfix", "official"),
-            *("lmms-eval", "lmms-eval@before-1435", "vlmevalkit", "vlmevalkit@before-1552"),
+            "kvfix",
+            "official",
+            "lmms-eval",
+            "lmms-eval@before-1435",
+            "vlmevalkit",
+            "vlmevalkit@before-1552",
         ],
         typer.Option(help="Whose rules read the letter out of the text; none asks a judge."),
     ] = "kvfix",
