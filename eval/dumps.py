@@ -1,15 +1,19 @@
 """Readers of multiple-choice predictions that were made elsewhere, and of their answer key.
 
-Forms, told apart by file suffix and content; each folder may hold one file a task:
+Forms, told apart by file suffix and content; a folder may hold one file a task (which files of a
+folder are read, `kvfix.eval.dump_files` says):
 
 * official BLINK: ``{"val": [{"idx", "answer", "full_prediction", "prediction"}]}``;
-* plain: ``{idx: text}``, or a list or JSONL of the records above;
+* plain: ``{idx: text}`` or ``{idx: record}``, or a list or JSON lines of such records;
 * lmms-eval: ``*_samples_*.jsonl``, found in subfolders too;
-* VLMEvalKit: xlsx, csv or tsv with columns index, prediction, category, answer and A, B, ...
+* VLMEvalKit: xlsx, csv, tsv or json with index, prediction, category, answer and A, B, ...
 
-The answer key decides which questions there are. Task names may be spelt with spaces, hyphens or
-underscores. Rows without a question's id (lmms-eval's doc_id, VLMEvalKit's index) are aligned by
-task and order, and refused unless their own answers agree with the key.
+What the model wrote may also be called pred, response, output or text; "answer" is the right
+answer. Text is UTF-8 or UTF-16; a csv file's fields may be parted by ``,``, ``;``, tabs or ``|``.
+
+The answer key decides which questions there are, and what is right. Task names may be spelt with
+spaces, hyphens or underscores. Rows without a question's id (lmms-eval's doc_id, VLMEvalKit's
+index) are aligned by task and order, and refused unless their own answers agree with the key.
 """
 
 from __future__ import annotations
@@ -21,15 +25,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from kvfix.eval.dump_rows import (
-    QUESTION_ID,
-    Prediction,
-    Row,
-    kind,
-    parse_json,
-    read_rows,
-    read_text,
-)
+from kvfix.eval.dump_files import choose
+from kvfix.eval.dump_rows import QUESTION_ID, Prediction, Row, read_rows
+from kvfix.eval.dump_text import kind, parse_json, read_text
 from kvfix.wording import shown
 
 _ANSWER = re.compile(r"\(?([A-E])\)?")
@@ -44,6 +42,7 @@ class Dump:
     disagreeing: tuple[str, ...]  # whose own right answer in the dump is not the key's
     repeated: int  # further copies of a prediction, equal to the first
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()  # what was chosen among several, in sentences
 
     @property
     def sha256(self) -> str:
@@ -104,7 +103,7 @@ def read_dump(path: Path, answers: Mapping[str, str]) -> Dump:
         OSError: no such file.
     """
     split = next(iter(answers)).partition("_")[0]
-    files = _files(path)
+    files, notes = choose(path)
     align = _Aligner(answers)
     for file in files:
         align.add(read_rows(file, split), file)
@@ -114,8 +113,18 @@ def read_dump(path: Path, answers: Mapping[str, str]) -> Dump:
             f"{path}: expected predictions for questions such as {next(iter(answers))!r}, "
             f"found {some}"
         )
+    if align.several:
+        notes += (
+            f"{align.several} questions have several answers each (repeats): the first is scored, "
+            "as lmms-eval does",
+        )
     return Dump(
-        align.predictions, tuple(align.unknown), tuple(align.disagreeing), align.repeated, files
+        align.predictions,
+        tuple(align.unknown),
+        tuple(align.disagreeing),
+        align.repeated,
+        files,
+        notes,
     )
 
 
@@ -128,6 +137,7 @@ class _Aligner:
         self.unknown: list[str] = []
         self.disagreeing: list[str] = []
         self.repeated = 0
+        self.several = 0  # rows with more than one answer
         plain: dict[str, list[str]] = {}
         self.by_task: dict[str, list[str]] = {}
         for question in sorted(answers, key=lambda q: int(q.rpartition("_")[2])):
@@ -145,6 +155,7 @@ class _Aligner:
                 continue
             before = self.predictions.setdefault(question, row.found)
             if before is row.found:
+                self.several += row.repeats > 1
                 if row.answer is not None and _letter(row.answer) != self.answers[question]:
                     self.disagreeing.append(question)
                 continue
@@ -170,6 +181,8 @@ class _Aligner:
                 f"{next(iter(self.answers))}, found {row.id!r}"
             )
         of_task = self.by_task.get(_plain(row.task), [])
+        if not row.task and len(self.by_task) == 1:
+            [of_task] = self.by_task.values()
         if not 0 <= row.order < len(of_task):
             raise ValueError(
                 f"{row.found.where}: expected one of the {len(of_task)} questions that the answers "
@@ -188,22 +201,6 @@ class _Aligner:
                 "questions or another order"
             )
         return question
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    """The files to read, of one form."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected predictions, found no such file or folder")
-    if not path.is_dir():
-        return (path,)
-    for pattern in ("**/*_samples_*.jsonl", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.xlsx"):
-        found = sorted(p for p in path.glob(pattern) if not p.name.startswith(".") and p.is_file())
-        if found and pattern in ("*.csv", "*.tsv", "*.xlsx") and len(found) > 1:
-            names = ", ".join(p.name for p in found[:5])
-            raise ValueError(f"{path}: expected one prediction table, found {names}; name the file")
-        if found:
-            return tuple(found)
-    raise ValueError(f"{path}: expected prediction files (.json, .jsonl, .csv, .xlsx), found none")
 
 
 def _letter(answer: str) -> str | None:

@@ -32,11 +32,14 @@ def _cases_are_there() -> None:
         *((f"blink_styles/{style}.json", "kvfix") for style in STYLES),
         ("lmms_eval_new_rule/pred.json", "lmms-eval"),
         ("lmms_eval_new_rule/pred.json", "kvfix"),
+        ("lmms_eval_repeats", "kvfix"),
+        ("vlmevalkit_json/model_BLINK.json", "kvfix"),
+        ("vlmevalkit_json/model_BLINK.json", "vlmevalkit"),
     ],
 )
 def test_every_answer_reads_as_the_letter_meant(predictions: str, profile: str) -> None:
     path = CASES / predictions
-    key = path.parent / "answers.json"
+    key = (path if path.is_dir() else path.parent) / "answers.json"
     done = call(
         *("score", "blink", "--predictions", path, "--answers", key),
         *("--profile", profile, "--json"),

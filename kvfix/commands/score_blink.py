@@ -111,6 +111,7 @@ def _blink_record(
         "unknown": list(dump.unknown),
         "disagreeing": list(dump.disagreeing),
         "repeated": dump.repeated,
+        "notes": list(dump.notes),
         "predictions": {
             "path": str(options.predictions),
             "files": [str(f) for f in dump.files],

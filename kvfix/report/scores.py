@@ -52,6 +52,7 @@ def blink_notes(record: dict[str, Any]) -> Iterator[str]:
     ):
         if ids := record[key]:
             yield f"{what}: {len(ids)} ({_some(ids)})"
+    yield from record["notes"]
     if record["repeated"]:
         yield f"further copies of a prediction, all equal: {record['repeated']}"
 
