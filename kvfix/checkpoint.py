@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from kvfix.quantised import abilities, quantised
 from kvfix.wording import cause
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -221,18 +222,30 @@ def load_model(
     """
     from transformers import AutoModelForImageTextToText
 
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map="auto" if device == "auto" else {"": pick_device(device)},
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **_given(
-            attn_implementation=attn, quantization_config=_quantization(quant, dtype, folder, keep)
-        ),
-    )
+    already = quantised(load_config(folder))
+    if already is not None and quant is not None:
+        raise ValueError(
+            f"{folder}: expected an unquantised checkpoint for quant={quant}, found one that is "
+            f"quantised by {already.method}; leave quant out"
+        )
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map="auto" if device == "auto" else {"": pick_device(device)},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_given(
+                attn_implementation=attn,
+                quantization_config=_quantization(quant, dtype, folder, keep),
+            ),
+        )
+    except Exception as error:
+        if already is None:
+            raise
+        raise ValueError(f"{folder}: {abilities(already)} ({cause(error)})") from error
     model, info = loaded
     # transformers fills holes with random numbers and goes on; a diagnosis must not.
     holes = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
@@ -241,7 +254,7 @@ def load_model(
             f"{folder}: expected weights for the whole model, found {len(holes)} missing or "
             f"misshapen: {holes[0]}"
         )
-    if quant == "nf4":
+    if quant == "nf4" or (already is not None and already.method == "nf4"):
         forbid_repacking(model)
     return model
 

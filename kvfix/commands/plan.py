@@ -11,6 +11,7 @@ from rich.table import Table
 from kvfix import checkpoint
 from kvfix.families import family_of
 from kvfix.processors import load_processor
+from kvfix.quantised import stored_bytes
 from kvfix.repair.plan import Memory, Plan, PlanOptions, make_plan
 from kvfix.shipped import nano_dir
 
@@ -37,13 +38,14 @@ def plan(options: Options) -> Plan:
     from transformers import AutoConfig
 
     name = options.model or str(nano_dir())
-    file, beside = Path(name).expanduser(), None
+    file, beside, stored = Path(name).expanduser(), None, None
     if file.is_file():
         checkpoint.read_json(file)  # its message before transformers'
         config = AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     else:
         folder = checkpoint.find(name, weights=False).folder
         config = checkpoint.load_config(folder)
+        stored = stored_bytes(folder)
         beside = folder if any(folder.glob("*processor_config.json")) else None
     if options.processor is not None:
         beside, _ = checkpoint.locate(options.processor, weights=False)
@@ -52,7 +54,7 @@ def plan(options: Options) -> Plan:
     asked = options.plan
     if options.dtype != "auto":
         asked = replace(asked, dtype=getattr(torch, options.dtype))
-    made = make_plan(config, asked, name=name, processor=processor)
+    made = make_plan(config, asked, name=name, processor=processor, stored=stored)
     return replace(made, memory=tuple(m for m in made.memory if _wanted(m, options)))
 
 
@@ -63,7 +65,7 @@ def _wanted(memory: Memory, options: Options) -> bool:
 
 def lines(made: Plan, options: Options) -> list[str]:
     """What is planned, for the terminal, as plain text."""
-    asked = options.plan
+    asked, reading = options.plan, made.reading.items()
     return [
         f"{options.model or 'the shipped nano'}: {made.family}, {made.parameters:,} parameters, "
         f"{made.dtype}",
@@ -73,8 +75,8 @@ def lines(made: Plan, options: Options) -> list[str]:
             f"tokens, grid {t.grid_hw[0]} x {t.grid_hw[1]}"
             for t in made.tokens
         ),
-        f"to diagnose this sample: {_size(made.reading['plain'])}, with nf4 "
-        f"{_size(made.reading['nf4'])}",
+        "to diagnose this sample: "
+        + ", with ".join(f"{'' if k == 'plain' else k} {_size(n)}".strip() for k, n in reading),
         f"a step: {asked.samples} x ({made.sample_tokens} image + {asked.text_tokens} text) "
         f"tokens, {'with' if asked.checkpointing else 'without'} gradient checkpointing",
         *(

@@ -16,6 +16,7 @@ from torch import nn
 
 from kvfix.bounds import check_numbers, number
 from kvfix.models import Mlm
+from kvfix.quantised import quantised
 from kvfix.repair.quant import Setup, check_setup
 
 PARTS = ("lm", "projector", "vision")
@@ -229,13 +230,10 @@ def _kept_in(layer: Any) -> torch.dtype:
 
 def setup_of(mlm: Mlm, options: LoraOptions, *, zero: int, offload_params: bool = False) -> Setup:
     """How this model would be trained, for `check_setup`."""
-    quantization = getattr(mlm.config, "quantization_config", None)
-    quant, storage = None, None
-    if quantization is not None:
-        quant = "nf4" if quantization.load_in_4bit else "int8"
-        storage = quantization.bnb_4bit_quant_storage if quant == "nf4" else None
+    found = quantised(mlm.config)
+    storage = getattr(torch, found.storage) if found and found.method == "nf4" else None
     return Setup(
-        quant=quant,
+        quant=found and found.method,
         zero=zero,
         offload_params=offload_params,
         dora=options.dora,

@@ -29,6 +29,7 @@ from kvfix.families import LayoutRequest
 from kvfix.image_shapes import PixelLimits
 from kvfix.layout import Layout
 from kvfix.models import Mlm
+from kvfix.quantised import Quantised, abilities, estimated_bytes, quantised, without_quantisation
 from kvfix.repair.dry_run import Batch, reading_peak, skeleton, training_peak
 from kvfix.repair.lora import LoraOptions, LoraReport, attach
 from kvfix.repair.quant import Setup, refusal
@@ -156,7 +157,14 @@ class Plan:
         }
 
 
-def make_plan(config: Any, options: PlanOptions, *, name: str, processor: Any = None) -> Plan:
+def make_plan(
+    config: Any,
+    options: PlanOptions,
+    *,
+    name: str,
+    processor: Any = None,
+    stored: int | None = None,
+) -> Plan:
     """Plan a repair; no weights are read and no tensor of the model is made.
 
     Args:
@@ -164,13 +172,20 @@ def make_plan(config: Any, options: PlanOptions, *, name: str, processor: Any = 
         options: What is planned.
         name: Of the model, for messages.
         processor: Its processor, for its pixel limits and crops; None if there is none.
+        stored: Bytes of a quantised checkpoint's tensors; None: as its config describes them.
 
     Raises:
-        ValueError: A model kvfix does not know, a part without modules, or sizes that do not fit.
+        ValueError: A model kvfix does not know, a part without modules, sizes that do not fit, or
+            a quantised checkpoint that cannot be trained.
     """
     dtype = options.dtype or config.dtype or torch.float32
+    already = quantised(config)
+    config = without_quantisation(config)
     mlm = skeleton(config, name=name, dtype=dtype, processor=processor)
     bare = weight_bytes(mlm)  # before the adapter
+    if already is not None:
+        bare = _as_stored(already, mlm, bare, stored, name=name)
+    kinds = (None, "nf4") if already is None else ("nf4",)
     parameters = sum(p.numel() for p in mlm.base.parameters())
     largest = max(
         sum(p.numel() for p in module.parameters(recurse=False)) for module in mlm.base.modules()
@@ -193,13 +208,14 @@ def make_plan(config: Any, options: PlanOptions, *, name: str, processor: Any = 
         ),
         sample_tokens=batch.image_tokens,
         memory=tuple(
-            _memory(quant, zero, offload, options, dtype, bare, report, largest, activations)
-            for quant in (None, "nf4")
+            _memory(
+                quant, zero, offload, options, dtype, bare, report, largest, activations, already
+            )
+            for quant in kinds
             for zero, offload in _WAYS
         ),
         reading={
-            kind: bare.of(quant) + bare.unpacked(quant) + reading
-            for kind, quant in (("plain", None), ("nf4", "nf4"))
+            quant or "plain": bare.of(quant) + bare.unpacked(quant) + reading for quant in kinds
         },
     )
 
@@ -232,6 +248,22 @@ def weight_bytes(mlm: Mlm) -> WeightBytes:
     linear = [m.weight for m in mlm.lm.modules() if isinstance(m, nn.Linear)]
     saved = sum(w.nbytes - nf4_bytes(w.numel()) for w in linear)
     return WeightBytes(plain, plain - saved, max(w.nbytes for w in linear))
+
+
+def _as_stored(
+    already: Quantised, mlm: Mlm, bare: WeightBytes, stored: int | None, *, name: str
+) -> WeightBytes:
+    """Of a checkpoint that is quantised on disk.
+
+    Raises:
+        ValueError: It cannot be trained; the message says how much it takes to read it.
+    """
+    if stored is None and already.bits is not None:
+        stored = estimated_bytes(already, mlm.base, nf4_bytes)
+    size = "" if stored is None else f"; its weights take {stored / 2**30:.2f} GiB"
+    if not already.trains or stored is None:
+        raise ValueError(f"{name}: {abilities(already)}{size}")
+    return WeightBytes(bare.plain, stored, bare.largest_unpacked)
 
 
 def nf4_bytes(numel: int) -> int:
@@ -300,8 +332,12 @@ def _memory(
     report: LoraReport,
     largest: int,
     activations: int,
+    already: Quantised | None,
 ) -> Memory:
-    setup = Setup(quant, zero, offload == 2, options.lora.dora, dtype if quant else None, dtype)
+    storage = dtype if quant else None
+    if already is not None:
+        storage = getattr(torch, already.storage)
+    setup = Setup(quant, zero, offload == 2, options.lora.dora, storage, dtype)
     trained = sum(report.trainable.values())
     weights, states, host = bare.of(quant), *_states(zero, offload, trained, largest, options.gpus)
     if zero == 3:

@@ -50,7 +50,10 @@ def refusal(setup: Setup) -> str | None:
     if s.zero not in STAGES:
         return f"expected ZeRO stage 0, 1, 2 or 3, found {s.zero}"
     if s.quant not in (None, "nf4", "int8"):
-        return f"expected quant nf4 or none, found {s.quant!r}"
+        return (
+            f"weights quantised by {s.quant} can be read, not trained; take the unquantised model, "
+            "with quant=nf4 for less memory"
+        )
     if s.offload_params and s.zero != 3:
         return (
             f"parameter offload needs ZeRO stage 3, found stage {s.zero}; offload the optimizer, "
@@ -70,7 +73,8 @@ def refusal(setup: Setup) -> str | None:
     if s.quant == "nf4" and s.zero == 3 and s.storage != s.compute:
         return (
             f"nf4 under ZeRO stage 3 needs bnb_4bit_quant_storage equal to the compute type "
-            f"{s.compute}, found {s.storage}; load the model anew with quant=nf4"
+            f"{s.compute}, found {s.storage}; load the unquantised model with quant=nf4, or set "
+            "zero=2"
         )
     return None
 
