@@ -24,6 +24,7 @@ from kvfix.terminal import (
     guarded,
     labelled,
     note,
+    one_process,
 )
 
 if TYPE_CHECKING:
@@ -360,4 +361,5 @@ def data_check(spec: Annotated[str, typer.Argument(help="NAME=DIR")]) -> None:
 
 def main() -> None:
     """Entry point."""
+    one_process("kvfix", sys.argv[1:])
     guarded(app)

@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from kvfix.launchers import refusal
 from kvfix.wording import cause
 
 # Control codes of both kinds but tab and line feed, marks that turn the direction of writing or
@@ -136,6 +137,20 @@ class RichWatch:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(name, total=total, now="")
             yield lambda task: progress.update(bar, advance=1, now=task.replace("_", " "))
+
+
+def one_process(program: str, arguments: Sequence[str]) -> None:
+    """End here, in one line of the first rank, if a launcher started several of this process.
+
+    Raises:
+        SystemExit: 2.
+    """
+    why = refusal(program, arguments)
+    if why is None:
+        return
+    if why:
+        labelled("error:", "red", why)
+    raise SystemExit(WRONG_USAGE)
 
 
 def guarded(run: Callable[[], object]) -> None:

@@ -21,7 +21,7 @@ from kvfix.commands import compare, diagnose, evaluate
 from kvfix.config import load_config
 from kvfix.repair.recipe import Recipe
 from kvfix.report.compare_table import sentences, tables
-from kvfix.terminal import RichWatch, console, guarded
+from kvfix.terminal import RichWatch, console, guarded, one_process
 
 HERE = Path(__file__).parent
 HEADING = "## Before and after"
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=0, help="train under the DeepSpeed launcher")
     parser.add_argument("--out", default="runs/repair", help="folder of everything")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting")
+    one_process("python recipes/repair.py", sys.argv[1:])
     guarded(lambda: repair(parser.parse_args()))
 
 

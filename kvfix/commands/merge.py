@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -36,15 +35,10 @@ def merge(
     Raises:
         FileNotFoundError: No such model or adapter.
         ValueError: A folder that holds something, a quantised checkpoint, an adapter that does not
-            fit or has a gate beside it, or a process under a launcher.
+            fit or has a gate beside it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder to merge into, found files in it")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"expected one process, found {os.environ['WORLD_SIZE']}; start kvfix merge without "
-            "the deepspeed launcher"
-        )
     if (Path(adapter) / GATE).exists():
         raise ValueError(
             f"{adapter}: expected an adapter alone, found {GATE} beside it; weights cannot hold a "
