@@ -96,12 +96,15 @@ def test_a_person_gets_tables_within_100_columns(finished: Finished) -> None:
 def test_killed_three_times_a_run_ends_with_the_same_results(
     finished: Finished, words: list[str], tmp_path: Path
 ) -> None:
-    total = kill_and_resume.lines_on_disk(finished.folder)
+    lines = kill_and_resume.lines_on_disk(finished.folder)
+    undisturbed = kill_and_resume.result("eval", finished.folder)
+    whole = kill_and_resume.Whole(undisturbed, first=6, seconds=10, lines=lines)
     found, moments = kill_and_resume.killed_run(
-        words, tmp_path / "run", total, kills=3, rng=random.Random(0)
+        ["eval", *words], tmp_path / "run", whole, kills=3, rng=random.Random(0)
     )
-    assert len(moments) == 3 and moments[0].units < moments[-1].units < total
-    assert found["results"] == finished.run["results"] and found["resumed"] is True
+    assert len(moments) == 3 and moments[-1].units > 0
+    assert found == undisturbed and kill_and_resume.record(tmp_path / "run")["resumed"]
+    assert kill_and_resume.left_behind(tmp_path) == []
 
 
 def test_two_evaluations_are_compared(finished: Finished, tmp_path: Path) -> None:
