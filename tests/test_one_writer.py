@@ -14,7 +14,7 @@ from two_runs import AFTER_QUIZ, BEFORE_QUIZ, quiz, save
 
 from kvfix.lock import locked
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 def two_at_once(words: list[str], out: Path) -> list[tuple[int, str]]:
