@@ -170,6 +170,8 @@ def test_cards_identify_model_and_data() -> None:
         sha256="aa",
         adapter=adapter,
         dtype=torch.bfloat16,
+        processor_id=None,
+        processor_sha256="pp",
     )
     assert model_card(mlm) == {
         "id": "m",
@@ -179,6 +181,8 @@ def test_cards_identify_model_and_data() -> None:
         "adapter": "lora",
         "adapter_sha256": "bb",
         "dtype": "bfloat16",
+        "processor": None,
+        "processor_sha256": "pp",
     }
     mlm.adapter = None
     assert model_card(mlm)["adapter"] is None and model_card(mlm)["adapter_sha256"] is None
