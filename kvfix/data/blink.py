@@ -28,7 +28,9 @@ from PIL import Image
 
 from kvfix.data.files import listed
 from kvfix.data.parquet import RowReader, decode_image, image_bytes, read_rows
+from kvfix.data.texts import bounded, check_askable, check_text
 from kvfix.data.units import MCQ, BadUnit, Question, UnitSet
+from kvfix.wording import shown
 
 TREE = """\
 BLINK/                                       DIR is this folder or its parent
@@ -191,8 +193,8 @@ def _scan(folder: Path) -> list[_Entry]:
             entry = _entry(shard, number, row)
             if entry.id in entries:
                 raise ValueError(
-                    f"{shard.path}: expected every idx once, found {entry.id!r} again (first in "
-                    f"{entries[entry.id].shard.path})"
+                    f"{shard.path}: expected every idx once, found {shown(entry.id)} again (first "
+                    f"in {entries[entry.id].shard.path})"
                 )
             entries[entry.id] = entry
             public |= _letter(row["answer"]) is not None
@@ -211,7 +213,7 @@ def _scan(folder: Path) -> list[_Entry]:
 
 def _entry(shard: _Shard, number: int, row: dict[str, Any]) -> _Entry:
     config = shard.config or _config(row["sub_task"])
-    name = row["idx"] if isinstance(row["idx"], str) and row["idx"] else None
+    name = bounded(row["idx"]) if isinstance(row["idx"], str) and row["idx"] else None
     images = tuple(hashlib.sha256(data).digest() for data in _encoded(row) if data)
     texts = json.dumps([config, *(row[key] for key in _TEXTS)], default=str)
     digest = hashlib.sha256(texts.encode("utf-8", "surrogatepass") + b"".join(images)).digest()
@@ -221,7 +223,7 @@ def _entry(shard: _Shard, number: int, row: dict[str, Any]) -> _Entry:
 def _config(sub_task: object) -> str:
     """The official spelling; what is no config stays as it is."""
     plain = {re.sub(r"\W|_", "", c).casefold(): c for c in CONFIGS}
-    text = sub_task if isinstance(sub_task, str) else "no sub_task"
+    text = bounded(sub_task) if isinstance(sub_task, str) else "no sub_task"
     return plain.get(re.sub(r"\W|_", "", text).casefold(), text)
 
 
@@ -247,18 +249,20 @@ def _load(
     except ValueError as error:
         raise BadUnit(str(error)) from error
     if not isinstance(row["idx"], str) or not row["idx"]:
-        raise BadUnit(f"{where}: expected idx, a question id, found {row['idx']!r}")
+        raise BadUnit(f"{where}: expected idx, a question id, found {shown(row['idx'])}")
     if entry.config not in CONFIGS:
         known = ", ".join(CONFIGS)
-        raise BadUnit(f"{where}: expected sub_task to be one of {known}, found {entry.config!r}")
+        found = shown(entry.config)
+        raise BadUnit(f"{where}: expected sub_task to be one of {known}, found {found}")
     if (named := _config(row["sub_task"])) != entry.config and named in CONFIGS:
         raise BadUnit(f"{where}: expected sub_task {entry.config}, as its folder, found {named}")
     for key in ("question", "prompt"):
-        if not isinstance(row[key], str) or not row[key].strip():
-            raise BadUnit(f"{where}: expected {key}, a text, found {row[key]!r}")
+        check_text(row[key], where, key)
     choices = row["choices"]
     if not _are_choices(choices):
-        raise BadUnit(f"{where}: expected 2 to {_MOST_CHOICES} choices, found {choices!r}")
+        raise BadUnit(f"{where}: expected 2 to {_MOST_CHOICES} choices, found {shown(choices)}")
+    for choice in choices:
+        check_askable(choice, where, "choices")
     return Question(
         entry.id,
         clusters[index],
@@ -289,10 +293,10 @@ def _answer(answer: object, n: int, where: str) -> int:
     letter = _letter(answer)
     if letter is None:
         hint = f"; {_HIDDEN}" if answer in ("hidden", "", None) else ""
-        raise BadUnit(f"{where}: expected an answer such as '(A)', found {answer!r}{hint}")
+        raise BadUnit(f"{where}: expected an answer such as '(A)', found {shown(answer)}{hint}")
     index = ord(letter) - ord("A")
     if index >= n:
-        raise BadUnit(f"{where}: expected an answer among {n} choices, found {answer!r}")
+        raise BadUnit(f"{where}: expected an answer among {n} choices, found {shown(answer)}")
     return index
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image
 
 from kvfix.data.pictures import opened, read_picture
+from kvfix.data.texts import bounded
 from kvfix.data.units import BadUnit
+from kvfix.wording import shown
 
 T = TypeVar("T")
 
@@ -72,7 +74,7 @@ def find_root(folder: Path, *, name: str, holds: Sequence[str]) -> Path:
 
 
 def read_list(path: Path) -> tuple[str, ...]:
-    """The names in a split's list file, one a line, in order.
+    """The names in a split's list file, one a line, in order; what no file can be called is cut.
 
     Raises:
         ValueError: no name, a name twice, a name that would leave its folder, or not UTF-8 text.
@@ -81,15 +83,15 @@ def read_list(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text, one name a line; {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [bounded(line.strip()) for line in lines if line.strip()]
     if not names:
         raise ValueError(f"{path}: expected one name a line, found an empty list")
     for name in names:
         if not is_plain(name):
-            raise ValueError(f"{path}: expected plain names without folders, found {name!r}")
+            raise ValueError(f"{path}: expected plain names without folders, found {shown(name)}")
     if len(set(names)) < len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
-        raise ValueError(f"{path}: expected every name once, found {twice!r} again")
+        raise ValueError(f"{path}: expected every name once, found {shown(twice)} again")
     return tuple(names)
 
 

@@ -42,6 +42,7 @@ from kvfix.data.files import (
 from kvfix.data.pictures import Header, read_header, read_picture
 from kvfix.data.truths import Truths
 from kvfix.data.units import VOID, BadUnit, Episode, UnitSet
+from kvfix.wording import shown
 
 TREE = """\
 VOC2012/                                 DIR is this folder or its parent
@@ -222,7 +223,7 @@ def _given_lists(root: Path) -> list[list[Entry]] | None:
                 first = fold * PER_FOLD + 1
                 raise ValueError(
                     f"{path}: expected lines like 2007_000033__01 of classes {first} to "
-                    f"{first + PER_FOLD - 1}, found {line!r}"
+                    f"{first + PER_FOLD - 1}, found {shown(line)}"
                 )
             entries.append(Entry(name, label))
         lists.append(entries)

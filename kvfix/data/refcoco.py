@@ -26,7 +26,9 @@ from kvfix.data.files import listed
 from kvfix.data.parquet import RowReader, image_bytes, read_rows
 from kvfix.data.pictures import read_picture
 from kvfix.data.rle import decode_rle
+from kvfix.data.texts import bounded, check_askable
 from kvfix.data.units import BadUnit, Sentence, UnitSet
+from kvfix.wording import shown
 
 TREE = """\
 RefCOCO/                                  DIR is this folder or its parent; with both splits there,
@@ -209,7 +211,8 @@ def _load(reader: RowReader, samples: list[_Sample], index: int) -> Sentence:
         raise BadUnit(str(error)) from error
     text = cells["answer"][sample.sentence]
     if not isinstance(text, str) or not text.strip():
-        raise BadUnit(f"{where}: expected a sentence in answer, found {text!r}")
+        raise BadUnit(f"{where}: expected a sentence in answer, found {shown(text)}")
+    check_askable(text, where, "answer")
     data = _encoded(where, cells["image"])
     (photo, header), polygon = (
         read_picture(data, where=where, expected="an image"),
@@ -228,9 +231,10 @@ def _load(reader: RowReader, samples: list[_Sample], index: int) -> Sentence:
 def _cluster(where: str, name: Any) -> str:
     """The photo: REFER's names end in the object's number, which is dropped."""
     if not isinstance(name, str) or not name:
-        raise BadUnit(f"{where}: expected file_name, which photo it is, found {name!r}")
-    match = _PHOTO.fullmatch(Path(name).stem)
-    return match[1] if match else Path(name).stem
+        raise BadUnit(f"{where}: expected file_name, which photo it is, found {shown(name)}")
+    stem = bounded(Path(name).stem)
+    match = _PHOTO.fullmatch(stem)
+    return match[1] if match else stem
 
 
 def _encoded(where: str, cell: Any) -> bytes:

@@ -179,7 +179,7 @@ def _listed(root: Path) -> tuple[_Listed, ...]:
         if match is None:
             raise ValueError(
                 f"{_list_file(root)}: expected pair names like 000001-SRC-TRG:category, found "
-                f"{name!r}"
+                f"{shown(name)}"
             )
         pair = _Listed(name, match["source"], match["target"], match["category"])
         by_category.setdefault(pair.category, []).append(pair)
@@ -281,7 +281,7 @@ def _read_annotation(root: Path, pair: _Listed) -> tuple[_Marked, _Marked]:
 def _side(root: Path, pair: _Listed, path: Path, fields: dict[str, Any], prefix: str) -> _Marked:
     photo = fields.get(f"{prefix}_imname")
     if not isinstance(photo, str) or not is_plain(photo):
-        raise BadUnit(f"{path}: expected {prefix}_imname, a file name, found {photo!r}")
+        raise BadUnit(f"{path}: expected {prefix}_imname, a file name, found {shown(photo)}")
     xy = _numbers(path, fields, f"{prefix}_kps").reshape(-1, 2)
     size = _numbers(path, fields, f"{prefix}_imsize", at_least=2)[:2]
     box = _numbers(path, fields, f"{prefix}_bndbox", at_least=4)[:4]

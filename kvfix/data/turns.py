@@ -36,7 +36,7 @@ def turn_size(size: tuple[int, int], turn: int) -> tuple[int, int]:
 def turn_mask(mask_HW: np.ndarray, turn: int) -> np.ndarray:
     """A mask of the stored photo, on the photo as it is shown."""
     if turn in _SWAP:
-        mask_HW = mask_HW.T
+        mask_HW = mask_HW.swapaxes(0, 1)
     flip_y, flip_x = turn in (3, 4, 7, 8), turn in (2, 3, 6, 7)
     return np.ascontiguousarray(mask_HW[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+from kvfix.data.left_out import MOST
 from kvfix.data.training.forms import Read, pictures, read_record
 from kvfix.data.training.photos import Places
 from kvfix.data.training.record import Conversation
@@ -21,7 +22,7 @@ from kvfix.data.training.records import Record, Records, open_records
 from kvfix.data.units import BadUnit
 from kvfix.wording import shown
 
-MOST_BAD = 0.05  # share of records that may be bad
+MOST_BAD = MOST  # share of records that may be bad
 _SHOWN = 5  # bad records that an error quotes
 
 
