@@ -18,20 +18,12 @@ sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 from batches import IGNORE, Dealer, Lesson, answer_labels, collate, lesson_loss  # noqa: E402
 from card import marks  # noqa: E402
 from curriculum import Config, stages  # noqa: E402
-from dense import (  # noqa: E402
-    LETTERS,
-    Gallery,
-    Heads,
-    Marked,
-    cell_figure,
-    cell_letters,
-    dense_loss,
-    draw_picture,
-    label,
-)
+from dense import Heads, dense_loss  # noqa: E402
 from exam import Choices, Grade, choices, foreseen, grades, single_questions, written  # noqa: E402
+from gallery import LETTERS, Gallery, cell_figure, cell_letters, label  # noqa: E402
 from models import BUILDERS, Nano, build_nano  # noqa: E402
 from pictures import draw_lesson, draw_marks  # noqa: E402
+from PIL import Image  # noqa: E402
 from raster import Labels, Words, align_loss, sketch  # noqa: E402
 from stages import Pace, run_stage  # noqa: E402
 from told import draw_told  # noqa: E402
@@ -104,9 +96,9 @@ def test_words_of_cells_stand_where_image_tokens_would(onevision: Nano) -> None:
 
 def test_a_cells_words_are_its_objects_by_area_its_place_and_its_letter(nano: Nano) -> None:
     picture = render(SQUARE)
-    drawn = [("B", 80.0, 80.0)]
-    shown = Marked(SQUARE, mark(picture.image, drawn), picture.instance_HW, drawn)
-    truth = Labels(*(x[None] for x in label(shown)))
+    ink = cell_letters([("B", 80.0, 80.0)])
+    truth = Labels(*(x[None] for x in label(SQUARE, picture.instance_HW)))
+    truth = truth._replace(letters=torch.from_numpy(ink.letters)[None])
     weights_CV = Words(nano).of(truth)[0]
     np.testing.assert_allclose(weights_CV.norm(dim=-1), 1, atol=1e-4)
     tok = nano.processor.tokenizer
@@ -125,11 +117,18 @@ def test_a_cells_words_are_its_objects_by_area_its_place_and_its_letter(nano: Na
 
 def test_a_letter_is_labelled_where_its_ink_is() -> None:
     """The circle's centre in cell (2, 2), the ink up to its right, in (1, 2) and (1, 3)."""
-    letters = cell_letters([("C", 55.0, 45.0)], 160).reshape(8, 8)
+    ink = cell_letters([("C", 55.0, 45.0)])
+    letters = ink.letters.reshape(8, 8)
     number = 1 + LETTERS.index("C")
     assert letters[2, 2] == number
     assert set(zip(*np.nonzero(letters), strict=True)) <= {(2, 2), (1, 2), (1, 3), (2, 3)}
     assert (letters > 0).sum() >= 2 and set(np.unique(letters)) == {0, number}
+    changed = np.asarray(mark(Image.new("RGB", (160, 160)), [("C", 55.0, 45.0)])).any(-1)
+    y, x = np.nonzero(changed & (np.hypot(*(np.mgrid[:160, :160] - [[[45]], [[55]]])) > 7.7))
+    for row, column in np.argwhere(letters):
+        way = ink.ways.reshape(8, 8, 2)[row, column]
+        at = (way + np.array([column, row]) + 0.5) * 20 - 0.5
+        np.testing.assert_allclose(at, [x.mean(), y.mean()])
 
 
 def test_the_figure_of_a_cell_is_the_picture_in_small() -> None:
@@ -140,8 +139,7 @@ def test_the_figure_of_a_cell_is_the_picture_in_small() -> None:
 
 def test_each_early_stage_moves_its_own_part(nano: Nano) -> None:
     family = FAMILIES[nano.model.config.model_type]
-    gallery = Gallery(nano, "train", 2)
-    pixels, truth = gallery.batch(0, 2)
+    pixels, truth = Gallery("train", 2).batch(nano, 0, 2)
 
     def moved(loss: torch.Tensor) -> set[str]:
         nano.model.zero_grad()
@@ -161,7 +159,7 @@ def test_each_early_stage_moves_its_own_part(nano: Nano) -> None:
 
 def test_what_the_stages_look_at_is_what_the_language_model_gets(nano: Nano) -> None:
     """The raster of image tokens is, cell by cell, what capture finds at the projector."""
-    image = draw_picture("test", 5).image.resize((160, 160))
+    image = render(sample_scene(generator("test", 5, "recipe"))).image
     pixels = dict(nano.processor.image_processor([image], return_tensors="pt"))
     nano.model.eval()
     tokens = nano.look(nano.model, nano.crop(pixels))[0]
@@ -180,13 +178,18 @@ def test_what_the_stages_look_at_is_what_the_language_model_gets(nano: Nano) -> 
     )
 
 
-def test_a_pass_of_the_gallery_shows_every_picture_once(nano: Nano) -> None:
-    gallery = Gallery(nano, "train", 6)
+def test_a_pass_of_the_gallery_shows_every_picture_once_with_other_letters(nano: Nano) -> None:
+    gallery = Gallery("train", 6)
+    first, second = ([gallery.batch(nano, s + k, 2)[1] for s in range(3)] for k in (0, 3))
     one, two = (
-        [tuple(x) for s in range(3) for x in gallery.batch(s + k, 2)[1].centres.flatten(1).tolist()]
-        for k in (0, 3)
+        [tuple(x) for t in truth for x in t.centres.flatten(1).tolist()]
+        for truth in (first, second)
     )
     assert len(set(one)) == 6 and sorted(one) == sorted(two) and one != two
+    letters = [torch.cat([t.letters for t in truth]).sum() for truth in (first, second)]
+    assert letters[0] != letters[1]
+    pixels, again = (gallery.batch(nano, 4, 2)[0]["pixel_values"] for _ in "12")
+    torch.testing.assert_close(pixels, again, rtol=0, atol=0)
 
 
 def test_the_vocabulary_has_whole_words_and_single_letters(nano: Nano) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from gallery import Labels
 from models import CELLS, Nano
 from PIL import Image
-from raster import Labels, sketch, words_of
+from raster import sketch, words_of
 from turns import Shown
 
 from kvfix.data.talk import Turn

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 from batches import Dealer, Lesson, lesson_loss
-from dense import Gallery, Heads, dense_loss, examine_dense
+from dense import Heads, dense_loss, examine_dense
 from exam import measure
+from gallery import Gallery
 from models import Nano
 from pictures import draw_lesson
 from raster import align_loss, examine_align
@@ -59,11 +60,11 @@ def _parameters(model: nn.Module, *, language: bool) -> list[nn.Parameter]:
 def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> Stage:
     """The tower labels cells; the heads are thrown away."""
     train, val = galleries
-    width = nano.see(nano.model, train.batch(0, 1)[0]).shape[-1]
+    width = nano.see(nano.model, train.batch(nano, 0, 1)[0]).shape[-1]
     heads = Heads(width)
 
     def loss(step: int) -> torch.Tensor:
-        pixels, truth = train.batch(step, c.dense_batch)
+        pixels, truth = train.batch(nano, step, c.dense_batch)
         return dense_loss(heads(nano.see(nano.model, pixels)), truth)
 
     return Stage(
@@ -116,7 +117,7 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
         "align",
         c.align_steps,
         c.align_lr,
-        lambda step: align_loss(nano, *train.batch(step, c.align_batch)),
+        lambda step: align_loss(nano, *train.batch(nano, step, c.align_batch)),
         lambda: examine_align(nano, val),
         {"model": nano.model},
         _parameters(nano.model, language=False),
@@ -168,11 +169,11 @@ def exam_lessons(split: str, n: int, turns: int) -> list[Lesson]:
     ]
 
 
-def galleries_of(c: Config, nano: Nano, states: Path) -> tuple[Gallery, Gallery]:
+def galleries_of(c: Config, states: Path) -> tuple[Gallery, Gallery]:
     """The pictures of the first stages, painted once and kept beside the states."""
-    path = states / f"gallery-{c.family}-{c.gallery}.pt"
+    path = states / f"gallery-{c.gallery}.pt"
     if not path.exists():
-        painted = Gallery(nano, "train", c.gallery), Gallery(nano, "val", max(c.gallery // 40, 8))
+        painted = Gallery("train", c.gallery), Gallery("val", max(c.gallery // 40, 8))
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(painted, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
@@ -182,8 +183,8 @@ def galleries_of(c: Config, nano: Nano, states: Path) -> tuple[Gallery, Gallery]
 def stages(c: Config, nano: Nano, states: Path) -> dict[str, Callable[[], Stage]]:
     """How to make each stage, in order; made when its turn comes, for pictures take time."""
     return {
-        "dense": lambda: dense_stage(c, nano, galleries_of(c, nano, states)),
+        "dense": lambda: dense_stage(c, nano, galleries_of(c, states)),
         "told": lambda: told_stage(c, nano),
-        "align": lambda: align_stage(c, nano, galleries_of(c, nano, states)),
+        "align": lambda: align_stage(c, nano, galleries_of(c, states)),
         "talk": lambda: talk_stage(c, nano),
     }

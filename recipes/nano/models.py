@@ -341,6 +341,26 @@ def lay_out_places(model: Any) -> None:
             table.weight[-len(places) :] = 0.5 * places  # CLIP's first is its class token
 
 
+def lay_out_pixels(model: Any) -> None:
+    """Start a tower with large patches so that it sees redness at every pixel, the rest coarsely.
+
+    Marks are drawn in pure red with lines of one pixel, which random mixtures of a patch's pixels
+    would bury under the picture.
+    """
+    for name, conv in model.named_modules():
+        if not name.endswith("vision_tower.embeddings.patch_embedding"):
+            continue
+        fine = torch.eye(PATCH**2).view(PATCH**2, 1, PATCH, PATCH)
+        red = fine * torch.tensor([1.0, -0.5, -0.5]).view(1, 3, 1, 1)
+        points = PATCH // 2
+        coarse = torch.eye(points**2).view(points**2, 1, points, points)
+        coarse = coarse.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
+        colours = torch.cat([coarse * torch.eye(3)[k].view(1, 3, 1, 1) for k in range(3)])
+        laid = torch.cat([red, colours]) * 0.3
+        with torch.no_grad():
+            conv.weight[: len(laid)] = laid
+
+
 def build_nano(family: str, *, seed: int) -> Nano:
     """A random nano of one family.
 
@@ -352,6 +372,7 @@ def build_nano(family: str, *, seed: int) -> Nano:
     torch.manual_seed(seed)
     nano = BUILDERS[family]()
     lay_out_places(nano.model)
+    lay_out_pixels(nano.model)
     settings = nano.model.generation_config
     settings.eos_token_id = nano.processor.tokenizer.eos_token_id
     settings.pad_token_id = nano.processor.tokenizer.pad_token_id

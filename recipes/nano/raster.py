@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from dense import ATTRIBUTES, LETTERS, THINGS, Gallery, Labels, cell_shares
-from models import PATCH, SIDE, Nano
+from gallery import ATTRIBUTES, CELL_SIDE, LETTERS, THINGS, Gallery, Labels, cell_shares
+from models import Nano
 from turns import Shown
 
 from kvfix.data.shapes import silhouette
@@ -46,8 +46,7 @@ class Words:
         ]
         self.of_letter = torch.stack([nothing, *(_word(tok, w) for w in LETTERS)])
         self.ground_V = _word(tok, "ground")
-        side = SIDE // PATCH
-        third = [(i * 3 + 1) // side for i in range(side)]
+        third = [(i * 3 + 1) // CELL_SIDE for i in range(CELL_SIDE)]
         rows, columns = (torch.stack([_word(tok, w) for w in ws]) for ws in (ROWS, COLUMNS))
         self.place_CV = (rows[third][:, None] + columns[third][None]).flatten(0, 1)
 
@@ -70,15 +69,14 @@ def sketch(shown: Shown) -> Labels:
         instance_HW[silhouette(t.shape, centre, t.radius * SKETCH, t.angle, SKETCH)] = i + 1
         for k, (name, words) in enumerate(ATTRIBUTES.items()):
             things[0, i + 1, k] = 1 + words.index(getattr(t, name))
-    side = SIDE // PATCH
-    letters = torch.zeros(1, side, side, dtype=torch.uint8)
+    letters = torch.zeros(1, CELL_SIDE, CELL_SIDE, dtype=torch.uint8)
     for letter, x, y in shown.marks:
         for dx, dy in ((0.0, 0.0), BESIDE):
-            row, column = (int(np.clip(c * side, 0, side - 1)) for c in (y + dy, x + dx))
+            row, column = (int(np.clip(c * CELL_SIDE, 0, CELL_SIDE - 1)) for c in (y + dy, x + dx))
             letters[0, row, column] = 1 + LETTERS.index(letter)
     shares = torch.from_numpy(cell_shares(instance_HW))[None]
     none = torch.zeros(0)
-    return Labels(shares, things, none, none, letters.flatten(1))
+    return Labels(shares, things, none, none, letters.flatten(1), none)
 
 
 @lru_cache(maxsize=4)
@@ -119,7 +117,7 @@ def examine_align(nano: Nano, gallery: Gallery) -> AlignGrade:
     words, table_VD = words_of(nano), nano.model.get_input_embeddings().weight
     right: dict[str, list[torch.Tensor]] = {name: [] for name in AlignGrade._fields}
     for start in range(0, gallery.n, 64):
-        pixels, truth = gallery.take(np.arange(start, min(start + 64, gallery.n)))
+        pixels, truth = gallery.take(nano, np.arange(start, min(start + 64, gallery.n)), seed=start)
         right["error"].append(align_loss(nano, pixels, truth)[None])
         tokens_BCD = nano.look(nano.model, pixels)
         share_BC, mostly_BC = truth.shares.float().max(-1)
