@@ -43,23 +43,15 @@ class Weights:
 
     def sha256(self) -> str:
         """Of the files one after the other; of config and seed for random weights."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        """Hashed once: that takes half a minute for 16 GB."""
         if self.seed is not None:
             text = f"random weights {self.seed}\n{json.dumps(self.config, sort_keys=True)}"
             return hashlib.sha256(text.encode()).hexdigest()
         return sha256_of(self.files)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A PEFT adapter folder."""
-
-    folder: Path
-    file: Path
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of its weights, and of a gate beside them."""
-        return sha256_of([self.file, *self.folder.glob(GATE)])
 
 
 def sha256_of(files: Iterable[Path]) -> str:
@@ -107,20 +99,37 @@ def locate(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
         raise FileNotFoundError(
             f"{id_or_dir}: expected a folder or a hub id (owner/name), found neither"
         )
+    patterns = [p for p in _HUB_FILES if weights or p != "*.safetensors"]
+    ignore = ["original/*", "consolidated*"]
+    cached = fetch(id_or_dir, patterns=patterns, ignore=ignore, what="model")
+    return cached, cached.name
+
+
+def fetch(name: str, *, patterns: list[str], ignore: list[str], what: str) -> Path:
+    """Files of a hub repository, downloaded unless cached.
+
+    Args:
+        name: owner/name.
+        patterns: Of the files wanted.
+        ignore: Of files among them that are not.
+        what: What it should be, for the message.
+
+    Returns:
+        A folder; its name is the commit.
+
+    Raises:
+        FileNotFoundError: The hub did not give it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [p for p in _HUB_FILES if weights or p != "*.safetensors"]
     try:
-        cached = snapshot_download(
-            id_or_dir, allow_patterns=patterns, ignore_patterns=["original/*", "consolidated*"]
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignore))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{id_or_dir}: expected a folder or a hub model, found no such folder, and the hub did "
+            f"{name}: expected a folder or a hub {what}, found no such folder, and the hub did "
             f"not give it: {cause(error)}"
         ) from error
-    return Path(cached), Path(cached).name
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -136,8 +145,8 @@ def read_json(file: Path) -> dict[str, Any]:
         )
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, found {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON, found {cause(error)}") from error
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -299,53 +308,6 @@ def _quantization(
         bnb_4bit_quant_storage=compute,  # same numbers; ZeRO-3 partitions floating tensors only
         llm_int8_skip_modules=skip,
     )
-
-
-def add_adapter(model: Any, folder: str) -> tuple[Any, Adapter]:
-    """Wrap a model with a PEFT LoRA adapter that is sure to do something.
-
-    Raises:
-        FileNotFoundError: No such folder or file.
-        ValueError: Not a LoRA adapter, a key that the model lacks or the adapter lacks, or a
-            `lora_B` that is all zero.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise FileNotFoundError(f"{folder}: expected an adapter folder, found none")
-    kind = read_json(path / "adapter_config.json").get("peft_type")
-    if kind != "LORA":
-        raise ValueError(f"{path}: expected a LORA adapter, found {kind!r}")
-    file = path / "adapter_model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: expected adapter_model.safetensors, found no such file")
-    found = tensor_names(file)
-    _check_lora_b(file, found)
-    try:
-        wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=False)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"{path}: expected an adapter for this model, found {cause(error)}"
-        ) from error
-    expected = set(get_peft_model_state_dict(wrapped))
-    for what, keys in (("missing", expected - found), ("unexpected", found - expected)):
-        if keys:
-            raise ValueError(
-                f"{file}: expected the adapter's keys to be this model's, found {len(keys)} "
-                f"{what}: {min(keys)}; was it trained on another model or transformers version?"
-            )
-    return wrapped, Adapter(folder=path, file=file)
-
-
-def _check_lora_b(file: Path, names: set[str]) -> None:
-    """Refuse a `lora_B` of zeros, with which a module is what it was."""
-    with safe_open(file, framework="pt") as tensors:
-        for name in sorted(names):
-            if "lora_B" in name and not tensors.get_tensor(name).any():
-                raise ValueError(
-                    f"{file}: expected trained weights, found {name} all zero: it changes nothing"
-                )
 
 
 def _given(**options: Any) -> dict[str, Any]:

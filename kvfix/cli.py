@@ -44,7 +44,10 @@ app.command()(plan)
 app.command()(merge)
 
 Model = Annotated[str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")]
-Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA folder to load on top.")]
+Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA folder or hub id to load on top.")]
+ForceAdapter = Annotated[
+    bool, typer.Option("--force-adapter", help="Load an adapter of another model, too.")
+]
 Processor = Annotated[
     str | None,
     typer.Option(help="Hub id or folder of a processor. Default: the model's own."),
@@ -83,6 +86,7 @@ def diagnose(
     model: Model = None,
     adapter: Adapter = None,
     processor: Processor = None,
+    force_adapter: ForceAdapter = False,
     data: Data = None,
     task: Task = None,
     only: Annotated[
@@ -113,6 +117,7 @@ def diagnose(
         model=model,
         adapter=adapter,
         processor=processor,
+        force_adapter=force_adapter,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
         only=tuple(only or PARTS),
@@ -137,6 +142,7 @@ def evaluate(
     model: Model = None,
     adapter: Adapter = None,
     processor: Processor = None,
+    force_adapter: ForceAdapter = False,
     data: Data = None,
     task: Task = None,
     site: Annotated[
@@ -183,6 +189,7 @@ def evaluate(
         model=model,
         adapter=adapter,
         processor=processor,
+        force_adapter=force_adapter,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
         sites=tuple(site or SITES),

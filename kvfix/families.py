@@ -27,6 +27,7 @@ from kvfix.layout import (
     raster_layout,
     tile_layout,
 )
+from kvfix.naming import LLAVA_NAMES, QWEN_NAMES, Naming
 from kvfix.processor_fields import (
     Field,
     llava_fields,
@@ -66,6 +67,7 @@ class Family:
         pixels: Last sizes of `pixel_values` that the tower takes, from the config; empty: any.
         upstream: A repository that holds such a model with its processor, for messages.
         grids: Patch grids by size, config, processor and pixel limits; None: the config's tiles.
+        old_names: What its modules were called before, newest first; adapters keep such names.
     """
 
     model_type: str
@@ -84,6 +86,7 @@ class Family:
     pixels: Callable[[Any], tuple[int, ...]]
     upstream: str
     grids: Callable[[Sequence[tuple[int, int]], Any, Any, PixelLimits], Tensor] | None = None
+    old_names: tuple[Naming, ...] = ()
 
     def lora_targets(self, config: Any, *parts: str) -> str:
         """One regex for PEFT's `target_modules`; it matches full names, so nothing leaks elsewhere.
@@ -298,6 +301,7 @@ def _llava_like(
         fields=fields,
         pixels=square_pixels,
         upstream=upstream,
+        old_names=LLAVA_NAMES,
     )
 
 
@@ -343,5 +347,6 @@ FAMILIES: dict[str, Family] = {
         pixels=patch_pixels,
         upstream="Qwen/Qwen2.5-VL-7B-Instruct",
         grids=limited_grids,
+        old_names=QWEN_NAMES,
     ),
 }

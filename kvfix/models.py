@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvfix import checkpoint
+from kvfix import adapters, checkpoint
 from kvfix.edges import Edit, no_edits
 from kvfix.families import FAMILIES, Family, check_language_model, family_of, submodule
 from kvfix.processors import load_processor, processor_sha256
@@ -53,7 +54,7 @@ class Mlm:
     processor: Any = field(repr=False)
     family: Family = field(repr=False)
     weights: checkpoint.Weights = field(repr=False)
-    adapter: checkpoint.Adapter | None
+    adapter: adapters.Adapter | None
     dtype: torch.dtype
     edits: Callable[[Encoded], Sequence[Edit]] = field(default=no_edits, repr=False)
     processor_id: str | None = None
@@ -107,6 +108,11 @@ class Mlm:
     def processor_sha256(self) -> str:
         """Of what in the processor can move a score."""
         return processor_sha256(self.processor)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its user has to know of it, a sentence each; they stand in run.json, too."""
+        return () if self.adapter is None else self.adapter.warnings
 
     @property
     def revision(self) -> str | None:
@@ -169,6 +175,7 @@ def load_mlm(
     id_or_dir: str,
     *,
     adapter: str | None = None,
+    force_adapter: bool = False,
     processor: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
@@ -180,7 +187,9 @@ def load_mlm(
 
     Args:
         id_or_dir: Hub id, or a folder (then no network is used).
-        adapter: PEFT LoRA folder.
+        adapter: PEFT LoRA folder, or hub id. What its user has to know, such as that it may be of
+            another model, is warned of and stands in `Mlm.warnings`.
+        force_adapter: Load an adapter that was trained on another model, too.
         processor: Hub id or folder whose processor is taken instead of the checkpoint's own.
         dtype: "auto" is the checkpoint's own.
         device: As torch names it, or "auto" to spread over devices; None is the GPU if there is
@@ -200,11 +209,14 @@ def load_mlm(
             options that exclude each other.
     """
     _check_options(quant, random_weights, adapter)
+    found = None if adapter is None else adapters.find(str(adapter))
     weights = checkpoint.find(str(id_or_dir), weights=random_weights is None, seed=random_weights)
     where = str(weights.folder / "config.json")
     family = family_of(weights.config.get("model_type"), where=where)
     config = checkpoint.load_config(weights.folder)
     check_language_model(config.text_config.model_type, where=where)
+    if found is not None:
+        found = adapters.check_base(found, weights, name=str(id_or_dir), force=force_adapter)
     beside = weights.folder
     if processor is not None:
         beside, _ = checkpoint.locate(str(processor), weights=False)
@@ -217,17 +229,20 @@ def load_mlm(
         model = checkpoint.load_model(
             weights.folder, dtype=dtype, device=device, quant=quant, attn=attn, keep=keep
         )
-    loaded = None
     computed = model.dtype
-    if adapter is not None:
-        model, loaded = checkpoint.add_adapter(model, adapter)
+    if found is not None:
+        model, found = adapters.load(
+            model, found, processor=loaded_processor, known=family.old_names
+        )
+        for text in found.warnings:
+            warnings.warn(text, adapters.AdapterWarning, stacklevel=2)
     return Mlm(
         id=str(id_or_dir),
         model=model.eval(),
         processor=loaded_processor,
         family=family,
         weights=weights,
-        adapter=loaded,
+        adapter=found,
         dtype=computed,
         processor_id=None if processor is None else str(processor),
     )

@@ -116,7 +116,7 @@ def test_wrong_options_are_refused(load) -> None:
         ({"parts": ("lm", "lm")}, "each once"),
         ({"rank": 0}, "rank: expected a whole number of 1 or more"),
         ({"dropout": 1.0}, "dropout: expected a number of 0 or more and below 1"),
-        ({"only": "("}, "expected a regex in only"),
+        ({"only": "("}, "only: expected a regex"),
     ):
         with pytest.raises(ValueError, match=says):
             LoraOptions(**wrong)

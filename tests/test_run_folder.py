@@ -170,6 +170,7 @@ def test_cards_identify_model_and_data() -> None:
         sha256="aa",
         adapter=adapter,
         dtype=torch.bfloat16,
+        warnings=("may be of another model",),
         processor_id=None,
         processor_sha256="pp",
     )
@@ -181,6 +182,7 @@ def test_cards_identify_model_and_data() -> None:
         "adapter": "lora",
         "adapter_sha256": "bb",
         "dtype": "bfloat16",
+        "warnings": ["may be of another model"],
         "processor": None,
         "processor_sha256": "pp",
     }

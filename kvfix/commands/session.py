@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,10 +12,12 @@ from typing import Any, Protocol
 
 import torch
 
+from kvfix.adapters import AdapterWarning
 from kvfix.models import Mlm, load_mlm
 from kvfix.repair.gate import gated
 from kvfix.report.fingerprint import model_fingerprint
 from kvfix.shipped import nano_dir
+from kvfix.terminal import note
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class ModelOptions:
     """How a command line asks for a model."""
 
     model: str | None = None  # hub id or folder; None: the shipped nano
-    adapter: str | None = None  # PEFT folder
+    adapter: str | None = None  # PEFT folder or hub id
+    force_adapter: bool = False  # although it was trained on another model
     dtype: str = "auto"
     device: str | None = None
     quant: str | None = None
@@ -46,15 +50,20 @@ class ModelOptions:
             ValueError: options or files that do not fit; see `load_mlm`.
             FileNotFoundError: no such folder, or it lacks a file.
         """
-        mlm = load_mlm(
-            self.model or str(nano_dir()),
-            adapter=self.adapter,
-            dtype=self._dtype(),
-            device=self.device,
-            quant=self.quant,
-            attn=self.attn,
-            processor=self.processor,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AdapterWarning)  # shown below, as lines of ours
+            mlm = load_mlm(
+                self.model or str(nano_dir()),
+                adapter=self.adapter,
+                force_adapter=self.force_adapter,
+                dtype=self._dtype(),
+                device=self.device,
+                quant=self.quant,
+                attn=self.attn,
+                processor=self.processor,
+            )
+        for text in mlm.warnings:
+            note(text)
         return gated(mlm)
 
     def load_random(self, seed: int) -> Mlm:

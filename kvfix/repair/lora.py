@@ -16,6 +16,7 @@ from torch import nn
 
 from kvfix.bounds import check_numbers, number
 from kvfix.models import Mlm
+from kvfix.patterns import Pattern
 from kvfix.quantised import quantised
 from kvfix.repair.quant import Setup, check_setup
 
@@ -53,10 +54,7 @@ class LoraOptions:
             raise ValueError(
                 f"expected parts out of {', '.join(PARTS)}, each once, found {list(self.parts)}"
             )
-        try:
-            re.compile(self.only)
-        except re.error as error:
-            raise ValueError(f"expected a regex in only, found {self.only!r}: {error}") from None
+        Pattern(self.only, what="only")
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,11 @@ def match_modules(mlm: Mlm, options: LoraOptions) -> dict[str, tuple[str, ...]]:
     linear = [name for name, module in mlm.base.named_modules() if isinstance(module, nn.Linear)]
     modules = {}
     for part in options.parts:
-        pattern = _pattern(mlm, options, part)
-        modules[part] = tuple(name for name in linear if re.fullmatch(pattern, name))
-        if not modules[part]:
+        names = [name for name in linear if re.fullmatch(mlm.lora_targets(part), name)]
+        if options.only:
+            names = Pattern(options.only, what="only").matching(names)
+        modules[part] = tuple(names)
+        if not names:
             only = f" and only={options.only!r}" if options.only else ""
             raise ValueError(
                 f"expected modules of the {part} to adapt, found none that match "
@@ -146,10 +146,11 @@ def match_modules(mlm: Mlm, options: LoraOptions) -> dict[str, tuple[str, ...]]:
     return modules
 
 
-def _pattern(mlm: Mlm, options: LoraOptions, *parts: str) -> str:
-    """The family's targets, narrowed; PEFT, too, matches full names."""
-    targets = mlm.lora_targets(*parts)
-    return f"(?=(?:{options.only})$)(?:{targets})" if options.only else targets
+def _targets(mlm: Mlm, options: LoraOptions, modules: dict[str, tuple[str, ...]]) -> str:
+    """A regex for PEFT, which matches full names with `re`; never one that a user wrote."""
+    if not options.only:
+        return mlm.lora_targets(*options.parts)
+    return "|".join(re.escape(name) for names in modules.values() for name in names)
 
 
 def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> Attached:
@@ -184,7 +185,7 @@ def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> A
         lora_dropout=options.dropout,
         use_rslora=options.rslora,
         use_dora=options.dora,
-        target_modules=_pattern(mlm, options, *options.parts),
+        target_modules=_targets(mlm, options, modules),
         bias="none",
     )
     with torch.random.fork_rng():

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import PrinterCallback
 
+from kvfix import adapters
 from kvfix.data.examples import Examples
 from kvfix.repair.batch import Batch, Collator
 from kvfix.repair.gradients import GradientProbe
@@ -171,23 +172,19 @@ class RepairTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Adapter, heads and gate of `save_model`; nothing may be missing."""
-        from peft import set_peft_model_state_dict
-
         folder = Path(resume_from_checkpoint)
-        loaded: Any = set_peft_model_state_dict(
-            self.repair.model, load_file(folder / "adapter_model.safetensors")
-        )
-        lost = [key for key in loaded.missing_keys if "lora_" in key]
+        adapters.restore(self.repair.model, folder)
         if heads := dict(self._heads()):
             beside: Any = self.repair.beside().load_state_dict(
                 load_file(folder / BESIDE), strict=False
             )
-            lost += [key for key in beside.missing_keys if key in heads]
-        if lost or loaded.unexpected_keys:
-            raise ValueError(
-                f"{folder}: expected this model's adapter, found {len(lost)} keys missing and "
-                f"{len(loaded.unexpected_keys)} unexpected; resume with the same config"
-            )
+            lost = [key for key in beside.missing_keys if key in heads]
+            if lost or beside.unexpected_keys:
+                raise ValueError(
+                    f"{folder / BESIDE}: expected this model's heads and gate, found {len(lost)} "
+                    f"tensors missing and {len(beside.unexpected_keys)} unexpected; resume with "
+                    "the same config"
+                )
 
     def _summed(self, x: Tensor) -> Tensor:
         """Over ranks."""

@@ -40,6 +40,7 @@ def model_card(mlm: Any) -> dict[str, Any]:
         "processor": mlm.processor_id,
         "processor_sha256": mlm.processor_sha256,
         "dtype": str(mlm.dtype).removeprefix("torch."),
+        "warnings": list(mlm.warnings),
     }
 
 

@@ -1,0 +1,20 @@
+"""Adapters: the one place that finds, checks and loads them, for every command and for training.
+
+`find` needs no model and comes before anything heavy is loaded; `load` puts the adapter on a model;
+`restore` puts saved weights back into the adapter that a training has attached.
+"""
+
+from kvfix.adapters.base import AdapterWarning, OtherBase, check_base
+from kvfix.adapters.folder import Adapter, find
+from kvfix.adapters.load import Loaded, load, restore
+
+__all__ = [
+    "Adapter",
+    "AdapterWarning",
+    "Loaded",
+    "OtherBase",
+    "check_base",
+    "find",
+    "load",
+    "restore",
+]

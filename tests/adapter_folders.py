@@ -1,0 +1,68 @@
+"""Adapters as people have them: made on a tiny model with PEFT, then spoilt or renamed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import steps
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from kvfix.models import Mlm, load_mlm
+
+LM = r"model\.language_model\.layers\.\d+\.self_attn\.[qv]_proj"
+PREFIX = "base_model.model."
+
+
+def logits(mlm: Mlm) -> torch.Tensor:
+    """At the last position of two prompts."""
+    with torch.no_grad():
+        return mlm.model(**mlm.encode(steps.prompts()).inputs).logits[:, -1]
+
+
+def make(base: Path, folder: Path, *, seed: int = 0, **lora: Any) -> torch.Tensor:
+    """Save an adapter with random weights; the logits that its model gives."""
+    mlm = load_mlm(str(base))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(mlm.base, LoraConfig(**({"r": 2, "target_modules": LM} | lora)))
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data.add_(noise.to(parameter) * 0.2)
+        model.save_pretrained(folder, save_embedding_layers=False)
+    return logits(Mlm(**(vars(mlm) | {"model": model.eval()})))
+
+
+def of_peft(base: Path, folder: Path) -> torch.Tensor:
+    """The logits that PEFT's own loading gives."""
+    mlm = load_mlm(str(base))
+    model = PeftModel.from_pretrained(mlm.base, str(folder))
+    return logits(Mlm(**(vars(mlm) | {"model": model.eval()})))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Set keys of adapter_config.json."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_tensors(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> None:
+    """Write other tensors."""
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def rename(folder: Path, then: Callable[[str], str]) -> None:
+    """Give every tensor the name that it had in an older library."""
+    change_tensors(
+        folder, lambda x: {PREFIX + then(n.removeprefix(PREFIX)): t for n, t in x.items()}
+    )
