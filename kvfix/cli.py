@@ -12,11 +12,11 @@ import typer
 from rich.text import Text
 
 import kvfix
+from kvfix.cli_data import data_app
 from kvfix.cli_repair import merge, plan
 from kvfix.cli_score import score_app
 from kvfix.terminal import (
     DONE,
-    FAILED,
     RichWatch,
     command_line,
     console,
@@ -37,7 +37,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="The datasets: what they look like on disk, what is wrong with yours.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
 app.add_typer(score_app, name="score", no_args_is_help=True)
 app.command()(plan)
@@ -337,33 +336,6 @@ def _show_comparison(record: dict, report: Path) -> None:
             )
             labelled("unmatched", "yellow", line)
     console.print(f"{record['seconds']:.0f} s. Report: {report}", soft_wrap=True)
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """Every dataset: tasks, size, source and the folder tree that is expected."""
-    from kvfix.data.catalog import describe
-
-    for row in describe():
-        console.print(Text.assemble((row.name, "bold"), f"  ({row.size})  --data {row.spec}"))
-        console.print(f"  tasks: {', '.join(row.tasks)}; split {row.split}")
-        console.print(f"  {row.source}")
-        console.print(Text(f"{row.tree}\n", "dim"))
-
-
-@data_app.command("check")
-def data_check(spec: Annotated[str, typer.Argument(help="NAME=DIR")]) -> None:
-    """Say in plain words what is missing or wrong in a dataset folder."""
-    from kvfix.data.catalog import check, notes
-
-    problems = check(spec)
-    for problem in problems:
-        console.print(f"- {problem}")
-    if problems:
-        raise SystemExit(FAILED)
-    for line in notes(spec):
-        console.print(f"note: {line}")
-    console.print(f"{spec}: complete")
 
 
 def main() -> None:

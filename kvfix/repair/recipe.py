@@ -199,7 +199,7 @@ def _examples(recipe: Recipe, launch: Launch) -> Examples:
 
 def _bad(recipe: Recipe, lines: Conversations) -> list[Bad]:
     """Conversations that training would stop at: all ranks leave them out alike."""
-    proof = Proof(collator_of(recipe.model or str(nano_dir())))
+    proof = Proof(collator_of(recipe.model or str(nano_dir()), recipe.processor or None))
     with RichWatch().phase("looking at the data", len(lines)) as tick:
         return verify(lines, look=proof, tick=tick)
 

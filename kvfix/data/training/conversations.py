@@ -88,11 +88,14 @@ class Conversations(Sequence[Conversation]):
             )
         return replace(found, id=name)
 
-    def without(self, bad: Sequence[tuple[int, str]]) -> Conversations:
+    def without(
+        self, bad: Sequence[tuple[int, str]], *, most_bad: float = MOST_BAD
+    ) -> Conversations:
         """Leave out some more.
 
         Args:
             bad: Index of each, and why.
+            most_bad: Share of records that may be bad.
 
         Raises:
             ValueError: More than 5 % of all records are left out then.
@@ -101,7 +104,7 @@ class Conversations(Sequence[Conversation]):
         lines = [BadLine(int(self.numbers[i]), why, self.records.unit) for i, why in bad]
         kept = self._some([i for i in range(len(self)) if i not in lost])
         kept = replace(kept, bad=tuple(sorted((*self.bad, *lines))))
-        refuse_many(kept.name, kept.bad, len(kept))
+        refuse_many(kept.name, kept.bad, len(kept), most_bad)
         return kept
 
     def _some(self, chosen: Collection[int]) -> Conversations:
@@ -119,7 +122,7 @@ def read_conversations(
         source: A JSONL file, a JSON list, a parquet or Arrow file, a folder of them or of
             `save_to_disk`, or a hub id.
         images: Folder that image names are relative to; None for the file's own.
-        most_bad: Share of records that may be bad.
+        most_bad: Share of records that may be bad; 1: none need be good.
 
     Raises:
         FileNotFoundError: No such file.
@@ -231,7 +234,7 @@ def refuse_many(name: str, bad: Sequence[BadLine], good: int, most: float = MOST
     Raises:
         ValueError: More bad records than that, or no good one.
     """
-    if good and len(bad) <= most * (good + len(bad)):
+    if most >= 1 or (good and len(bad) <= most * (good + len(bad))):
         return
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     raise ValueError(

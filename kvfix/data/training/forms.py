@@ -41,6 +41,22 @@ FORMS = (  # the first that fits
     Form("ms-swift query and response", swift.fits, swift.read, swift.KEYS),
     Form("LLaMA-Factory and ms-swift", llamafactory.fits, llamafactory.read, llamafactory.KEYS),
 )
+TREE = """\
+FILE is a JSONL file, a JSON list, a parquet or Arrow file; or a folder of those or of
+save_to_disk, or the id of a hub dataset. Records, id optional, of these forms (their names are
+printed) and any mix of them:
+  kvfix         {"id", "images": [..], "messages": [{"role", "content": "<image>.."}, ..],
+                 "masks": [..], "points": [..], "sub_task"}; the last three optional
+  LLaVA         {"image": NAME or [..], "conversations": [{"from", "value": "<image>.."}, ..]}
+  LLaMA-Factory {"images": [..], "conversations": [{"from", "value"}, ..], "system"}
+  and ms-swift  {"images": [..], "messages": [{"role", "content", "loss"}, ..], "system"}
+  ms-swift      {"images": [..], "query", "response", "history": [[.., ..], ..], "system"}
+  TRL           {"images": [..], "messages": [{"role", "content": [{"type": "image"},
+                 {"type": "text", "text"}, ..]}, ..]}
+                {"images": [..], "prompt": [..], "completion": [..]}
+An image is a file's name, absolute or below the folder of FILE (images=DIR: another one), a data
+URI, or an object of path or bytes; nothing is fetched from a network.
+"""
 EXPECTED = (
     "expected messages (of role and content), conversations (of from and value), query and "
     "response, or prompt and completion"

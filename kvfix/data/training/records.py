@@ -134,6 +134,8 @@ def open_records(name: str) -> tuple[Records, Path]:
         FileNotFoundError: No such file, folder or dataset.
         ValueError: A folder or file that holds no records.
     """
+    if not name:
+        raise FileNotFoundError("expected a file, folder or hub id of training data, found none")
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix in TABLES:
