@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kvfix.quantised import abilities, quantised
+from kvfix.quiet import no_bars
 from kvfix.wording import cause
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -238,19 +239,20 @@ def load_model(
             f"quantised by {already.method}; leave quant out"
         )
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map="auto" if device == "auto" else {"": pick_device(device)},
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **_given(
-                attn_implementation=attn,
-                quantization_config=_quantization(quant, dtype, folder, keep),
-            ),
-        )
+        with no_bars():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map="auto" if device == "auto" else {"": pick_device(device)},
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **_given(
+                    attn_implementation=attn,
+                    quantization_config=_quantization(quant, dtype, folder, keep),
+                ),
+            )
     except Exception as error:
         if already is None:
             raise

@@ -84,7 +84,7 @@ def quantised(config: Any) -> Quantised | None:
 def without_quantisation(config: Any) -> Any:
     """A copy of a config of the same model before it was quantised."""
     plain = copy.deepcopy(config)
-    for part in (plain, getattr(plain, "text_config", None)):
+    for part in (plain, getattr(plain, "text_config", plain)):
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
     return plain

@@ -16,6 +16,7 @@ from torch import Tensor
 from kvfix import checkpoint
 from kvfix.families import processed_view
 from kvfix.layout import Layout, PixelView, tile_layout
+from kvfix.quiet import no_bars
 from kvfix.towers import TOWERS
 
 
@@ -150,9 +151,10 @@ def load_reference_encoder(
         )
     encoder = ENCODERS[kind]
     options = {"local_files_only": True, "trust_remote_code": False}
-    model, info = getattr(transformers, encoder.classname).from_pretrained(
-        weights.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-    )
+    with no_bars():
+        model, info = getattr(transformers, encoder.classname).from_pretrained(
+            weights.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(

@@ -22,6 +22,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from kvfix.launchers import refusal
+from kvfix.quiet import quiet
 from kvfix.wording import cause
 
 # Control codes of both kinds but tab and line feed, marks that turn the direction of writing or
@@ -160,7 +161,7 @@ def guarded(run: Callable[[], object]) -> None:
         SystemExit: with the exit code, however the command ended.
     """
     try:
-        with _warnings_as_notes():
+        with quiet(), _warnings_as_notes():
             run()
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
