@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from kvfix.quantised import abilities, quantised
 from kvfix.quiet import no_bars
+from kvfix.strangers import not_a_checkpoint, original_llava
 from kvfix.wording import cause
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -75,10 +76,15 @@ def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
 
     Raises:
         FileNotFoundError: No such folder, no config.json, or no weights.
-        ValueError: Weights in another format than safetensors, or a config.json that is no JSON.
+        ValueError: Weights in another format than safetensors, a config.json that is no JSON, or
+            one of the original LLaVA code.
     """
     folder, revision = locate(id_or_dir, weights=weights)
+    if not (folder / "config.json").is_file() and (why := not_a_checkpoint(folder)):
+        raise FileNotFoundError(f"{folder}: {why}")
     config = read_json(folder / "config.json")
+    if why := original_llava(config, id_or_dir):
+        raise ValueError(f"{folder / 'config.json'}: {why}")
     files = _weight_files(folder) if weights else ()
     return Weights(folder=folder, files=files, config=config, revision=revision, seed=seed)
 
@@ -96,6 +102,8 @@ def locate(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
     folder = Path(id_or_dir).expanduser()
     if folder.is_dir():
         return folder, None
+    if folder.is_file() and (why := not_a_checkpoint(folder)):
+        raise FileNotFoundError(f"{id_or_dir}: {why}")
     if not _HUB_ID.fullmatch(id_or_dir):
         raise FileNotFoundError(
             f"{id_or_dir}: expected a folder or a hub id (owner/name), found neither"

@@ -37,6 +37,8 @@ from kvfix.processor_fields import (
     qwen2_5_vl_fields,
     square_pixels,
 )
+from kvfix.strangers import model_type_hint
+from kvfix.wording import shown
 
 # Language models whose cache holds the outputs of v_proj and, after plain RoPE, of k_proj. Others
 # (Qwen3 normalises keys, Phi fuses projections) attend to something else than the hooks would read.
@@ -139,7 +141,7 @@ def family_of(model_type: str | None, *, where: str) -> Family:
     if model_type not in FAMILIES:
         raise ValueError(
             f"{where}: expected model_type to be one of {', '.join(sorted(FAMILIES))}, found "
-            f"{model_type!r}"
+            f"{shown(model_type)}{model_type_hint(model_type)}"
         )
     return FAMILIES[model_type]
 

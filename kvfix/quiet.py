@@ -37,6 +37,11 @@ WARNINGS = (
         "peft 0.21.2 asks for it whenever it wraps a model; delete when peft asks for "
         "is_activation_checkpointing",
     ),
+    Warned(
+        "Found missing adapter keys while loading the checkpoint",
+        UserWarning,
+        "kvfix looks at the missing keys itself and refuses the adapter",
+    ),
 )
 LOG_LINES = (
     Logged("DeepSpeed", "Setting accelerator to CPU.", "the device is in the run's own record"),

@@ -14,6 +14,7 @@ from kvfix.processors import load_processor
 from kvfix.quantised import stored_bytes
 from kvfix.repair.plan import Memory, Plan, PlanOptions, make_plan
 from kvfix.shipped import nano_dir
+from kvfix.strangers import original_llava
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,16 @@ def plan(options: Options) -> Plan:
 
     name = options.model or str(nano_dir())
     file, beside, stored = Path(name).expanduser(), None, None
-    if file.is_file():
-        checkpoint.read_json(file)  # its message before transformers'
+    if file.is_file() and file.suffix == ".json":
+        raw = checkpoint.read_json(file)  # its message before transformers'
+        if why := original_llava(raw, name):
+            raise ValueError(f"{name}: {why}")
+        family_of(raw.get("model_type"), where=name)
         config = AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     else:
-        folder = checkpoint.find(name, weights=False).folder
+        found = checkpoint.find(name, weights=False)
+        folder = found.folder
+        family_of(found.config.get("model_type"), where=name)
         config = checkpoint.load_config(folder)
         stored = stored_bytes(folder)
         beside = folder if any(folder.glob("*processor_config.json")) else None
