@@ -99,26 +99,49 @@ def score_blink(
 
 @score_app.command("davis")
 def score_davis(
-    pred: Annotated[Path, typer.Option(help="Results: <sequence>/<frame>.png, labels as pixels.")],
-    gt: Annotated[Path, typer.Option(help="DAVIS folder (val), or <sequence>/<frame>.png.")],
+    pred: Annotated[
+        Path,
+        typer.Option(help="Results: <sequence>/<frame>.png, or <sequence>/<object>/<frame>.png."),
+    ],
+    gt: Annotated[Path, typer.Option(help="DAVIS folder (val), or masks like the results.")],
+    year: Annotated[
+        Literal[2016, 2017] | None,
+        typer.Option(help="Edition. Default: by the truth's list of val, else by its first mask."),
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """J, F, recall and decay of DAVIS-2017, semi-supervised.
+    """J, F, recall and decay of DAVIS-2017 or DAVIS-2016, semi-supervised.
 
+    Results are labels as pixels, or a folder of masks for each object (001,
+    002, ..., as SAM 2 writes them with --per_obj_png_file; of overlapping
+    ones the lower label counts).
     The first and the last frame do not count and need no result.
-    Void (255) of the truth is background.
-    The objects are those of the truth's first frame: one that the results
-    lack scores as an empty mask, a label beyond them is an error.
+    2017: void (255) of the truth is background. The objects are those of the
+    truth's first frame: one that the results lack scores as an empty mask, a
+    label beyond them is an error.
+    2016: 255, or any label, is the one object of a sequence.
     """
+    from kvfix.commands.score_davis import DavisOptions
     from kvfix.commands.score_davis import score_davis as run
-    from kvfix.commands.score_record import Options
     from kvfix.report.scores import davis_notes, davis_table
 
-    options = Options(pred, gt, out, seed)
+    options = DavisOptions(pred, gt, out, seed, year)
     outcome = _run(lambda: run(options, command=command_line(), watch=RichWatch()))
     _show(outcome, davis_table(outcome.record), davis_notes(outcome.record), as_json)
+
+
+@score_app.command("davis2016")
+def score_davis2016(
+    pred: Annotated[Path, typer.Option(help="Results: <sequence>/<frame>.png, one object.")],
+    gt: Annotated[Path, typer.Option(help="DAVIS folder (val of 2016), or masks alike.")],
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The same as `davis --year 2016`: one object a sequence, whatever the truth's labels are."""
+    score_davis(pred, gt, 2016, out, seed, as_json)
 
 
 @score_app.command("spair")

@@ -9,8 +9,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import call
+from PIL import Image
 
 pytestmark = pytest.mark.shared
 
@@ -57,3 +59,18 @@ def test_the_rule_before_the_change_reads_none_of_them() -> None:
         *("--answers", folder / "answers.json", "--profile", "lmms-eval@before-1435", "--json"),
     )
     assert done.code == 0 and json.loads(done.out)["correct"] == 0
+
+
+def test_masks_in_a_folder_for_each_object_are_read(tmp_path: Path) -> None:
+    """Against label maps made of the same masks everything is right."""
+    case = CASES / "davis_per_object"
+    for mask in (case / "blackswan/001").glob("*.png"):
+        with Image.open(mask) as image:
+            labels_HW = (np.asarray(image) > 0).astype(np.uint8)
+        path = tmp_path / "truth/blackswan" / mask.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels_HW).save(path)
+    done = call("score", "davis", "--pred", case, "--gt", tmp_path / "truth", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["J&F-Mean"] == 1 and found["n_objects"] == 1

@@ -327,7 +327,7 @@ def test_specs_tasks_and_limits(davis: Path, spair: Path) -> None:
     ("specs", "options", "says"),
     [
         ([], {}, "at least one of scenes, davis2017"),
-        (["coco=x"], {}, "expected one of scenes, davis2017, spair71k, .*, found 'coco'"),
+        (["coco=x"], {}, "expected one of scenes, davis2017, davis2016, .*, found 'coco'"),
         (["davis2017"], {}, "expected davis2017=DIR, found 'davis2017'"),
         (["davis2017="], {}, "expected davis2017=DIR"),
         (["scenes=here"], {}, "`scenes` without a folder"),
@@ -349,7 +349,8 @@ def test_wrong_requests_are_refused(specs: list[str], options: dict, says: str) 
 
 def test_the_table_and_a_clean_check(davis: Path, spair: Path) -> None:
     rows = {row.name: row for row in describe()}
-    readers = ("davis2017", "spair71k", "pascal5i", "msrc", "imagenet_s", "refcoco", "blink")
+    editions = ("davis2017", "davis2016")
+    readers = (*editions, "spair71k", "pascal5i", "msrc", "imagenet_s", "refcoco", "blink")
     assert list(rows) == ["scenes", *readers]
     for name in readers:
         assert rows[name].spec == f"{name}=DIR" and rows[name].tree and rows[name].size

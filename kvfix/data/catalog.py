@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kvfix.data import blink, davis, imagenet_s, msrc, pascal, refcoco, spair
+from kvfix.data import blink, davis, davis2016, imagenet_s, msrc, pascal, refcoco, spair
 from kvfix.data.scene_units import SCENE_TASKS, scene_units
 from kvfix.data.units import MCQ, UnitSet
 
@@ -86,6 +86,15 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
                 tree=davis.TREE,
                 readers={"temporal_correspondence": davis.davis_clips},
                 problems=davis.davis_problems,
+            ),
+            _on_disk(
+                "davis2016",
+                "val",
+                "20 clips of one object, 1.9 GB with train (480p)",
+                "davischallenge.org; research use, see its terms",
+                tree=davis2016.TREE,
+                readers={"temporal_correspondence": davis2016.davis2016_clips},
+                problems=davis2016.davis2016_problems,
             ),
             _on_disk(
                 "spair71k",

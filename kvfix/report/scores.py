@@ -61,7 +61,8 @@ def davis_table(record: dict[str, Any]) -> Table:
     """One row a sequence, then the mean over objects."""
     from rich.text import Text
 
-    table = _table("DAVIS-2017 semi-supervised, means over objects")
+    name = record["benchmark"].replace("davis", "DAVIS-")
+    table = _table(f"{name} semi-supervised, means over objects")
     measures = list(record["ci"])
     table.add_column("sequence", overflow="fold")
     for name in ("objects", *(m.replace("-", "\n") for m in measures)):
