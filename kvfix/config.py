@@ -40,20 +40,18 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:
-            raise ValueError(f"override: expected key=value, found {text!r}")
+            raise ValueError(f"override: expected key=value, found {shown(text)}")
         _put(values, key.strip(), _parsed(value, f"override {shown(text)}"))
     return _filled(cls(), values, "")
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key; what the file says beside it stays."""
-    outer, dot, inner = key.partition(".")
-    if not dot:
-        values[outer] = value
-        return
-    within = values.get(outer)
-    values[outer] = dict(within) if isinstance(within, dict) else {}
-    _put(values[outer], inner, value)
+    *outer, last = key.split(".")
+    for name in outer:
+        within = values.get(name)
+        values[name] = values = dict(within) if isinstance(within, dict) else {}
+    values[last] = value
 
 
 def _filled(default: C, values: dict[str, Any], prefix: str) -> C:
@@ -63,7 +61,7 @@ def _filled(default: C, values: dict[str, Any], prefix: str) -> C:
     for name, value in values.items():
         key = f"{prefix}{name}"
         if name not in known:
-            raise ValueError(f"config key {key!r} is unknown; known keys: {', '.join(known)}")
+            raise ValueError(f"config key {shown(key)} is unknown; known keys: {', '.join(known)}")
         given[name] = _like(value, known[name], key)
     try:
         for name, value in given.items():  # before the dataclass compares it with anything
@@ -85,6 +83,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError(f"{where}: expected YAML, found brackets without end") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
         raise ValueError(f"{where}: expected YAML, found {cause(error)}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 
 _SENTENCE = re.compile(r"(?<=[.;])\s+(?=[A-Z`'\"(\[])")
 _ENDLESS = 600  # characters of one sentence; more than this is data, not words
@@ -17,8 +18,27 @@ def shown(value: object, limit: int = 60) -> str:
     """
     if isinstance(value, str):
         value = value[: limit + 1]  # its repr alone would double a string of 50 MB
-    text = repr(value)
+    text = _Bounded(limit).repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+class _Bounded(reprlib.Repr):
+    """`repr` that ends: of containers within containers, which YAML's aliases make without end."""
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 4, limit + 2, 10**4, 10**4
+        self.maxlist = self.maxdict = self.maxtuple = self.maxset = 12
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: self.maxstring])
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[: self.maxstring])
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python writes no number of more than 4,300 digits.
+        return repr(x) if x.bit_length() < 10**4 else f"a number of {x.bit_length()} bits"
 
 
 def cause(error: BaseException | str, limit: int = 300) -> str:

@@ -145,18 +145,17 @@ def killed_run(
         SystemExit: a unit that was on disk is lost, or an unfinished folder looks finished.
     """
     moments: list[Killed] = []
-    places = iter(sorted(rng.choices(range(1, whole.lines + 1), k=kills)) if whole.lines else ())
+    places = iter(sorted(rng.choices(range(whole.lines + 1), k=kills)))
     had: set[tuple[str, str]] = set()
     while len(moments) < kills:
-        if whole.lines == 0:
+        place, there = next(places, whole.lines), lines_on_disk(out)
+        if there == whole.lines:  # also of a command without samples
             killed = kill_after(words, out, lines=0, delay=rng.uniform(0, whole.seconds))
         elif len(moments) % 3 == 0:
-            next(places, None)
             killed = kill_after(words, out, lines=0, delay=rng.uniform(0, whole.first))
         else:
-            killed = kill_after(
-                words, out, lines=next(places, whole.lines), delay=rng.uniform(0, 0.7)
-            )
+            lines = max(place, there + 1)
+            killed = kill_after(words, out, lines=lines, delay=rng.uniform(0, 0.7))
         if killed is not None:
             moments.append(killed)
         if lost := had - (had := units_on_disk(out)):
