@@ -27,8 +27,6 @@ MODES = {
     "BMP": ("1", "L", "P", "RGB", "RGBA"),
     "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I;16B", "I", "F"),
 }
-# What Pillow says of broken metadata; kvfix's filter is undone by pytest.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SUFFIXES = (".jpg", ".png", ".gif", ".tif", ".bmp", ".webp", ".eps", "")
 
 
