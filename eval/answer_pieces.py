@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from kvfix.eval import answer_words as words
 from kvfix.eval.answer_text import Token, tokens
-from kvfix.eval.suite_rules import LETTERS, Options
+from kvfix.eval.suite_rules import EVERY_LETTER, LETTERS, Options
 
 OPEN, CLOSE = frozenset("([{<"), frozenset(")]}>")
 _ENDS: Final = frozenset(".,;:!?\u2014\u2013-=)]}>。，；：！？、")
@@ -42,10 +42,10 @@ class Answer:
         self.text = text
         self.pieces = tokens(text)
         self.small = [p.text.casefold() for p in self.pieces]
-        self.offered = LETTERS if options is None else LETTERS[: len(options)]
+        self.offered = LETTERS if options is None else EVERY_LETTER[: len(options)]
         self.options = {
             x: [p.text.casefold() for p in _bare(tokens(option))]
-            for x, option in zip(LETTERS, options or (), strict=False)
+            for x, option in zip(EVERY_LETTER, options or (), strict=False)
         }
         self.denied: set[int] = set()  # places of letters that are said to be wrong
 

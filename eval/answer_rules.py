@@ -33,7 +33,7 @@ from kvfix.eval.answer_pieces import (
     Answer,
     Found,
 )
-from kvfix.eval.suite_rules import LETTERS, UNPARSED, Letter, Options, only
+from kvfix.eval.suite_rules import EVERY_LETTER, LETTERS, UNPARSED, Letter, Options, only
 
 _SENTENCE_ENDS: Final = frozenset(".!?;")
 
@@ -53,13 +53,13 @@ def read(text: str, options: Options) -> Letter:
             said = [f for f in found if f.what != NOTHING]
             return _corrected(answer, said) if rule in (_final, _stated) else UNPARSED
         if letters:
-            return _offered(letters.pop())
+            return _offered(letters.pop(), answer)
         nothing = nothing or bool(found)
     return UNPARSED
 
 
-def _offered(what: str) -> Letter:
-    return what if what in LETTERS else UNPARSED
+def _offered(what: str, answer: Answer) -> Letter:
+    return what if what in max(LETTERS, answer.offered, key=len) else UNPARSED
 
 
 def _corrected(answer: Answer, found: Sequence[Found]) -> Letter:
@@ -68,7 +68,7 @@ def _corrected(answer: Answer, found: Sequence[Found]) -> Letter:
     last = found[-1]
     others = [f.at for f in found if f.what != last.what]
     between = answer.small[others[-1] + 1 : last.at]
-    return _offered(last.what) if not words.CORRECTS.isdisjoint(between) else UNPARSED
+    return _offered(last.what, answer) if not words.CORRECTS.isdisjoint(between) else UNPARSED
 
 
 def _whole(answer: Answer) -> list[Found]:
@@ -269,7 +269,7 @@ def _leading(answer: Answer) -> list[Found]:
             if (
                 other != x
                 and len(other) == 1
-                and other in LETTERS
+                and other in EVERY_LETTER
                 and answer.word(k + 1) in (*".):",)
             ):
                 return []

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kvfix.data.units import Question
-from kvfix.eval.answers import LETTERS, UNPARSED, Letter, extract
+from kvfix.eval.answers import EVERY_LETTER, UNPARSED, Letter, extract
 from kvfix.eval.blink import McqProtocol, ask
 from kvfix.eval.options import OptionTree, answer_gap, option_tokens, option_tree
 from kvfix.eval.prefill import Prefill
@@ -154,7 +154,7 @@ def _scores(options: list[list[float]]) -> Scores:
     """Sums where all options have as many tokens, else means."""
     per_token = len({len(path) for path in options}) > 1
     logprobs = tuple(sum(path) / (len(path) if per_token else 1) for path in options)
-    return Scores(logprobs, LETTERS[logprobs.index(max(logprobs))], per_token)
+    return Scores(logprobs, EVERY_LETTER[logprobs.index(max(logprobs))], per_token)
 
 
 def _check_order(prompts: Sequence[Prompt], encoded: Encoded, processor: Any) -> None:
@@ -179,7 +179,7 @@ def question_row(question: Question, dataset: str, answered: Answer) -> Row:
         dataset: of the unit set.
         answered: what came of it.
     """
-    right = LETTERS[question.answer]
+    right = EVERY_LETTER[question.answer]
     return {
         "id": question.id,
         "cluster": question.cluster,

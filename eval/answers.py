@@ -17,9 +17,27 @@ from typing import Final, NamedTuple
 from kvfix.eval import suite_rules
 from kvfix.eval.answer_rules import read
 from kvfix.eval.answer_text import scopes
-from kvfix.eval.suite_rules import BRACKETED, LETTERS, UNPARSED, Letter, Options, is_letter, only
+from kvfix.eval.suite_rules import (
+    BRACKETED,
+    EVERY_LETTER,
+    LETTERS,
+    UNPARSED,
+    Letter,
+    Options,
+    is_letter,
+    only,
+)
 
-__all__ = ["FOLLOWS", "LETTERS", "PROFILES", "UNPARSED", "Letter", "extract", "parsed_letter"]
+__all__ = [
+    "EVERY_LETTER",
+    "FOLLOWS",
+    "LETTERS",
+    "PROFILES",
+    "UNPARSED",
+    "Letter",
+    "extract",
+    "parsed_letter",
+]
 
 
 class _Profile(NamedTuple):
@@ -35,7 +53,7 @@ def extract(
     Args:
         text: what the model wrote; None chooses nothing.
         profile: one of `PROFILES`.
-        options: texts of the question's options in order, at most five; None where they are not
+        options: texts of the question's options in order, at most ten; None where they are not
             known: then five letters are possible, and no rule that matches texts applies.
 
     Returns:
@@ -43,12 +61,12 @@ def extract(
         is wrong all the same.
 
     Raises:
-        ValueError: an unknown profile, or more than five options.
+        ValueError: an unknown profile, or more than ten options.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}")
-    if options is not None and len(options) > len(LETTERS):
-        raise ValueError(f"expected at most {len(LETTERS)} options, found {len(options)}")
+    if options is not None and len(options) > len(EVERY_LETTER):
+        raise ValueError(f"expected at most {len(EVERY_LETTER)} options, found {len(options)}")
     if text is None:
         return UNPARSED
     return PROFILES[profile](text, tuple(options) if options is not None else None)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from kvfix.eval.answers import LETTERS, UNPARSED, Letter
+from kvfix.eval.answers import EVERY_LETTER, UNPARSED, Letter
 
 PROTOCOL = 2  # raised whenever a change here or in `answers` moves a score
 NONE = "unparsed"  # its name in a letter histogram
@@ -145,7 +145,7 @@ def _span(value: float, draws_B: np.ndarray, level: float, enough: bool) -> Span
 def _task_score(questions: Sequence[Question], accuracy: Span) -> TaskScore:
     letters = Counter(NONE if q.letter is UNPARSED else q.letter for q in questions)
     answers = Counter(q.answer for q in questions)
-    shown = [x for x in LETTERS if letters[x] or answers[x]]
+    shown = [x for x in EVERY_LETTER if letters[x] or answers[x]]
     return TaskScore(
         accuracy,
         len(questions),

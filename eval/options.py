@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from kvfix.eval.answers import LETTERS
+from kvfix.eval.answers import EVERY_LETTER
 
 # Stands for the answer while a template is rendered; no template or word list contains it.
 _MARK = "\u2042kvfix\u2042"
@@ -67,20 +67,20 @@ def option_tokens(
 
     Args:
         prompts: rendered, up to the generation prompt.
-        n_options: of each question, at most five.
+        n_options: of each question, at most ten.
         form: "(A)" or "A".
         gap: see `answer_gap`.
         tokenizer: the model's.
 
     Raises:
-        ValueError: more than five options, or options that the tokenizer cannot tell apart.
+        ValueError: more than ten options, or options that the tokenizer cannot tell apart.
     """
-    answers = [gap + spelled(letter, form) for letter in LETTERS[: max(n_options)]]
+    answers = [gap + spelled(letter, form) for letter in EVERY_LETTER[: max(n_options)]]
     alone = _tokens(answers, tokenizer)
     out: list[list[Tokens]] = []
     for prompt, n in zip(prompts, n_options, strict=True):
-        if n > len(LETTERS):
-            raise ValueError(f"expected at most {len(LETTERS)} options, found {n}")
+        if n > len(EVERY_LETTER):
+            raise ValueError(f"expected at most {len(EVERY_LETTER)} options, found {n}")
         before, *whole = _tokens([prompt, *(prompt + a for a in answers[:n])], tokenizer)
         options = [
             ids[len(before) :] if ids[: len(before)] == before else alone[i]

@@ -17,12 +17,14 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-LETTERS: Final = "ABCDE"
+LETTERS: Final = "ABCDE"  # what the benchmarks know, and all there is where options are not given
+EVERY_LETTER: Final = "ABCDEFGHIJ"  # of up to ten options of a question
 UNPARSED: Final = None
-Letter = str | None  # one of LETTERS, or UNPARSED
+Letter = str | None  # one of EVERY_LETTER, or UNPARSED
 Options = tuple[str, ...] | None
 
 BRACKETED = re.compile(r"\(([A-E])\)")
+_BRACKETED = re.compile(r"\(([A-J])\)")
 
 
 def is_letter(text: str) -> bool:
@@ -32,7 +34,7 @@ def is_letter(text: str) -> bool:
 
 def offered(options: Options) -> str:
     """The letters that a question offers; all of them where its options are not known."""
-    return LETTERS if options is None else LETTERS[: len(options)]
+    return LETTERS if options is None else EVERY_LETTER[: len(options)]
 
 
 def only(letters: Iterable[str]) -> Letter:
@@ -46,9 +48,10 @@ def official(text: str, options: Options) -> Letter:
 
     The last paragraph wins if it has exactly one.
     """
-    if is_letter(text):
+    known = max(LETTERS, offered(options), key=len)
+    if len(text) == 1 and text in known:
         return text
-    if match := BRACKETED.fullmatch(text):
+    if (match := _BRACKETED.fullmatch(text)) and match[1] in known:
         return match[1]
     words = {f"({x})": x for x in offered(options)}
     last = only(words[word] for word in text.split("\n\n")[-1].split() if word in words)
@@ -64,12 +67,12 @@ def lmms_eval_before_1435(text: str, options: Options) -> Letter:
 
 
 _SHORT_LINE = 4  # characters of a first line that is nothing but the answer
-_LINE = re.compile(r"\(?([A-E])\)?[.\s:,)]*", re.IGNORECASE)
+_LINE = re.compile(r"\(?([A-J])\)?[.\s:,)]*", re.IGNORECASE)
 # Upstream's one pattern for a statement, in parts: as it is written there, a run of spaces could be
 # shared out between its optional parts in many ways, all of which would be tried.
 _ANSWER = re.compile(r"answers?(?:\s+is)?", re.IGNORECASE)
 _SPACES = re.compile(r"\s*")
-_STATED = re.compile(r"\(?([A-E])(?![A-Za-z])", re.IGNORECASE)
+_STATED = re.compile(r"\(?([A-J])(?![A-Za-z])", re.IGNORECASE)
 
 
 def lmms_eval(text: str, options: Options) -> Letter:
@@ -85,7 +88,7 @@ def lmms_eval(text: str, options: Options) -> Letter:
     stated = [x for found in _ANSWER.finditer(text) if (x := _stated(text, found.end(), letters))]
     if stated:
         return stated[-1]
-    bracketed = [x for x in BRACKETED.findall(text) if x in letters]
+    bracketed = [x for x in _BRACKETED.findall(text) if x in letters]
     if bracketed:
         return bracketed[-1]
     return lmms_eval_before_1435(text, options)
@@ -135,7 +138,7 @@ def _vlmevalkit(text: str, options: Options, *, stated: bool) -> Letter:
             return UNPARSED
         letters = offered(options)
         words = text.translate(_VLMEVALKIT_SPACES).split()
-        found = {word for word in words if is_letter(word) and word in letters}
+        found = {word for word in words if len(word) == 1 and word in letters}
         letter = only(found)
         if letter and words.index(letter) > len(words) - 5:
             return letter
@@ -147,4 +150,5 @@ def _vlmevalkit(text: str, options: Options, *, stated: bool) -> Letter:
     if options is None or len(text) > 2 * sum(map(len, options)):
         return UNPARSED
     small = text.lower()
-    return only(x for x, option in zip(LETTERS, options, strict=False) if option.lower() in small)
+    texts = zip(EVERY_LETTER, options, strict=False)
+    return only(x for x, option in texts if option.lower() in small)

@@ -95,8 +95,8 @@ def test_options_that_look_the_same_are_refused() -> None:
     tok = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
     with pytest.raises(ValueError, match=r"a tokenizer that tells \(A\), \(B\) apart"):
         option_tokens(["?"], [2], form="(A)", gap="", tokenizer=tok)
-    with pytest.raises(ValueError, match="at most 5 options, found 6"):
-        option_tokens(["?"], [6], form="(A)", gap="", tokenizer=_tokenizer())
+    with pytest.raises(ValueError, match="at most 10 options, found 11"):
+        option_tokens(["?"], [11], form="(A)", gap="", tokenizer=_tokenizer())
 
 
 def test_letters_are_spelled_in_the_form() -> None:

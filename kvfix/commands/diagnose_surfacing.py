@@ -28,6 +28,7 @@ from kvfix.eval.questions import (
     run_readouts,
     without_readout,
 )
+from kvfix.eval.readouts import READOUTS
 from kvfix.eval.recorder import left_out_of
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.samples import Row
@@ -63,6 +64,12 @@ def diagnose_surfacing(
     part, records, trained = Part(), [], []
     source = MlmSource(mlm, kinds=("value",), position=False)
     for units in question_sets:
+        if not units.ids:
+            part.notes.append(
+                f"Surfacing of {units.dataset}: not measured, expected questions whose sub_task "
+                f"has a readout ({', '.join(READOUTS)}), found none; `kvfix eval` answers all"
+            )
+            continue
         with watch.phase("answering", len(units)) as tick:
             answers = run_answers(units, mlm, protocol, folder, tick=tick)
         with watch.phase("reading out", len(units)) as tick:

@@ -11,7 +11,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kvfix.data import blink, davis, davis2016, imagenet_s, msrc, pascal, refcoco, spair
+from kvfix.data import (
+    blink,
+    davis,
+    davis2016,
+    imagenet_s,
+    msrc,
+    own_questions,
+    pascal,
+    refcoco,
+    spair,
+)
 from kvfix.data.scene_units import SCENE_TASKS, scene_units
 from kvfix.data.units import MCQ, UnitSet
 
@@ -153,6 +163,16 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
                 readers={MCQ: blink.blink_questions},
                 problems=blink.blink_problems,
                 notes=blink.blink_notes,
+            ),
+            _on_disk(
+                "mcq",
+                "own",
+                "any number of questions",
+                "your own questions with 2 to 10 choices",
+                tree=own_questions.TREE,
+                readers={MCQ: own_questions.own_questions},
+                problems=own_questions.own_problems,
+                notes=own_questions.own_notes,
             ),
         )
     }

@@ -25,7 +25,7 @@ from kvfix.data.left_out import Attempts, LeftOut
 from kvfix.data.units import Episode, Question
 from kvfix.diagnose.flow import FEWEST_CLUSTERS, Finding
 from kvfix.eval.answering import Scores, score_options
-from kvfix.eval.answers import LETTERS
+from kvfix.eval.answers import EVERY_LETTER
 from kvfix.eval.blink import McqProtocol, ask
 from kvfix.eval.probes import TASKS
 from kvfix.eval.source import MlmSource
@@ -150,7 +150,8 @@ def answer_effects(
                 continue
             accuracy.clusters.append(question.cluster)
             for name in CONDITIONS:
-                accuracy.scores[name].append(float(got[name].letter == LETTERS[question.answer]))
+                right = got[name].letter == EVERY_LETTER[question.answer]
+                accuracy.scores[name].append(float(right))
                 # Of the options only: what other words are likely does not count.
                 among = torch.tensor(got[name].logprobs, dtype=torch.float64).log_softmax(0)
                 nats.scores[name].append(float(among[question.answer]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -123,12 +123,13 @@ class Table:
         return self.rows[at].to_pylist()[0]
 
 
-def open_records(name: str) -> tuple[Records, Path]:
+def open_records(name: str, *, splits: Sequence[str] = ("train",)) -> tuple[Records, Path]:
     """The records behind a name, and the folder that relative names of images start from.
 
     Args:
         name: A JSON or JSONL file, a parquet or Arrow file, a folder of those or of
             `save_to_disk`, or the id of a hub dataset.
+        splits: Which one is taken of several, the first that is there.
 
     Raises:
         FileNotFoundError: No such file, folder or dataset.
@@ -142,29 +143,31 @@ def open_records(name: str) -> tuple[Records, Path]:
             return _table([path]), path.parent
         return (JsonList(path) if _begins_list(path) else JsonLines(path)), path.parent
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, splits)
     if re.fullmatch(r"[\w.\-]+/[\w.\-]+", name) and not name.startswith(("./", "../")):
-        return _hub(name), Path()
+        return _hub(name, splits), Path()
     raise FileNotFoundError(
         f"{name}: expected a file of conversations, a folder or a hub id, found no such file"
     )
 
 
-def _folder(path: Path) -> tuple[Records, Path]:
+def _folder(path: Path, splits: Sequence[str]) -> tuple[Records, Path]:
     from datasets import DatasetDict, load_from_disk  # a second to import
 
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         found = load_from_disk(str(path))
         if isinstance(found, DatasetDict):
-            found = _split(found, str(path))
+            found = _split(found, str(path), splits)
         return Table(found.with_format("arrow")), path
     files = sorted(p for p in path.rglob("*") if p.suffix in TABLES and p.is_file())
-    train = [p for p in files if p.name.startswith("train") or p.parent.name == "train"]
+    for split in splits:
+        if of_split := [p for p in files if p.name.startswith(split) or p.parent.name == split]:
+            return _table(of_split), path
     if files:
-        return _table(train or files), path
+        return _table(files), path
     texts = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json"))
     if len(texts) == 1:
-        return open_records(str(texts[0]))
+        return open_records(str(texts[0]), splits=splits)
     raise ValueError(
         f"{path}: expected a folder that save_to_disk wrote, one with parquet files or with one "
         f"JSON or JSONL file, found {len(texts)} JSON files; name one of them"
@@ -186,7 +189,7 @@ def _table(files: list[Path]) -> Table:
         ) from error
 
 
-def _hub(name: str) -> Table:
+def _hub(name: str, splits: Sequence[str]) -> Table:
     from datasets import load_dataset
 
     try:
@@ -195,16 +198,19 @@ def _hub(name: str) -> Table:
         raise FileNotFoundError(
             f"{name}: expected a file, a folder or a hub dataset, found none ({cause(error)})"
         ) from error
-    return Table(_split(found, name).with_format("arrow"))
+    return Table(_split(found, name, splits).with_format("arrow"))
 
 
-def _split(found: Any, name: str) -> Any:
-    """The train split of several."""
-    if "train" in found:
-        return found["train"]
+def _split(found: Any, name: str, splits: Sequence[str]) -> Any:
+    """One split of several."""
+    for split in splits:
+        if split in found:
+            return found[split]
     if len(found) == 1:
         return next(iter(found.values()))
-    raise ValueError(f"{name}: expected a split called train, found {', '.join(found)}")
+    raise ValueError(
+        f"{name}: expected a split called {' or '.join(splits)}, found {', '.join(found)}"
+    )
 
 
 def _begins_list(path: Path) -> bool:
