@@ -13,8 +13,9 @@ from kvfix.eval.suite_rules import EVERY_LETTER, LETTERS, Options
 
 OPEN, CLOSE = frozenset("([{<"), frozenset(")]}>")
 _ENDS: Final = frozenset(".,;:!?\u2014\u2013-=)]}>。，；：！？、")
-LABEL_MARKS: Final = frozenset(".):,;\u2014\u2013-、")
+LABEL_MARKS: Final = frozenset(".):,;(\u2014\u2013-、")
 POINTS: Final = frozenset(":=\u2192>\u2014\u2013-")
+CLAUSE_ENDS: Final = frozenset(".;!?:")
 GLUED: Final = frozenset("+°%@=&")  # C++, 25 °C, B&W: no option
 REACH: Final = 10  # pieces between a noun and its verb, and between that and the letter
 _LONGEST: Final = 40  # pieces of an option's text that are compared
@@ -102,7 +103,7 @@ class Answer:
         x = written.upper()
         if self.bracketed(i) or (self.word(i + 1) in CLOSE and self.touches(i)):
             return x
-        ends = self.ends(i)
+        ends = self.ends(i) or (self.word(i + 1) == "(" and x not in "AI")
         if written != x:
             pointed = self.word(i - 1) in POINTS and self.kind(i + 1) == "break"
             return x if pointed or (ends and x != "A") else None
@@ -153,11 +154,26 @@ class Answer:
             if small in words.NONE:
                 return Found(NOTHING, j)
             passes = small in words.FILLERS or small in OPEN or small in POINTS
+            passes = passes or (j == i and small in CLOSE)
             if not passes and self.kind(j) not in ("break", "boxed"):
                 return None
         return None
 
+    def before(self, i: int, n: int = 3) -> list[str]:
+        """Up to n words ahead of piece i in its clause."""
+        out: list[str] = []
+        for j in range(i - 1, i - 1 - n, -1):
+            if self.kind(j) == "break" or self.word(j) in CLAUSE_ENDS:
+                break
+            out.append(self.word(j))
+        return out
+
+    def asked(self, i: int) -> bool:
+        """Whether the letter of piece i ends a question."""
+        return "?" in (self.word(i + 1), self.word(i + 2) if self.word(i + 1) in CLOSE else "")
+
     def single(self, i: int) -> bool:
+        """Whether piece i is one character."""
         return self.kind(i) == "word" and len(self.word(i)) == 1
 
     def deny(self, i: int) -> Found | None:

@@ -78,8 +78,8 @@ def _whole(answer: Answer) -> list[Found]:
     written = answer.pieces[said[0]].text
     if len(written) != 1 or not written.isascii() or not written.isalpha():
         return []
-    marks = {p.text for p in answer.pieces if p.kind == "mark"}
-    if marks & GLUED:
+    i = said[0]
+    if any(answer.touches(j) and answer.word(k) in GLUED for j, k in ((i, i + 1), (i - 1, i - 1))):
         return []
     x = written.upper()
     return [Found(x if x in answer.offered else SEVERAL, said[0])]
@@ -93,7 +93,7 @@ def _final(answer: Answer) -> list[Found]:
 def _stated(answer: Answer) -> list[Found]:
     found = [*_by_noun(answer, final=False), *_by_verb(answer), *_by_verdict(answer)]
     found += [*_by_cjk(answer), *_alone(answer)]
-    return [f for f in found if f.at not in answer.denied]
+    return [f for f in found if f.at not in answer.denied and not answer.asked(f.at)]
 
 
 def _by_noun(answer: Answer, *, final: bool) -> list[Found]:
@@ -102,8 +102,8 @@ def _by_noun(answer: Answer, *, final: bool) -> list[Found]:
     for i, noun in enumerate(answer.small):
         if noun not in words.NOUNS:
             continue
-        before = answer.small[max(i - 3, 0) : i]
-        if (not words.FINAL.isdisjoint(before)) is not final:
+        before = answer.before(i)
+        if (not words.FINAL.isdisjoint([*before, noun])) is not final:
             continue
         if not words.SUPPOSE.isdisjoint(before):
             continue
@@ -156,7 +156,7 @@ def _by_verb(answer: Answer) -> list[Found]:
             continue
         if verb in words.SAYS and "break" in map(answer.kind, range(i, found.at)):
             continue
-        before = answer.small[max(i - 3, 0) : i]
+        before = answer.before(i)
         if not words.NOT.isdisjoint(before):
             answer.denied.add(found.at)
         elif words.SUPPOSE.isdisjoint(before) and words.MAYBE.isdisjoint(before):
@@ -177,7 +177,7 @@ def _by_verdict(answer: Answer) -> list[Found]:
         verdict = _verdict(answer, i + 2 if answer.word(i + 1) in CLOSE else i + 1)
         if verdict is False:
             answer.denied.add(i)
-        elif verdict and words.SUPPOSE.isdisjoint(answer.small[max(i - 3, 0) : i]):
+        elif verdict and words.SUPPOSE.isdisjoint(answer.before(i)):
             joined = answer.word(i - 1) in words.OR or answer.word(i - 2) in words.OR
             out.append(Found(x if x in answer.offered and not joined else SEVERAL, i))
     return out
@@ -257,7 +257,9 @@ def _leading(answer: Answer) -> list[Found]:
             return []
     elif not told and answer.word(i + 1) not in LABEL_MARKS:
         return []
-    if answer.also(i):
+    inner = next((j for j in range(i + 1, i + 5) if answer.kind(j) == "word"), i)
+    other = answer.letter(inner, strict=True)
+    if answer.also(i) or other not in (None, x):  # "A: B" may mean the answer B
         return [Found(SEVERAL, i)]
     if x not in answer.offered:
         return []

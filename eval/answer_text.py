@@ -28,8 +28,7 @@ _CHANNEL = re.compile(r"<\|channel\|>(\w{1,20})[^<>]{0,80}<\|message\|>")
 # Chat and sentencepiece marks that detokenisers leave in, and marks of layout.
 _SPECIAL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:pad|unk|bos|eos|image|(?:start|end)_of_turn)>|\[/?INST\]"
-    r"|</?(?:b|i|u|em|strong|code|span|sup|sub)>",
-    re.IGNORECASE,
+    r"|</?(?:b|i|u|em|strong|code|span|sup|sub)>"
 )
 _BREAKS = re.compile(r"</?(?:br|p|div|li|ul|ol|h[1-6])\s?/?>", re.IGNORECASE)
 _FENCE = re.compile(r"\s*```(?:json|JSON)?")
@@ -196,8 +195,7 @@ def _from_json(text: str) -> str:
         return text
     named = {str(key).strip().lower().replace(" ", "_"): v for key, v in value.items()}
     for key in _KEYS:
-        if key in named:
-            said = named[key]
+        if (said := named.get(key)) is not None:
             if isinstance(said, list) and len(said) == 1:
                 [said] = said
             # A number or a list of several is an answer too, though none that names a letter.

@@ -12,10 +12,12 @@ def _words(text: str) -> frozenset[str]:
 NOUNS: Final = _words(
     "answer option choice conclusion selection pick guess response result verdict ans antwort "
     "lösung réponse reponse respuesta opción opcion risposta resposta opção odpowiedź ответ "
-    "cevap yanıt jawaban svar vastaus solution assistant"
+    "cevap yanıt jawaban svar vastaus antwoord án الإجابة الجواب final solution assistant"
 )
 # With these alone, and a letter after them, an option is mentioned and not yet stated.
-LABELS: Final = _words("option choice opción opcion opção answer")
+LABELS: Final = _words(
+    "option choice opción opcion opção answer antwort antwoord réponse respuesta"
+)
 FINAL: Final = _words("final finale finally endgültige ultimate overall")
 # What may stand between a noun and its verb: "the answer to the question above would be".
 LINKS: Final = _words(
@@ -41,7 +43,7 @@ VERBS: Final = _words(
 )
 # Of these the letter must stand in the same line.
 SAYS: Final = _words("say guess think believe")
-BE: Final = _words("is are was be seems appears looks ist est es é è would must")
+BE: Final = _words("is are was be seems appears looks ist est es é è would must should")
 RIGHT: Final = _words(
     "correct right best answer true accurate richtig correcte correcta corretta correta"
 )
@@ -69,7 +71,9 @@ BECAUSE: Final = _words(
 FOLLOWS: Final = BECAUSE | _words("the this that and or is")
 RELATIVE: Final = _words("that which i we")
 OR: Final = _words("or and oder und ou et y o e или и /") | {"/", "&", "+", "|"}
-HERE: Final = _words("it it's its that that's this therefore thus so hence ergo")
+HERE: Final = _words(
+    "it it's its that that's c'est wait actually correction this therefore thus so hence ergo"
+)
 # After one statement these let a later one hold in its place.
 CORRECTS: Final = _words(
     "wait actually but no nope sorry correction corrected rather instead however reconsidering "

@@ -183,7 +183,7 @@ def test_the_rule_for_nothing_against_nothing_is_chosen_at_the_end(tmp_path: Pat
 
 def test_answers_are_read_by_the_chosen_profile(tmp_path: Path) -> None:
     given = {"predictions": ["The answer is B"], "references": ["(B)"], "tasks": ["x"]}
-    for profile, right in (("kvfix", 1.0), ("lmms-eval", 0.0)):
+    for profile, right in (("kvfix", 1.0), ("lmms-eval", 1.0), ("lmms-eval@before-1435", 0.0)):
         metric = faces.ChoiceAccuracy(profile, cache_dir=str(tmp_path))
         assert metric.compute(**given)["micro"] == right
 
