@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvfix.terminal import console, fail
+from kvfix.terminal import command_line, console, fail
 
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
@@ -92,7 +92,7 @@ def plan(
 
 
 def merge(
-    adapter: Annotated[str, typer.Option(help="PEFT LoRA folder.")],
+    adapter: Annotated[str, typer.Option(help="PEFT LoRA folder or hub id.")],
     out: Annotated[Path, typer.Option(help="New folder for weights and processor.")],
     model: Annotated[
         str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")
@@ -101,14 +101,35 @@ def merge(
         str | None,
         typer.Option(help="Hub id or folder of a processor. Default: the model's own."),
     ] = None,
+    force_adapter: Annotated[
+        bool, typer.Option("--force-adapter", help="Merge an adapter of another model, too.")
+    ] = False,
     dtype: Dtype = "auto",
 ) -> None:
-    """Add an adapter into the weights, for serving without PEFT."""
+    """Add an adapter into the weights, for serving without PEFT.
+
+    The saved model is loaded again, and its logits are compared with those of
+    the model and its adapter; one that differs is not kept.
+    """
     from kvfix.commands.merge import merge as run
 
     with redirect_stdout(sys.stderr):
-        merged = run(model, adapter=adapter, out=out, dtype=dtype, processor=processor)
-    console.print(f"merged weights and processor: {merged}", soft_wrap=True)
+        merged = run(
+            model,
+            adapter=adapter,
+            out=out,
+            dtype=dtype,
+            processor=processor,
+            force_adapter=force_adapter,
+            command=command_line(),
+        )
+    for found in merged.differences:
+        console.print(
+            f"{found.prompt} prompt: logits differ by at most {found.largest:.2g} from the "
+            f"adapter's ({found.allowed:.2g} allowed)",
+            soft_wrap=True,
+        )
+    console.print(f"merged weights and processor: {merged.folder}", soft_wrap=True)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import steps
+import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 
 from kvfix.models import Mlm, load_mlm
 
@@ -66,3 +68,30 @@ def rename(folder: Path, then: Callable[[str], str]) -> None:
     change_tensors(
         folder, lambda x: {PREFIX + then(n.removeprefix(PREFIX)): t for n, t in x.items()}
     )
+
+
+def build_tied(name: str, folder: Path) -> Path:
+    """A tiny checkpoint whose head is its input embeddings, as in Qwen2.5-VL-3B."""
+    tiny.build(name, folder)
+    mlm = load_mlm(str(folder))
+    for config in (mlm.config, mlm.config.text_config):
+        config.tie_word_embeddings = True
+    mlm.model.tie_weights()
+    mlm.model.save_pretrained(folder)
+    tied = load_mlm(str(folder)).model
+    assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
+    return folder
+
+
+def with_token(base: Path, folder: Path, **lora) -> torch.Tensor:
+    """An adapter of a training that added [SEG]."""
+    mlm = load_mlm(str(base))
+    mlm.processor.tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("[SEG]")]})
+    mlm.model.resize_token_embeddings(len(mlm.processor.tokenizer), mean_resizing=False)
+    mlm.model.save_pretrained(folder.parent / "grown")
+    mlm.processor.save_pretrained(folder.parent / "grown")
+    lora = {"modules_to_save": ["lm_head", "embed_tokens"]} | lora
+    said = make(folder.parent / "grown", folder, **lora)
+    mlm.processor.tokenizer.save_pretrained(folder)
+    change_config(folder, base_model_name_or_path=str(base))
+    return said

@@ -15,7 +15,6 @@ import tiny
 import torch
 from commands import call
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
 
 from kvfix import adapters
 from kvfix.adapters.targets import resolve
@@ -482,24 +481,10 @@ def test_weights_beside_it_that_do_not_fit_are_refused_by_name(load, checkpoint,
 # --- added tokens ---------------------------------------------------------------------------------
 
 
-def _with_token(base: Path, folder: Path, **lora) -> torch.Tensor:
-    """An adapter of a training that added [SEG]."""
-    mlm = load_mlm(str(base))
-    mlm.processor.tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("[SEG]")]})
-    mlm.model.resize_token_embeddings(len(mlm.processor.tokenizer), mean_resizing=False)
-    mlm.model.save_pretrained(folder.parent / "grown")
-    mlm.processor.save_pretrained(folder.parent / "grown")
-    lora = {"modules_to_save": ["lm_head", "embed_tokens"]} | lora
-    logits = made.make(folder.parent / "grown", folder, **lora)
-    mlm.processor.tokenizer.save_pretrained(folder)
-    made.change_config(folder, base_model_name_or_path=str(base))
-    return logits
-
-
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_the_tokenizer_of_added_tokens_is_used(name, load, checkpoint, tmp_path):
     folder = tmp_path / "adapter"
-    expected = _with_token(checkpoint(name), folder)
+    expected = made.with_token(checkpoint(name), folder)
     with pytest.warns(adapters.AdapterWarning, match=r"has 1 tokens .*: '\[SEG\]'"):
         mlm = load(name, adapter=str(folder))
     token = len(load(name).processor.tokenizer)

@@ -19,6 +19,7 @@ from kvfix.models import Mlm
 from kvfix.patterns import Pattern
 from kvfix.quantised import quantised
 from kvfix.repair.quant import Setup, check_setup
+from kvfix.repair.ties import settle, untie
 
 PARTS = ("lm", "projector", "vision")
 _PEFT_PREFIX = "base_model.model."
@@ -317,7 +318,11 @@ def merge(mlm: Mlm) -> Mlm:
             "expected an unquantised base to merge into, found a quantised one; load the model "
             "again without quant, with the adapter"
         )
-    return replace(mlm, model=mlm.model.merge_and_unload(safe_merge=True), adapter=None)
+    tied = untie(mlm.base)
+    model = mlm.model.merge_and_unload(safe_merge=True)
+    if tied:
+        settle(model)
+    return replace(mlm, model=model, adapter=None)
 
 
 def _numel(parameter: nn.Parameter) -> int:
