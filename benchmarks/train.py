@@ -7,7 +7,8 @@
 Every side is a process of its own with the same model, adapter, examples, batch and data type, on
 one thread; sides take turns for some rounds. Time is the mean step of a process without its first
 steps, over whole periods of the anchor that runs every few steps only, and the ratio that of the
-medians over rounds; memory is the largest resident set.
+medians over rounds; memory is the largest resident set. "the guard" is the part of a plain step
+that looks for numbers that are not finite and for wishes to save or stop (`kvfix.repair.guard`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +89,32 @@ def child(name: str, asked: argparse.Namespace) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
+    guard = _watched_guard()
     seconds = _trl_steps(asked) if name == TRL else _own_steps(name, asked)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": statistics.fmean(seconds[PERIOD:]), "mib": peak}
+    spent = sum(guard) / len(seconds)
+    return {"seconds": statistics.fmean(seconds[PERIOD:]), "mib": peak, "guard": spent}
+
+
+def _watched_guard() -> list[float]:
+    """Seconds that each call of the guard's methods takes; grows while a training runs."""
+    from kvfix.repair.guard import Guard
+
+    spent: list[float] = []
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                spent.append(time.perf_counter() - start)
+
+        return run
+
+    for name in ("begin", "add", "norm", "end", "flags", "send", "read"):
+        setattr(Guard, name, timed(getattr(Guard, name)))
+    return spent
 
 
 def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
@@ -228,6 +253,9 @@ def _show(names: list[str], seen: dict[str, list[dict[str, float]]]) -> None:
         seconds, mib = medians[name]
         ratios = f"{seconds / first[0]:.3f}x", f"{mib / first[1]:.3f}x"
         table.add_row(name, f"{seconds:.3f}", ratios[0], f"{mib:.0f}", ratios[1])
+        if name == PLAIN:
+            guard = statistics.median(run["guard"] for run in seen[name])
+            table.add_row("of it, the guard", f"{guard:.5f}", f"{guard / seconds:.5f}x", "", "")
     Console(width=90).print(table)
 
 

@@ -154,6 +154,19 @@ def one_process(program: str, arguments: Sequence[str]) -> None:
     raise SystemExit(WRONG_USAGE)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after what could be kept was kept.
+
+    Attributes:
+        code: To exit with.
+    """
+
+    def __init__(self, text: str, code: int = INTERRUPTED):
+        """See the class; an empty text was said already."""
+        super().__init__(text)
+        self.code = code
+
+
 def guarded(run: Callable[[], object]) -> None:
     """Run a command: a clear line instead of a traceback (KVFIX_DEBUG=1 shows the traceback).
 
@@ -167,6 +180,13 @@ def guarded(run: Callable[[], object]) -> None:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             console.print("interrupted; the same command goes on where it stopped")
         raise
+    except Interrupted as stop:
+        if text := str(stop):
+            console.print(text, soft_wrap=True)
+        raise SystemExit(stop.code) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where it stopped")
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         if os.environ.get("KVFIX_DEBUG"):
             raise

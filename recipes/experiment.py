@@ -38,7 +38,9 @@ from experiment_format import write_format_lines
 
 from kvfix.checkpoint import read_json
 from kvfix.config import load_config
+from kvfix.repair import starts
 from kvfix.repair.lora import PARTS
+from kvfix.repair.saves import newest_whole
 from kvfix.repair.terms import Losses
 
 HERE = Path(__file__).parent
@@ -168,9 +170,9 @@ def check_settings(family: str, grid: Grid) -> None:
 
 def train(trial: Trial, grid: Grid) -> None:
     """Unless it was trained before; one that was cut short goes on from its last checkpoint."""
-    if trial.arm == BASE or (trial.folder / "training.json").exists():
+    if trial.arm == BASE or starts.finished(trial.folder):
         return
-    resume = any(trial.folder.glob("checkpoint-*"))
+    resume = newest_whole(trial.folder).last is not None
     if trial.folder.exists() and not resume:
         shutil.rmtree(trial.folder)
     options = (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from kvfix.config import load_config
+from kvfix.repair.launch import typed
 from kvfix.repair.recipe import Recipe, run
 from kvfix.terminal import guarded
 
@@ -27,6 +28,6 @@ def main(name: str) -> None:
 
     def train() -> None:
         recipe = load_config(Recipe, options.config, options.overrides)
-        run(recipe, name, root=HERE.parent, command=["python", *sys.argv])
+        run(recipe, name, root=HERE.parent, command=typed(sys.argv))
 
     guarded(train)

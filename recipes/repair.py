@@ -13,15 +13,20 @@ the same command goes on.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 from kvfix.commands import compare, diagnose, evaluate
 from kvfix.config import load_config
 from kvfix.repair.recipe import Recipe
+from kvfix.repair.saves import newest_whole
+from kvfix.repair.starts import finished
 from kvfix.report.compare_table import sentences, tables
-from kvfix.terminal import RichWatch, console, guarded, one_process
+from kvfix.terminal import Interrupted, RichWatch, console, guarded, one_process
 
 HERE = Path(__file__).parent
 HEADING = "## Before and after"
@@ -94,16 +99,46 @@ def measure(recipe: Recipe, asked: argparse.Namespace, folder: Path, adapter: st
 def train(recipe: Recipe, asked: argparse.Namespace, config: str, overrides: list[str]) -> None:
     """In a process of its own: nothing of DeepSpeed is left when the result is measured."""
     out = Path(recipe.out)
-    if (out / "training.json").exists():
+    if finished(out):
         return
     launcher = [sys.executable]
     if asked.gpus:
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(asked.gpus)]
-    resume = ["resume=true"] if any(out.glob("checkpoint-*")) else []
+    resume = ["resume=true"] if newest_whole(out).last is not None else []
     script = str(HERE / f"{asked.recipe}.py")
-    done = subprocess.run([*launcher, script, "--config", config, *overrides, *resume])
-    if done.returncode:
-        raise ValueError(f"expected the training to end well, found exit code {done.returncode}")
+    code = run_through(
+        [*launcher, script, "--config", config, *overrides, *resume], launched=bool(asked.gpus)
+    )
+    if code:
+        raise ValueError(f"expected the training to end well, found exit code {code}")
+
+
+def run_through(words: list[str], *, launched: bool) -> int:
+    """Run a command to its end, also after Ctrl-C or SIGTERM: it saves then. Its exit code.
+
+    Raises:
+        Interrupted: It was asked to end.
+    """
+    process = subprocess.Popen(words)
+    asked: list[int] = []
+
+    def passed_on(number: int, frame: object) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:  # Ctrl-C reaches it without our help
+            # The DeepSpeed runner would end and leave its launcher, which is its child, working.
+            mine = psutil.Process(process.pid)
+            for target in mine.children() if launched else [mine]:
+                target.terminate()
+
+    before = {n: signal.signal(n, passed_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked and code:
+        raise Interrupted("interrupted; the same command goes on where it stopped", 128 + asked[0])
+    return code
 
 
 def with_table(card: str, report: str) -> str:

@@ -2,16 +2,19 @@
 
     python tests/ranks.py JOBS.json
 
-JOBS.json lists jobs: {"name", "ranks", "overrides", "kill_after"}. What a job prints goes to
-NAME.log beside JOBS.json, its exit status to NAME.code, digests of the frozen weights before and
-after to NAME.frozen. With `kill_after` rank 0 ends itself by SIGKILL once that step is logged, and
-the others are killed.
+JOBS.json lists jobs: {"name", "ranks", "overrides"}. What a job prints goes to NAME.log beside
+JOBS.json, its exit status to NAME.code (of each rank to NAME.codes), digests of the frozen weights
+before and after to NAME.frozen. With "kill_after" rank 0 ends itself by SIGKILL once that step is
+logged. With "fault": {"rank", "step", "do"} that rank in that step gets a signal ("kill", "term"),
+is killed while it saves ("save"), or finds its loss to be NaN ("nan"). Where one rank fails the
+others are killed, unless the job says "linger": then they must end by themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -27,10 +30,11 @@ import torch
 import transformers.trainer  # noqa: F401
 
 from kvfix.config import load_config
+from kvfix.repair import guard, module, trainer
 from kvfix.repair import recipe as recipes
-from kvfix.repair import trainer  # noqa: F401
 from kvfix.repair.launch import RANK_VARIABLES
 from kvfix.repair.show import Monitor
+from kvfix.terminal import Interrupted
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 240.0  # seconds a job may take
@@ -51,16 +55,18 @@ def run(job: dict[str, Any], folder: Path) -> int:
         port = free.getsockname()[1]
     ranks = {fork(job, rank, port, folder): rank for rank in range(job["ranks"])}
     end, status = time.monotonic() + LIMIT, 0
+    codes = [0] * job["ranks"]
     while ranks:
         pid, found = os.waitpid(-1, os.WNOHANG)
         if pid:
-            del ranks[pid]
+            codes[ranks.pop(pid)] = os.waitstatus_to_exitcode(found)
             status = status or os.waitstatus_to_exitcode(found)
-        elif time.monotonic() > end or status:
+        elif time.monotonic() > end or (status and not job.get("linger")):
             status = status or -1
             for pid in ranks:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+    (folder / f"{job['name']}.codes").write_text(json.dumps(codes))
     return status
 
 
@@ -81,6 +87,8 @@ def fork(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
             )
         train(job, rank, folder)
         code = 0
+    except Interrupted as stop:
+        code = stop.code
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
@@ -91,30 +99,65 @@ def fork(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
 def train(job: dict[str, Any], rank: int, folder: Path) -> None:
     """What `python recipes/NAME.py` does, watched."""
     watch(job, rank, folder)
+    if job.get("fault", {}).get("rank") == rank:
+        plant(job["fault"])
     recipe = load_config(recipes.Recipe, None, job["overrides"])
     recipes.run(recipe, job["name"], root=ROOT, command=["python", *job["overrides"]])
 
 
 def watch(job: dict[str, Any], rank: int, folder: Path) -> None:
     """Take digests around the steps; end the process in the midst of them if asked to."""
-    steps, line = recipes._train, Monitor.line
+    steps, line = recipes.run_steps, Monitor.line
 
-    def digested(recipe: Any, launch: Any, repair: Any, *rest: Any) -> float:
-        before = digest(repair)
-        seconds = steps(recipe, launch, repair, *rest)
-        after = digest(repair)
+    def digested(work: Any, **more: Any) -> Any:
+        before = digest(work.repair)
+        ended = steps(work, **more)
+        after = digest(work.repair)
         if rank == 0:
             both = json.dumps({"before": before, "after": after})
             (folder / f"{job['name']}.frozen").write_text(both)
-        return seconds
+        return ended
 
     def killing(self: Monitor, logs: dict[str, Any]) -> None:
         line(self, logs)
         if logs["step"] == job.get("kill_after"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    recipes._train = digested
+    recipes.run_steps = digested
     Monitor.line = killing  # type: ignore[method-assign]
+
+
+def plant(fault: dict[str, Any]) -> None:
+    """One fault, on this rank."""
+    step, do = fault["step"], fault["do"]
+    if do == "nan":
+        means_of = module.Repair._means_of
+
+        def nan(self: Any, batch: Any, made: Any, number: int) -> list[Any]:
+            own, *others = means_of(self, batch, made, number)
+            if number + 1 == step:
+                own = own._replace(total=own.total * math.nan)
+            return [own, *others]
+
+        module.Repair._means_of = nan  # type: ignore[method-assign]
+    elif do == "save":
+        save = trainer.RepairTrainer._save_rng_state
+
+        def killed(self: Any, output_dir: str) -> None:
+            save(self, output_dir)
+            if self.state.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer.RepairTrainer._save_rng_state = killed  # type: ignore[method-assign]
+    else:
+        end = guard.Guard.end
+
+        def hit(self: Any, number: int, rates: dict[str, float]) -> None:
+            end(self, number, rates)
+            if number == step:
+                os.kill(os.getpid(), signal.SIGKILL if do == "kill" else signal.SIGTERM)
+
+        guard.Guard.end = hit  # type: ignore[method-assign]
 
 
 def digest(repair: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ Made of procedural scenes, or of training data of any form (`kvfix.data.training
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -91,6 +92,7 @@ class Examples(Sequence[Example]):
         left_out: bad lines of a file, and why.
         notes: what its user should know, a line each.
         forms: how many records of a file are of each form.
+        sha256: of what they are made of.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Examples(Sequence[Example]):
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     forms: tuple[tuple[str, int], ...] = ()
+    sha256: str = ""
 
     def __len__(self) -> int:
         return self.n
@@ -216,9 +219,11 @@ def conversation_examples(lines: Conversations) -> Examples:
     Lines are read once, for their labels; photos and masks when an example is asked for.
     """
     index: list[tuple[int, int, str] | tuple[int, None, None]] = []
-    for number in range(len(lines)):
+    whole = hashlib.sha256()
+    for number, line in enumerate(lines):
         index.append((number, None, None))
-        names = dict.fromkeys((m.image, m.label) for m in lines[number].masks)
+        whole.update(line.digest())
+        names = dict.fromkeys((m.image, m.label) for m in line.masks)
         index += [(number, image, label) for image, label in names]
 
     def make(i: int) -> Example:
@@ -234,6 +239,7 @@ def conversation_examples(lines: Conversations) -> Examples:
         left_out=tuple(str(bad) for bad in lines.bad),
         notes=lines.notes,
         forms=lines.forms,
+        sha256=whole.hexdigest(),
     )
 
 
@@ -282,7 +288,7 @@ def scene_examples(split: str, n: int, *, skills: Sequence[str] = TRAINED) -> Ex
             return from_question(scene_question(split, order[number % len(order)], number))
         return _SCENES[kind](split, index)
 
-    return Examples("scenes", n, make)
+    return Examples("scenes", n, make, sha256=f"scenes {' '.join(skills)}")
 
 
 def _talk(split: str, index: int) -> Example:

@@ -1,6 +1,12 @@
 """What a training needs around it: ranks, a backend, a DeepSpeed config, a compiler.
 
 Both `deepspeed recipes/x.py` and `python recipes/x.py` start; the second is one process.
+
+When a rank dies, its launcher ends the others. Without a launcher they notice by themselves: gloo
+(CPU) at once, as the connection closes; NCCL (GPU) when a collective has waited for its timeout, 30
+minutes as transformers sets it (`ddp_timeout`). SIGTERM to the DeepSpeed launcher reaches one rank,
+which has 30 seconds before SIGKILL: all ranks save at the end of the step after the next flag is
+exchanged, so that steps of more than ten seconds may not make it; then the last checkpoint counts.
 """
 
 from __future__ import annotations
@@ -8,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +113,22 @@ def check_tools() -> None:
             "start without a GPU, found none; apt install g++ (pip install ninja), or leave out "
             "zero="
         )
+
+
+def typed(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The command line as it was typed, the launcher in front.
+
+    Args:
+        argv: Of this process.
+        environment: Variables of a launcher.
+    """
+    words = [word for word in argv if not word.startswith("--local_rank")]
+    if "LOCAL_RANK" not in environment:
+        return ["python", *words]
+    world = environment.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return ["torchrun", "--nproc_per_node", world, *words]
+    return ["deepspeed", "--num_accelerators", world, *words]
 
 
 def set_rank_variables(launch: Launch) -> None:

@@ -7,21 +7,19 @@ loads them), the heads, the gate if there is one, `config.yaml` as resolved, `tr
 
 from __future__ import annotations
 
-import gc
+import hashlib
 import json
-import os
-import platform
-import subprocess
-import time
+import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kvfix.atomic import remove_leftovers, write_text
 from kvfix.bounds import check_numbers, number
 from kvfix.config import dump_config
 from kvfix.data.examples import TRAINED, Examples, conversation_examples, scene_examples
@@ -29,20 +27,24 @@ from kvfix.data.training import Conversations, read_conversations
 from kvfix.data.training.verify import Bad, verify
 from kvfix.models import Mlm, load_mlm
 from kvfix.renamed import recompute_layers
-from kvfix.repair.batch import Collator
-from kvfix.repair.key_choice import ChosenKeys, KeyOptions, choose_keys
-from kvfix.repair.launch import Launch, plan_launch, set_rank_variables
-from kvfix.repair.lora import LoraOptions, LoraReport, Rates, attach
+from kvfix.repair.card import begin_record, end_record, finish, told, write_record
+from kvfix.repair.identity import Identity, adapter_fields, check_same, fields_of
+from kvfix.repair.key_choice import KeyOptions, choose_keys
+from kvfix.repair.launch import Launch, plan_launch
+from kvfix.repair.lora import LoraOptions, Rates, attach
 from kvfix.repair.module import Repair
 from kvfix.repair.proof import Proof, collator_of
 from kvfix.repair.ranks import agreed
+from kvfix.repair.saves import TRAINED_FILES, publish
+from kvfix.repair.session import Work, run_steps
+from kvfix.repair.shared_memory import SHARED, sweep
 from kvfix.repair.show import Monitor
+from kvfix.repair.starts import CONFIG, Going, claim, look
 from kvfix.repair.terms import Losses
 from kvfix.shipped import nano_dir
 from kvfix.terminal import RichWatch
 from kvfix.wording import shown
 
-PACKAGES = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")
 # Those of transformers that need nothing but steps and warm-up.
 SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"),
@@ -64,6 +66,8 @@ class Recipe:
         images: Folder that image names are relative to; empty: the one that the data lies in.
         verify: Decode every picture of the data before the first step, and leave bad ones out.
         skills: Question types of scenes that are trained; the others are held out.
+        adapter: Folder of an adapter or checkpoint of the same shape whose weights are trained on;
+            empty: a fresh adapter.
         out: Run folder; empty: checkpoints/<name of the recipe>.
         steps: Optimizer steps.
         batch: Examples a rank and micro-batch.
@@ -78,7 +82,9 @@ class Recipe:
         clip: Largest norm of the gradient; 0: any.
         zero: "", "0" to "3", "2_offload", "3_offload", or a DeepSpeed config.
         checkpointing: Compute activations again in backward (non-reentrant).
-        save_every: Steps between checkpoints to resume from; 0: none.
+        save_every: Steps between checkpoints to resume from; 0: none by steps.
+        save_minutes: Minutes between checkpoints to resume from: what a crash can cost; 0: none by
+            time.
         keep: Checkpoints kept.
         resume: Go on from the last checkpoint in `out`.
         stop_at: Stop after this step, to go on later with resume; 0: at the end.
@@ -97,6 +103,7 @@ class Recipe:
     images: str = ""
     verify: bool = True
     skills: tuple[str, ...] = TRAINED
+    adapter: str = ""
     out: str = ""
     steps: int = number(300, least=1)
     batch: int = number(12, least=1)
@@ -112,6 +119,7 @@ class Recipe:
     zero: str = ""
     checkpointing: bool = False
     save_every: int = number(0, least=0)
+    save_minutes: float = number(10.0, least=0)
     keep: int = number(2, least=1)
     resume: bool = False
     stop_at: int = number(0, least=0)
@@ -150,40 +158,111 @@ def run(recipe: Recipe, name: str, *, root: Path, command: Sequence[str]) -> Pat
         The run folder.
 
     Raises:
-        ValueError: A config, a model or data that cannot be trained, in one line.
+        ValueError: A config, a model, data or a folder that cannot be trained with, in one line.
+        Interrupted: Ctrl-C or SIGTERM in the midst of the steps.
     """
     launch = plan_launch(recipe.zero, root / "recipes" / "deepspeed")
     out = Path(recipe.out) if recipe.out else root / "checkpoints" / name
-    last = _last_checkpoint(out, recipe, launch.world)
+    line = shlex.join(command)
+    going = look(out, recipe, world=launch.world, command=line)
+    with ExitStack() as stack:
+        if launch.rank == 0:
+            stack.enter_context(claim(out, command=line))
+        monitor = stack.enter_context(Monitor(recipe.steps, out, main=launch.rank == 0))
+        if launch.rank == 0 and launch.deepspeed is not None and (freed := sweep()):
+            monitor.say(f"freed {freed / 2**20:.0f} MiB in {SHARED} that ended trainings had left")
+        for checkpoint, why in going.torn.items():
+            monitor.say(f"{checkpoint} does not count: {why}")
+        if going.finished:
+            monitor.say(f"{out}: finished after step {going.step}; nothing is left to do")
+        elif going.last is not None and going.step >= recipe.steps:
+            if launch.rank == 0:  # a kill between the last checkpoint and the end
+                _finish_from(going.last, recipe, out, going)
+            monitor.say(f"wrote {out} from {going.last}")
+        else:
+            _train(recipe, launch, out, going, monitor, command)
+    return out
+
+
+def _train(
+    recipe: Recipe,
+    launch: Launch,
+    out: Path,
+    going: Going,
+    monitor: Monitor,
+    command: Sequence[str],
+) -> None:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    examples = _examples(recipe, launch)
+    examples, main = _examples(recipe, launch), launch.rank == 0
     mlm = _load(recipe, launch)
-    with Monitor(
-        recipe.steps, out, main=launch.rank == 0, since=None if last is None else _step(last)
-    ) as monitor:
-        for line in examples.said():
-            monitor.say(line)
-        keys = None
-        if recipe.losses.needs().agnostic:
-            shown = examples
-            if recipe.data == "scenes":  # a short run has fewer examples than keys need images
-                shown = scene_examples("train", 4 * recipe.keys.images, skills=recipe.skills)
-            keys = choose_keys(mlm, shown, recipe.keys, seed=recipe.seed)
-            monitor.say(
-                f"keys: {keys.what}; {keys.agnostic:.2%} of all keys are input-agnostic "
-                f"(r < {keys.tau:.4f})"
-            )
-        mlm, report = attach(mlm, recipe.lora, zero=launch.stage, seed=recipe.seed)
-        for line in report.lines():
-            monitor.say(line)
-        repair = Repair(mlm, recipe.losses, lm=recipe.lm, seed=recipe.seed, keys=keys)
-        started = time.time()
-        seconds = _train(recipe, launch, repair, report, examples, out, last, monitor)
-        if launch.rank == 0:
-            _write(recipe, out, mlm, report, keys, examples, list(command), started, seconds)
-            monitor.say(f"wrote {out}")
-    return out
+    for text in examples.said():
+        monitor.say(text)
+    identity = Identity(_known(recipe, launch, examples), mlm)
+    if going.last is not None and main:
+        check_same(out, going.fingerprint, identity.fields())
+    keys = None
+    if recipe.losses.needs().agnostic:
+        shown_ones = examples
+        if recipe.data == "scenes":  # a short run has fewer examples than keys need images
+            shown_ones = scene_examples("train", 4 * recipe.keys.images, skills=recipe.skills)
+        keys = choose_keys(mlm, shown_ones, recipe.keys, seed=recipe.seed)
+        monitor.say(
+            f"keys: {keys.what}; {keys.agnostic:.2%} of all keys are input-agnostic "
+            f"(r < {keys.tau:.4f})"
+        )
+    mlm, report = attach(mlm, recipe.lora, zero=launch.stage, seed=recipe.seed)
+    for text in report.lines():
+        monitor.say(text)
+    repair = Repair(mlm, recipe.losses, lm=recipe.lm, seed=recipe.seed, keys=keys)
+    line = shlex.join(command)
+    record = begin_record(
+        going.record,
+        mlm,
+        report,
+        examples,
+        keys=keys,
+        command=line,
+        world=launch.world,
+        step=going.step,
+    )
+
+    def begin() -> None:
+        if main:
+            remove_leftovers(out, command=line)
+            write_record(out, record)
+            write_text(out / CONFIG, dump_config(recipe))
+            for text in told(going, recipe, record):
+                monitor.say(text)
+            monitor.begin(None if going.last is None else going.step)
+
+    def end(how: str, seconds: float) -> None:
+        if main:
+            write_record(out, end_record(record, how=how, seconds=seconds))
+
+    work = Work(recipe, launch, repair, report, examples, out, going, monitor, identity, command)
+    ended = run_steps(work, begin=begin, end=end)
+    if ended.step >= recipe.steps and main:
+        record = end_record(record, how="finished", seconds=ended.seconds)
+        finish(recipe, out, record, identity.fields())
+        monitor.say(f"wrote {out}")
+
+
+def _known(recipe: Recipe, launch: Launch, examples: Examples) -> dict[str, Any]:
+    """What of the fingerprint is known without reading anything big."""
+    deepspeed = json.dumps(launch.deepspeed, sort_keys=True)
+    return {
+        **fields_of(recipe),
+        "ranks": launch.world,
+        "data.sha256": examples.sha256,
+        "zero.config": hashlib.sha256(deepspeed.encode()).hexdigest(),
+        **adapter_fields(recipe.adapter),
+    }
+
+
+def _finish_from(checkpoint: Path, recipe: Recipe, out: Path, going: Going) -> None:
+    publish([checkpoint / n for n in TRAINED_FILES if (checkpoint / n).is_file()], out)
+    finish(recipe, out, dict(going.record), going.fingerprint)
 
 
 def _examples(recipe: Recipe, launch: Launch) -> Examples:
@@ -215,196 +294,3 @@ def _load(recipe: Recipe, launch: Launch) -> Mlm:
     if recipe.checkpointing:
         recompute_layers(mlm.base)
     return mlm
-
-
-def _last_checkpoint(out: Path, recipe: Recipe, world: int) -> Path | None:
-    """Where to go on from; one that a kill cut off while it was written does not count.
-
-    Raises:
-        ValueError: Something in the folder that nobody asked to go on with, nothing to go on with,
-            or a checkpoint of another number of ranks.
-    """
-    found = sorted(out.glob("checkpoint-*"), key=_step)
-    if recipe.resume:
-        whole = [p for p in found if (p / "trainer_state.json").is_file()]
-        if not whole:
-            raise ValueError(f"{out}: expected a checkpoint to resume from, found none")
-        ranks = len(list(whole[-1].glob("rng_state*.pth")))
-        if ranks != world:
-            raise ValueError(
-                f"{whole[-1]}: expected {ranks} ranks, as when it was written, found {world}"
-            )
-        return whole[-1]
-    if found or (out / "adapter_model.safetensors").exists():
-        raise ValueError(
-            f"{out}: expected an empty run folder, found another run; set resume=true to go on "
-            "with it, or out= another folder"
-        )
-    return None
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _train(
-    recipe: Recipe,
-    launch: Launch,
-    repair: Repair,
-    report: LoraReport,
-    examples: Examples,
-    out: Path,
-    last: Path | None,
-    monitor: Monitor,
-) -> float:
-    """Run the steps; seconds they took."""
-    from transformers import TrainerCallback, TrainingArguments  # seconds to import
-
-    from kvfix.repair.trainer import RepairTrainer
-
-    if recipe.checkpointing:
-        repair.model.enable_input_require_grads()
-    set_rank_variables(launch)
-    args = TrainingArguments(
-        output_dir=str(out),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch,
-        gradient_accumulation_steps=recipe.accumulate,
-        learning_rate=recipe.rates.lm,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
-        max_grad_norm=recipe.clip,
-        logging_steps=recipe.log_every,
-        logging_first_step=True,
-        save_strategy="steps" if recipe.save_every else "no",
-        save_steps=recipe.save_every or recipe.steps,
-        save_total_limit=recipe.keep,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        bf16=launch.deepspeed is not None and repair.mlm.dtype == torch.bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        deepspeed=launch.deepspeed,
-        remove_unused_columns=False,
-        dataloader_num_workers=recipe.workers,
-        dataloader_pin_memory=False,
-        # Else the last batch of an epoch is filled up from its start, on several ranks only.
-        dataloader_drop_last=len(examples) >= recipe.batch * launch.world,
-        ddp_find_unused_parameters=False,
-        report_to=recipe.report_to,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    if args.world_size != launch.world:
-        # Each rank would train alone on the same data, and nothing would say so.
-        raise ValueError(f"expected {launch.world} ranks, found {args.world_size}")
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == recipe.stop_at:
-                control.should_training_stop = control.should_save = True
-
-    collator = Collator(
-        repair.mlm.processor,
-        repair.mlm.config,
-        repair.mlm.family,
-        choices=recipe.losses.distil.weight > 0,
-    )
-    trainer = RepairTrainer(
-        repair,
-        args,
-        examples,
-        collator,
-        report=report,
-        rates=recipe.rates,
-        resumes=last is not None,
-        show=monitor.line,
-    )
-    trainer.add_callback(Stop())
-    start = time.time()
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    seconds = time.time() - start
-    trainer.save_model(str(out))
-    gc.collect()
-    return seconds
-
-
-def _write(
-    recipe: Recipe,
-    out: Path,
-    mlm: Mlm,
-    report: LoraReport,
-    keys: ChosenKeys | None,
-    examples: Examples,
-    command: list[str],
-    started: float,
-    seconds: float,
-) -> None:
-    """The resolved config, what ran on what, and a card."""
-    (out / "config.yaml").write_text(dump_config(recipe), encoding="utf-8")
-    record = {
-        "command": " ".join(command),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(seconds, 1),
-        "model": {"id": mlm.id, "family": mlm.config.model_type, "sha256": mlm.sha256},
-        "data": {
-            "name": examples.name,
-            "n": len(examples),
-            "left_out": list(examples.left_out),
-            "forms": dict(examples.forms),
-            "notes": list(examples.notes),
-        },
-        "trainable": report.trainable,
-        "share": report.share,
-        "modules": {part: len(names) for part, names in report.modules.items()},
-        "keys": None if keys is None else keys._asdict() | {"keys_SHV": int(keys.keys_SHV.sum())},
-        "versions": {name: version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "git": _git(),
-        "device": str(mlm.device),
-        "threads": torch.get_num_threads(),
-        "pid": os.getpid(),
-    }
-    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(card(recipe, record), encoding="utf-8")
-
-
-def card(recipe: Recipe, record: dict[str, Any]) -> str:
-    """The adapter's README, in the form that hubs read; replaces PEFT's own."""
-    terms = {"lm": recipe.lm} | {n: t.weight for n, t in recipe.losses.active().items()}
-    losses = ", ".join(f"{name} {weight:g}" for name, weight in terms.items())
-    parts = ", ".join(f"{part}: {n:,}" for part, n in record["trainable"].items())
-    return f"""---
-base_model: {record["model"]["id"]}
-library_name: peft
-tags: [lora, kvfix]
----
-
-# {Path(recipe.out or "repair").name}
-
-A LoRA adapter for `{record["model"]["id"]}` ({record["model"]["family"]}, weights sha256
-`{record["model"]["sha256"][:12]}`), made by
-
-    {record["command"]}
-
-in {record["seconds"] / 60:.1f} minutes: {recipe.steps} steps of {recipe.batch} x
-{recipe.accumulate} examples of {record["data"]["name"]}. Losses and weights: {losses}. Trained
-parameters: {parts} ({record["share"]:.2%} of all).
-
-Before against after is measured by `kvfix eval` on both and `kvfix compare`, or by
-`python recipes/repair.py`, which writes its table here.
-"""
-
-
-def _git() -> str | None:
-    """Commit of the checkout that runs, marked where files differ from it."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kvfix.atomic import write_text
 from kvfix.terminal import console
 
 LOG = "log.jsonl"
@@ -16,17 +18,15 @@ LOG = "log.jsonl"
 class Monitor:
     """Prints and writes what a training reports; on other ranks it does nothing."""
 
-    def __init__(self, steps: int, out: Path, *, main: bool, since: int | None):
-        """Nothing is shown before `with`.
+    def __init__(self, steps: int, out: Path, *, main: bool):
+        """Nothing is shown before `with`, nothing written before `begin`.
 
         Args:
             steps: Of the run.
             out: Run folder.
             main: Whether this is rank 0.
-            since: Go on in the log of an earlier start after this step; None: a new log.
         """
         self._main, self._file = main, out / LOG
-        self._since = since
         self._log: IO[str] | None = None
         self._progress = Progress(
             TextColumn("step"),
@@ -40,14 +40,20 @@ class Monitor:
         self._task = self._progress.add_task("", total=steps)
 
     def __enter__(self) -> Monitor:
-        """Open the log."""
+        """Show."""
         if self._main:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            kept = self._kept()
-            self._log = self._file.open("w", encoding="utf-8")
-            self._log.writelines(kept)
             self._progress.start()
         return self
+
+    def begin(self, since: int | None) -> None:
+        """Open the log.
+
+        Args:
+            since: Go on in the log of an earlier start after this step; None: a new log.
+        """
+        if self._main:
+            write_text(self._file, "".join(self._kept(since)))
+            self._log = self._file.open("a", encoding="utf-8")
 
     def __exit__(self, *exc: object) -> None:
         """Close it."""
@@ -55,24 +61,28 @@ class Monitor:
         if self._log is not None:
             self._log.close()
 
-    def _kept(self) -> list[str]:
+    def _kept(self, since: int | None) -> list[str]:
         """Lines of an earlier start, without steps that it took after its last checkpoint."""
-        if self._since is None or not self._file.is_file():
+        if since is None or not self._file.is_file():
             return []
         lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("}\n")]  # a kill may cut the last one
-        return [line for line in whole if json.loads(line)["step"] <= self._since]
+        return [line for line in whole if json.loads(line)["step"] <= since]
 
     def say(self, text: str) -> None:
         """One line."""
         if self._main:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, soft_wrap=True)
 
     def line(self, logs: dict[str, Any]) -> None:
         """A line of the log."""
         if self._log is None:
             return
-        self._log.write(json.dumps(logs) + "\n")
+        # JSON has no NaN.
+        finite = {
+            k: None if isinstance(v, float) and not isfinite(v) else v for k, v in logs.items()
+        }
+        self._log.write(json.dumps(finite, allow_nan=False) + "\n")
         self._log.flush()
         if "loss" not in logs:
             return

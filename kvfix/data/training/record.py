@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -56,6 +57,18 @@ class Conversation:
     masks: tuple[RleMask, ...] = ()
     points: tuple[Match, ...] = ()
     sub_task: str = ""
+
+    def digest(self) -> bytes:
+        """Of all that is learned from it; a photo counts by its name and size, or by its bytes."""
+        photos = [
+            hashlib.sha256(photo.source).hexdigest()
+            if isinstance(photo.source, bytes)
+            else (photo.source.name, photo.source.stat().st_size)
+            for photo in self.images.items
+        ]
+        masks = [(m.image, m.label, m.size, m.counts) for m in self.masks]  # repr hides counts
+        text = repr((self.id, self.messages, masks, self.points, self.sub_task, photos))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     def upright_mask(self, mask: RleMask) -> np.ndarray:
         """The mask on its photo as `images` gives it; uint8 (height, width), 0 or 1."""
