@@ -109,7 +109,7 @@ def draft(turns: Turns, images: object, *, system: object = None) -> Draft:
     messages, joined = _in_order(messages)
     if joined:
         said.append(_JOINED)
-    column = images if isinstance(images, list) else [] if images is None else [images]
+    column = images if isinstance(images, list) else [] if images in (None, "") else [images]
     slots: Sequence[Slot] = turns.slots
     if column and not slots:
         first = next(i for i, m in enumerate(messages) if m.role == "user")
