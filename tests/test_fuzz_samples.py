@@ -56,14 +56,10 @@ def test_any_damage(
         spans[name] = (start, path.stat().st_size)
     whole = path.read_bytes()
     damaged, hit = bytearray(whole), set()
-    for damage in damages:  # one after the other from the end, so that earlier places stay
-        first, end = damage.of(whole)
-        damages_at = [(first, end)]
-        hit |= {
-            u for u, (a, b) in spans.items() for x, y in damages_at if (x < b and y > a) or x == y
-        }
     for first, end, by in sorted(((*d.of(whole), d.by) for d in damages), reverse=True):
-        damaged[first:end] = by
+        damaged[first:end] = by  # from the end, so that earlier places stay
+        # A unit whose neighbour lost its line's end is hit too.
+        hit |= {name for name, (a, b) in spans.items() if first <= b and end >= a}
     path.write_bytes(bytes(damaged))
 
     healed = SampleFile(path)
