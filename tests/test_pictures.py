@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -360,6 +361,28 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     path.write_bytes(_bytes(_photo()))
     path.chmod(0)
     assert "may not be read" in _line(path)
+
+
+def test_too_many_open_files_are_no_fault_of_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(_bytes(_photo()))
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_picture(path)
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    head = struct.pack(">IIBBBBB", 0, 5, 8, 0, 0, 0, 0)
+    data = _png(8, 0, [b"\0"], b"\0\0")
+    at = data.index(b"IHDR") + 4
+    data = data[:at] + head + struct.pack(">I", zlib.crc32(b"IHDR" + head)) + data[at + 17 :]
+    assert "expected a photo, found" in _line(data)
 
 
 def test_only_six_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,13 @@ others fail together and not apart, each keeps what it gave alone.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from kvfix.data.pictures import source_of
+from kvfix.data.pictures import MACHINE, source_of
 from kvfix.data.units import BadUnit
 from kvfix.wording import cause, short_path
 
@@ -32,7 +31,6 @@ L = TypeVar("L")
 
 MOST = 0.05  # share of units that may be left out before a run counts as failed
 ALIKE = 3  # units that fail in the same way, none having succeeded, before the run is at fault
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _PICTURES = "pictures: "
 _SHOWN = 2  # pictures that a line names
@@ -171,7 +169,7 @@ def machine_fault(error: Exception) -> Exception | None:
         )
     if of_torch and kind.__name__ == "AcceleratorError":
         return error  # the device takes no more work from this process
-    return error if isinstance(error, OSError) and error.errno in _MACHINE else None
+    return error if isinstance(error, OSError) and error.errno in MACHINE else None
 
 
 def _line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from kvfix.data.pictures import read_picture
+from kvfix.wording import cause
 
 
 class Row(NamedTuple):
@@ -61,7 +62,7 @@ def read_rows(
                 start += rows
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
-            f"{path}: expected a parquet file, found a broken one ({error})"
+            f"{path}: expected a parquet file, found a broken one ({cause(error, 150)})"
         ) from error
 
 

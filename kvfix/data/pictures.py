@@ -17,6 +17,7 @@ and annotations count as those of the stored pixels. Pixels: see `kvfix.data.rgb
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import warnings
@@ -36,6 +37,8 @@ from kvfix.wording import cause, short_path
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; Pillow warns above it
 MAX_RATIO = 200  # of the longer side to the shorter
+# What an OSError says that is the machine's fault, and no file's.
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _SOURCE = "kvfix source"  # key of an image's info
 
 # Broken EXIF and the like, without the file's name; what matters is said by the errors below.
@@ -161,6 +164,8 @@ def opened(
     except MemoryError:
         raise  # the machine's fault: the number of pixels is bounded
     except Exception as error:  # decoders raise nearly everything on broken bytes
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            raise
         what = "a broken file" if isinstance(source, Path) else "a broken one"
         raise BadUnit(f"{wanted}, found {what} ({cause(error, 150)})") from error
 
@@ -195,6 +200,8 @@ def _stream(source: Path | bytes, wanted: str) -> BinaryIO:
     except PermissionError as error:
         raise BadUnit(f"{wanted}, found a file that may not be read") from error
     except OSError as error:
+        if error.errno in MACHINE:
+            raise
         raise BadUnit(f"{wanted}, found a file that cannot be opened ({error.strerror})") from error
     except BadUnit:
         raise
