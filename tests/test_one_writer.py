@@ -12,6 +12,7 @@ import pytest
 from commands import ENV, KVFIX, call
 from two_runs import AFTER_QUIZ, BEFORE_QUIZ, quiz, save
 
+from kvfix.atomic import atomic_folder
 from kvfix.lock import locked
 
 ROUNDS = 2
@@ -71,3 +72,12 @@ def test_every_command_that_writes_a_folder_asks_for_it(command: str, tmp_path: 
         assert f"{out} is being written by pid " in ended.error, ended.err
         assert "(kvfix something else); wait for it, or choose another --out" in ended.error
         assert sorted(p.name for p in out.iterdir()) == before
+
+
+def test_a_second_merge_is_refused_before_it_loads_anything(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out", command="kvfix merge --adapter a") as folder:
+        (folder / "model.safetensors").write_bytes(b"half")
+        ended = call("merge", "--adapter", tmp_path / "no adapter", "--out", tmp_path / "out")
+        assert ended.code == 1 and "(kvfix merge --adapter a); wait for it" in ended.error
+        assert (folder / "model.safetensors").read_bytes() == b"half"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.safetensors"]
