@@ -210,3 +210,11 @@ def test_parsed_letters_are_compared_as_strings_by_the_official_scorer_only() ->
     assert parsed_letter("B", "official") is UNPARSED and parsed_letter("B") == "B"
     for text in ("(B) Point B", "(Z)", " (B)", "", "AB", None):
         assert parsed_letter(text, "official") is parsed_letter(text) is UNPARSED
+
+
+def test_the_pronoun_is_no_letter_even_of_ten_options() -> None:
+    ten = tuple(f"jar {n}" for n in range(10))
+    assert extract("I think the answer is C", options=ten) == "C"
+    assert extract("I would say so", options=ten) is UNPARSED
+    assert extract("I am not sure", options=ten) is UNPARSED
+    assert extract("The answer is (I).", options=ten) == extract("I", options=ten) == "I"
