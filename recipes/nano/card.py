@@ -14,13 +14,22 @@ from stages import Spent
 
 from kvfix.config import load_config
 
-ELSEWHERE = ("out", "states", "threads", "save_every", "measure_every", "held_out", "stop_at")
+ELSEWHERE = (
+    "out",
+    "states",
+    "threads",
+    "save_every",
+    "measure_every",
+    "held_out",
+    "stop_at",
+    "only",
+)
 
 
 def settings(c: Config) -> str:
     """What of the command line moves the result, as it has to be typed."""
     usual = load_config(Config, Path(__file__).with_name("train_nano.yaml"), [f"family={c.family}"])
-    still = (*ELSEWHERE, "exam")
+    still = (*ELSEWHERE, "exam", "only")
     changed = (k for k, v in asdict(usual).items() if k not in still and getattr(c, k) != v)
     return "".join(f" {k}={getattr(c, k)}" for k in changed)
 

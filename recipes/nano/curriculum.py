@@ -50,11 +50,12 @@ class Config:
     held_out: int = 80
     stop_at: int = 0
     exam: int = 300
+    only: str = ""
 
 
-def _parameters(model: nn.Module, *, language: bool) -> list[nn.Parameter]:
+def _parameters(model: nn.Module, *, language: bool) -> dict[str, nn.Parameter]:
     """Those of the language model, or all others: tower, projector, newline."""
-    return [p for name, p in model.named_parameters() if ("language_model" in name) == language]
+    return {n: p for n, p in model.named_parameters() if ("language_model" in n) == language}
 
 
 def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> Stage:
@@ -73,8 +74,10 @@ def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
         c.dense_lr,
         loss,
         lambda: examine_dense(nano, heads, val),
-        {"model": nano.model, "heads": heads},
-        [*_parameters(nano.model, language=False), *heads.parameters()],
+        {
+            **_parameters(nano.model, language=False),
+            **{f"heads.{name}": p for name, p in heads.named_parameters()},
+        },
     )
 
 
@@ -105,7 +108,6 @@ def told_stage(c: Config, nano: Nano) -> Stage:
         c.told_lr,
         lambda step: lesson_loss(nano, decks[step % 2].batch(step // 2)),
         lambda: f"in sentences: {in_sentences()}\n  in words of cells: {in_cells()}",
-        {"model": nano.model},
         _parameters(nano.model, language=True),
     )
 
@@ -119,7 +121,6 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
         c.align_lr,
         lambda step: align_loss(nano, *train.batch(nano, step, c.align_batch)),
         lambda: examine_align(nano, val),
-        {"model": nano.model},
         _parameters(nano.model, language=False),
     )
 
@@ -154,8 +155,7 @@ def talk_stage(c: Config, nano: Nano) -> Stage:
         c.talk_lr,
         loss,
         measure(nano, exam_lessons("val", c.held_out, c.turns)),
-        {"model": nano.model},
-        list(nano.model.parameters()),
+        dict(nano.model.named_parameters()),
     )
 
 

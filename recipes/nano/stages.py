@@ -1,6 +1,7 @@
 """Run one stage of a training: resumable at any moment, its held-out measure printed now and then.
 
-A stage ends in a state file that the next begins from; the same command skips finished stages.
+A state holds what its stage trains and nothing else, so stages that train different parts can run
+in any order; the same command skips finished stages.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Stage:
         lr: Peak: a linear warm-up, then a straight line down to zero.
         loss: Step number -> loss to descend.
         measure: Prints held-out figures; called every `measure_every` steps and at the end.
-        modules: What is saved, by name; the trained parameters are those of `trained`.
+        trained: The parameters that it moves and saves, by name.
     """
 
     name: str
@@ -44,8 +45,7 @@ class Stage:
     lr: float
     loss: Callable[[int], torch.Tensor]
     measure: Callable[[], Any]
-    modules: dict[str, nn.Module]
-    trained: list[nn.Parameter]
+    trained: dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,18 @@ def learning_rate(step: int, stage: Stage, warmup: int) -> float:
 
 def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
     """Run the remaining steps; returns whether the stage is finished."""
+    weights = list(stage.trained.values())
     optimizer = torch.optim.AdamW(
-        stage.trained, lr=stage.lr, betas=(0.9, 0.98), weight_decay=pace.weight_decay
+        weights, lr=stage.lr, betas=(0.9, 0.98), weight_decay=pace.weight_decay
     )
     first, spent = 0, Spent()
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        for name, module in stage.modules.items():
-            module.load_state_dict(state[name])
+        if state["weights"].keys() != stage.trained.keys():
+            raise ValueError(f"{state_file}: expected the weights of this model, found others")
+        with torch.no_grad():
+            for name, kept in state["weights"].items():
+                stage.trained[name].copy_(kept)
         first, spent = state["step"], Spent(*state["spent"])
         if first >= stage.steps:
             console.print(f"{stage.name}: done, {first} steps, {spent}")
@@ -84,14 +88,12 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
     recent, began = spent.loss, time.time()
     last = min(pace.stop_at or stage.steps, stage.steps)
     for step in range(first, last):
-        for module in stage.modules.values():
-            module.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, stage, pace.warmup)
         with torch.autocast("cpu", torch.bfloat16):
             loss = stage.loss(step)
         loss.backward()
-        nn.utils.clip_grad_norm_(stage.trained, 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
@@ -106,8 +108,6 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
         if done % pace.save_every == 0 or done == last:
             _save(state_file, stage, optimizer, done, spent)
         if done % pace.measure_every == 0 or done == stage.steps:
-            for module in stage.modules.values():
-                module.eval()
             console.print(f"{stage.name} {done}: {stage.measure()}")
     return last == stage.steps
 
@@ -115,8 +115,8 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
 def _save(path: Path, stage: Stage, optimizer: Any, step: int, spent: Spent) -> None:
     """Write beside, then rename: an interrupted write never replaces a good state."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Any] = {name: m.state_dict() for name, m in stage.modules.items()}
-    state |= {"step": step, "spent": tuple(spent)}
+    weights = {name: p.detach() for name, p in stage.trained.items()}
+    state: dict[str, Any] = {"weights": weights, "step": step, "spent": tuple(spent)}
     if step < stage.steps:
         state["optimizer"] = optimizer.state_dict()
     torch.save(state, path.with_suffix(".new"))

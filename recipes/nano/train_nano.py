@@ -34,16 +34,20 @@ def main() -> None:
     torch.set_num_threads(c.threads)
     checkpoints = HERE.parent.parent / "checkpoints"
     out = Path(c.out) if c.out else checkpoints / "nano" / c.family
-    states = Path(c.states) if c.states else checkpoints / "nano-training"
+    states_dir = Path(c.states) if c.states else checkpoints / "nano-training"
     nano = build_nano(c.family, seed=c.seed)
     nano.model.set_attn_implementation("eager")  # in bf16 on a CPU faster than the fused kernel
     pace = Pace(c.warmup, c.weight_decay, c.save_every, c.measure_every, c.stop_at)
     spent = {}
-    for name, make in stages(c, nano, states).items():
-        state = states / f"{c.family}-{c.seed}-{name}.pt"
+    for name, make in stages(c, nano, states_dir).items():
+        if c.only not in ("", name):
+            continue
+        state = states_dir / f"{c.family}-{c.seed}-{name}.pt"
         if not run_stage(make(), pace, state):
             return
         spent[name] = spent_on(state)
+    if c.only:
+        return
     nano.model.to(torch.bfloat16).eval()
     nano.model.save_pretrained(out)
     nano.processor.save_pretrained(out)
