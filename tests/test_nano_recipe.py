@@ -30,6 +30,7 @@ from told import draw_told  # noqa: E402
 from turns import Shown, lettered  # noqa: E402
 
 from kvfix.capture import extract  # noqa: E402
+from kvfix.config import load_config  # noqa: E402
 from kvfix.data.scenes import Scene, Thing, generator, render, sample_scene  # noqa: E402
 from kvfix.data.shapes import mark  # noqa: E402
 from kvfix.data.talk import Turn  # noqa: E402
@@ -310,6 +311,17 @@ def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
     kept = halves.model.state_dict()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, kept[name]), name
+
+
+def test_settings_that_train_nothing_are_refused_by_name() -> None:
+    for key, value in {"gallery": 9, "only": "talk", "turns": 0, "told_lr": float("nan")}.items():
+        with pytest.raises(ValueError, match=key):
+            Config(**{key: value})  # type: ignore[arg-type]
+
+
+def test_the_settings_file_says_what_the_code_does() -> None:
+    """The YAML explains every field, and its values are the fields' own."""
+    assert load_config(Config, ROOT / "recipes" / "nano" / "train_nano.yaml") == Config()
 
 
 @pytest.mark.slow

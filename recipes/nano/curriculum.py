@@ -18,6 +18,9 @@ from stages import Stage
 from told import draw_told
 from torch import nn
 
+from kvfix.atomic import atomic_file
+from kvfix.bounds import check_numbers, number
+
 
 @dataclass(frozen=True)
 class Config:
@@ -26,31 +29,47 @@ class Config:
     family: str = "llava_onevision"
     out: str = ""
     states: str = ""
-    seed: int = 0
-    threads: int = 1
-    warmup: int = 100
-    weight_decay: float = 0.05
-    dense_steps: int = 6000
-    dense_batch: int = 32
-    dense_lr: float = 2e-3
-    gallery: int = 20000
-    told_steps: int = 6000
-    told_batch: int = 16
-    told_lr: float = 2e-3
-    align_steps: int = 1500
-    align_batch: int = 32
-    align_lr: float = 1e-3
-    talk_steps: int = 6000
-    talk_batch: int = 12
-    talk_lr: float = 1e-3
-    turns: int = 6
-    ease_steps: int = 400
-    save_every: int = 100
-    measure_every: int = 500
-    held_out: int = 80
-    stop_at: int = 0
-    exam: int = 300
+    seed: int = number(0, least=0)
+    threads: int = number(1, least=1)
+    warmup: int = number(100, least=1)
+    weight_decay: float = number(0.05, least=0)
+    dense_steps: int = number(12000, least=1)
+    dense_batch: int = number(16, least=1)
+    dense_lr: float = number(1.5e-3, above=0)
+    gallery: int = number(12000, least=8)
+    told_steps: int = number(8000, least=1)
+    told_batch: int = number(8, least=1)
+    told_lr: float = number(1.5e-3, above=0)
+    align_steps: int = number(1500, least=1)
+    align_batch: int = number(32, least=1)
+    align_lr: float = number(1e-3, above=0)
+    talk_steps: int = number(8000, least=1)
+    talk_batch: int = number(8, least=1)
+    talk_lr: float = number(1e-3, above=0)
+    turns: int = number(6, least=1)
+    ease_steps: int = number(400, least=1)
+    save_every: int = number(100, least=1)
+    measure_every: int = number(500, least=1)
+    held_out: int = number(80, least=1)
+    stop_at: int = number(0, least=0)
+    exam: int = number(300, least=1)
     only: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what trains nothing.
+
+        Raises:
+            ValueError: a number out of its bounds, a gallery smaller than a batch, or a stage alone
+                that needs another one.
+        """
+        check_numbers(self)
+        largest = max(self.dense_batch, self.align_batch)
+        if self.gallery < largest:
+            raise ValueError(f"gallery: expected a batch ({largest}) or more, found {self.gallery}")
+        if self.only not in ("", "dense", "told"):
+            raise ValueError(
+                f"only: expected dense or told, which need no other stage, found {self.only!r}"
+            )
 
 
 def _parameters(model: nn.Module, *, language: bool) -> dict[str, nn.Parameter]:
@@ -175,8 +194,8 @@ def galleries_of(c: Config, states: Path) -> tuple[Gallery, Gallery]:
     if not path.exists():
         painted = Gallery("train", c.gallery), Gallery("val", max(c.gallery // 40, 8))
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(painted, path.with_suffix(".new"))
-        path.with_suffix(".new").rename(path)
+        with atomic_file(path) as stream:
+            torch.save(painted, stream)
     return torch.load(path, weights_only=False)  # our own file
 
 

@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from kvfix.atomic import atomic_file
+
 console = Console(stderr=True, width=160, soft_wrap=True)
 
 
@@ -113,14 +115,14 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
 
 
 def _save(path: Path, stage: Stage, optimizer: Any, step: int, spent: Spent) -> None:
-    """Write beside, then rename: an interrupted write never replaces a good state."""
+    """An interrupted write never replaces a good state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach() for name, p in stage.trained.items()}
     state: dict[str, Any] = {"weights": weights, "step": step, "spent": tuple(spent)}
     if step < stage.steps:
         state["optimizer"] = optimizer.state_dict()
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").rename(path)
+    with atomic_file(path) as stream:
+        torch.save(state, stream)
 
 
 def spent_on(state_file: Path) -> Spent:
