@@ -114,7 +114,7 @@ def _check_ranks(file: Path, shapes: Shapes, settings: dict[str, Any]) -> None:
     found = [
         shape[0]
         for name, shape in shapes.items()
-        if ".lora_A" in name or "lora_embedding_A" in name
+        if shape and (".lora_A" in name or "lora_embedding_A" in name)
     ]
     most = max([_RANKS, *found])
     asked = [settings.get("r", 8), *(settings.get("rank_pattern") or {}).values()]
