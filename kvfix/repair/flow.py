@@ -13,7 +13,12 @@ from kvfix.repair.stops import Stops
 
 
 class Flow(TrainerCallback):
-    """Reads the guard after each step, and turns wishes and clocks into saves and stops."""
+    """Reads the guard after each step, and turns wishes and clocks into saves and stops.
+
+    Attributes:
+        stops: Signals of this rank.
+        lost: Why examples of this rank could not be read, which stops the training.
+    """
 
     def __init__(self, stops: Stops, *, every: int, minutes: float, stop_at: int, world: int):
         """Start the clock.
@@ -26,6 +31,7 @@ class Flow(TrainerCallback):
             world: Ranks.
         """
         self.stops = stops
+        self.lost: list[str] = []
         self._every, self._minutes, self._stop_at, self._world = every, minutes, stop_at, world
         self._saved = time.monotonic()
         self._any = False
@@ -34,6 +40,11 @@ class Flow(TrainerCallback):
     def due(self) -> bool:
         """Whether the last checkpoint is too long ago, by this rank's clock."""
         return self._minutes > 0 and time.monotonic() - self._saved > 60 * self._minutes
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this rank wants to stop."""
+        return self.stops.signal is not None or bool(self.lost)
 
     def attach(self, guard: Guard) -> None:
         """Of the trainer, which is made later."""
@@ -47,9 +58,9 @@ class Flow(TrainerCallback):
         """Raises `Diverged` on every rank."""
         asked = self._guard.read()
         step, last = state.global_step, state.global_step >= state.max_steps
-        alone = self._world == 1 and self.stops.signal is not None  # nobody else to agree with
-        if asked.stop and self.stops.signal is None:
-            self.stops.signal = signal.SIGTERM  # another rank got one: all end with a code of one
+        alone = self._world == 1 and self.stopping  # nobody else to agree with
+        if asked.stop and not self.stopping:
+            self.stops.signal = signal.SIGTERM  # another rank stops: all end with a code of one
         if asked.stop or alone or step == self._stop_at:
             control.should_training_stop = control.should_save = True
         by_steps = self._every > 0 and step % self._every == 0

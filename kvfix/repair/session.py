@@ -91,6 +91,8 @@ def run_steps(work: Work, *, begin: Callable[[], None], end: Callable[[str, floa
         try:
             trainer.train(resume_from_checkpoint=None if going.last is None else str(going.last))
             step = trainer.state.global_step
+            if trainer.flow.lost and step < recipe.steps:
+                raise ValueError(_unreadable(trainer.flow.lost))
             if step >= recipe.steps:
                 _publish(trainer, out)
         except (ValueError, OSError, RuntimeError) as error:
@@ -106,6 +108,11 @@ def run_steps(work: Work, *, begin: Callable[[], None], end: Callable[[str, floa
                 raise Interrupted("", stops.code)
     gc.collect()
     return Ended(step, seconds)
+
+
+def _unreadable(lost: Sequence[str]) -> str:
+    more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return f"{lost[0]}{more}; other examples took their place in this step"
 
 
 def _trainer(work: Work, stops: Stops) -> Any:

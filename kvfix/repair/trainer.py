@@ -32,6 +32,7 @@ from kvfix.repair.guard import Guard
 from kvfix.repair.heads import check_trained
 from kvfix.repair.lora import LoraReport, Rates, parameter_groups
 from kvfix.repair.module import Repair
+from kvfix.repair.readable import Readable, collate
 from kvfix.repair.saves import BESIDE, PREFIX, rotate, together
 from kvfix.repair.speed import Clock
 from kvfix.repair.stops import without_signals
@@ -77,12 +78,15 @@ class RepairTrainer(Trainer):
             show: Called with every line of the log, on rank 0.
         """
         super().__init__(
-            model=repair, args=args, train_dataset=examples, data_collator=collate(collator)
+            model=repair,
+            args=args,
+            train_dataset=Readable(examples),
+            data_collator=collate(collator),
         )
         self.remove_callback(PrinterCallback)
         trained = [p for p in repair.parameters() if p.requires_grad]
         self.guard = Guard(repair.names, trained)
-        self._flow, self._keep, self._command, self._torn = flow, keep, command, torn
+        self.flow, self._keep, self._command, self._torn = flow, keep, command, torn
         self._sign = sign
         flow.attach(self.guard)
         self.add_callback(flow)
@@ -127,9 +131,10 @@ class RepairTrainer(Trainer):
         start = time.perf_counter()
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [sample["batch"] for sample in samples]
+        self.flow.lost += [why for sample in samples for why in sample.pop("lost")]
         found = torch.tensor([self.repair.amounts(batch) for batch in batches]).sum(0)
         flags_F = self.guard.flags(
-            device, stop=self._flow.stops.signal is not None, save=self._main and self._flow.due
+            device, stop=self.flow.stopping, save=self._main and self.flow.due
         )
         both = self._summed(torch.cat([found.to(device), flags_F]))
         self._amount_T = both[: len(found)]
@@ -286,11 +291,6 @@ def load_trained(repair: Repair, folder: Path) -> None:
                 f"tensors missing and {len(beside.unexpected_keys)} unexpected; resume with the "
                 "same config"
             )
-
-
-def collate(collator: Collator) -> Callable[[list], dict[str, Batch]]:
-    """In a dict, which the Trainer and accelerate pass through as it is."""
-    return lambda examples: {"batch": collator(examples)}
 
 
 def _gathered(parameters: list[torch.nn.Parameter]) -> Any:
