@@ -36,6 +36,11 @@ def test_a_module_that_no_loss_reaches_is_named(reached, checkpoint, tmp_path) -
         return
     assert any("layers.2.mlp.down_proj.lora_B" in name for name in probe.without())
     assert not any("layers.0." in name or "heads" in name for name in probe.without())
+    other = GradientProbe(repair)
+    other.largest = dict.fromkeys((name for name, _ in repair.named_parameters()), 1.0)
+    other.pool(lambda seen: seen.clamp(min=0.0))
+    other.check()  # another rank reached all
+    other.close()
     with pytest.raises(
         ValueError, match=r"gradient in every adapted module .* none in \d+ of 21: "
     ):

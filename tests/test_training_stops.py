@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import multiprocessing
@@ -10,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -262,6 +264,42 @@ def test_the_commands_exit_codes_are_those_of_the_signals(made) -> None:
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) in (-signal.SIGINT, 130)
     assert newest_whole(out).last is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_whole_repair_waits_for_its_training_to_save(number, monkeypatch, tmp_path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    repair = importlib.import_module("repair")
+    saved = tmp_path / "saved"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        f"def save(number, frame): time.sleep(0.5); pathlib.Path({str(saved)!r}).touch(); "
+        "sys.exit(128 + number)\n"
+        "signal.signal(signal.SIGINT, save); signal.signal(signal.SIGTERM, save)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)"
+    )
+    popen = subprocess.Popen
+
+    def started(words: list[str]) -> subprocess.Popen[bytes]:
+        process = popen(words)
+
+        def ask() -> None:
+            while not (tmp_path / "ready").exists():
+                time.sleep(0.01)
+            if number == signal.SIGINT:  # a terminal reaches both
+                os.kill(process.pid, number)
+            os.kill(os.getpid(), number)
+
+        threading.Thread(target=ask).start()
+        return process
+
+    monkeypatch.setattr(repair.subprocess, "Popen", started)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="the same command goes on") as caught:
+        repair.run_through([sys.executable, "-c", code], launched=False)
+    assert caught.value.code == 128 + number and saved.exists()
+    assert signal.getsignal(number) == before
 
 
 # --- workers --------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ saw a tensor without a graph. So the first step is looked at.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,15 @@ class GradientProbe:
             )
 
         return hook
+
+    def pool(self, largest: Callable[[Tensor], Tensor]) -> None:
+        """Take in what other ranks saw: one whose examples reach less must not stop alone.
+
+        Args:
+            largest: Of a tensor over ranks.
+        """
+        seen = torch.tensor([self.largest.get(name, 0.0) for name in self._names])
+        self.largest = dict(zip(self._names, largest(seen).tolist(), strict=True))
 
     def close(self) -> None:
         """Stop watching."""

@@ -169,6 +169,7 @@ class RepairTrainer(Trainer):
         if self._left == 0:
             self.guard.end(self.state.global_step + 1, self._rates_now())
         if self.probe is not None and self._left == 0:  # one micro-batch may hold no answer
+            self.probe.pool(self._largest)
             self.probe.check()
             self.probe.close()
             self.probe = None
@@ -267,6 +268,13 @@ class RepairTrainer(Trainer):
         """For all ranks."""
         if self.args.world_size > 1:
             dist.barrier()
+
+    def _largest(self, x: Tensor) -> Tensor:
+        """Over ranks."""
+        if self.args.world_size > 1:
+            x = x.to(self.args.device)
+            dist.all_reduce(x, op=dist.ReduceOp.MAX)
+        return x
 
     def _summed(self, x: Tensor) -> Tensor:
         """Over ranks."""
