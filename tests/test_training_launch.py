@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -238,7 +239,11 @@ def test_the_run_folder_says_what_was_done(trained) -> None:
 
 def test_the_deepspeed_command_trains_the_shipped_nano(tmp_path: Path) -> None:
     """As the recipe's first line says it, with its own defaults."""
-    words = [BIN / "deepspeed", "--num_accelerators", "2", ROOT / "recipes" / "train_surfacing.py"]
+    with socket.socket() as free:  # else two on one machine meet at the same port
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [BIN / "deepspeed", "--num_accelerators", "2", "--master_port", port]
+    words += [ROOT / "recipes" / "train_surfacing.py"]
     words += ["steps=2", "batch=2", "threads=1", "zero=2", "log_every=1", f"out={tmp_path / 'run'}"]
     done = subprocess.run(
         list(map(str, words)), env=environment(), capture_output=True, text=True, timeout=400
