@@ -98,7 +98,7 @@ def keys(mlm: Mlm) -> dict[str, Any]:
 def main() -> None:
     """Measure, and write a JSON file."""
     what, model, adapter, dtype, n, file = sys.argv[1:]
-    mlm = ModelOptions(model, adapter or None, dtype).load()
+    mlm = ModelOptions(model=model, adapter=adapter or None, dtype=dtype).load()
     found = {"val": val_accuracy, "rest": rest}[what](mlm, int(n))
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from batches import KV_HEADS, LAYERS, count_hooks, three_prompts
+from micro_batches import KV_HEADS, LAYERS, count_hooks, three_prompts
 
 from kvfix.edges import Change, Edit, HeadGroup, resolve
 from kvfix.intervene import intervene

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from batches import KV_HEADS, LAYERS, three_prompts
+from micro_batches import KV_HEADS, LAYERS, three_prompts
 
 from kvfix.image_keys import on_tokens, random_keys
 from kvfix.models import load_mlm

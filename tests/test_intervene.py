@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from batches import (
+from micro_batches import (
     KV_HEADS,
     LAYERS,
     SHARED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from batches import (
+from micro_batches import (
     KV_HEADS,
     LAYERS,
     every_model,
