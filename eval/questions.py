@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def run_readouts(
     path = readout_path(folder, units)
     with Recorder(units, path) as recorder:
         for i, name in enumerate(units.ids):
-            recorder.unit(name, lambda i=i: _read(units, i, source))
+            recorder.unit(name, partial(_read, units, i, source))
             tick(READOUT)
     wanted = set(units.ids)
     tasks = dict.fromkeys(

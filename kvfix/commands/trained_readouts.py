@@ -119,9 +119,8 @@ def trained_readouts(
                     row = partial(_row, units, name, source, readout, train.split)
                     recorder.unit(name, row)
                     tick(READOUT)
-        wanted = set(ids)
         run_units = replace(units, task=f"{READOUT}_{subtask}")
-        scored = Rows(path, lambda r, wanted=wanted: r["id"] in wanted and "left_out" not in r)
+        scored = Rows(path, partial(_is_scored, set(ids)))
         left_out += left_out_of(units.subset([units.ids.index(name) for name in ids]), path)
         if scored:
             runs.append(TaskRun(run_units, scored, []))
@@ -191,3 +190,7 @@ def _question(units: UnitSet, index: int) -> Question:
     question = units.load(index)
     assert isinstance(question, Question), type(question)
     return question
+
+
+def _is_scored(ids: set[str], row: Row) -> bool:
+    return row["id"] in ids and "left_out" not in row
