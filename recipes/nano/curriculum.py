@@ -47,7 +47,8 @@ class Config:
     talk_batch: int = number(8, least=1)
     talk_lr: float = number(1e-3, above=0)
     turns: int = number(6, least=1)
-    ease_steps: int = number(400, least=1)
+    told_ease: int = number(2000, least=1)
+    talk_ease: int = number(400, least=1)
     save_every: int = number(100, least=1)
     measure_every: int = number(500, least=1)
     held_out: int = number(80, least=1)
@@ -100,16 +101,13 @@ def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
     )
 
 
-def _ease(c: Config, step: int) -> float:
-    return max(0.0, 1 - step / c.ease_steps)
-
-
 def told_stage(c: Config, nano: Nano) -> Stage:
     """The language model answers about facts, in sentences and as words of cells by turns."""
 
     def drawn(raster: bool) -> Dealer:
         def draw(i: int, step: int) -> Lesson:
-            return draw_told("train", i, raster=raster, ease=_ease(c, 2 * step), turns=c.turns)
+            ease = max(0.0, 1 - 2 * step / c.told_ease)
+            return draw_told("train", i, raster=raster, ease=ease, turns=c.turns)
 
         return Dealer(draw, c.told_batch)
 
@@ -155,7 +153,7 @@ def talk_stage(c: Config, nano: Nano) -> Stage:
         def draw(i: int, step: int) -> Lesson:
             if images == 0:
                 return draw_told("train", UNTOLD + i, raster=False, ease=0, turns=c.turns)
-            ease = _ease(c, step * len(IMAGES) // IMAGES.count(images))
+            ease = max(0.0, 1 - step * len(IMAGES) / IMAGES.count(images) / c.talk_ease)
             return draw_lesson("train", i, images=images, ease=ease, turns=c.turns)
 
         return Dealer(draw, c.talk_batch)

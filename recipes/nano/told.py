@@ -11,7 +11,8 @@ from turns import ORDINALS, REGIONS, Shown, draw_turn, drill_turn, region_of, wh
 from kvfix.data.scenes import Scene, generator, sample_scene
 from kvfix.data.talk import Turn, caption, region
 
-CHOICES = 0.55  # share of questions with lettered options
+CHOICES = 0.55  # share of questions with lettered options, in the end
+TOLD_AGAIN = 0.5  # share of lessons that begin with a caption: many words to look up at once
 
 
 def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) -> Lesson:
@@ -21,7 +22,7 @@ def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) 
         split: Of the scenes.
         index: Which.
         raster: Tell the facts by the words of cells, as a picture will, not in sentences.
-        ease: In [0, 1]: 1 starts with one object, 0 is the end.
+        ease: In [0, 1]: 1 starts with one object and without choices, 0 is the end.
         turns: Questions.
     """
     rng = generator(split, index, "raster" if raster else "told")
@@ -31,15 +32,15 @@ def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) 
     scene = sample_scene(rng, count=(1, most))
     shown = Shown(scene, *_letters(rng, scene)) if rng.random() < 0.6 else Shown(scene)
     talk: list[Turn] = []
+    if rng.random() < TOLD_AGAIN:
+        talk.append(Turn("caption", "Describe the image.", caption(scene)))
     while len(talk) < turns:
         if rng.random() < 0.06 + 0.3 * ease:
             talk.append(drill_turn(rng))
-        elif rng.random() < 0.06:
-            talk.append(Turn("caption", "Describe the image.", caption(scene)))
-        else:
-            turn = draw_turn(rng, shown, told=not raster, choices=CHOICES)
-            if turn is not None:
-                talk.append(turn)
+            continue
+        turn = draw_turn(rng, shown, told=not raster, choices=CHOICES * (1 - ease))
+        if turn is not None:
+            talk.append(turn)
     if raster:
         return Lesson([], talk, raster=(shown,))
     return Lesson([], talk, facts(rng, shown))
@@ -109,7 +110,7 @@ def several_turns(
         turn: Turn | None
         if rng.random() < 0.3:
             turn = which_image_turn(rng, scenes)
-        elif rng.random() < 0.12:
+        elif rng.random() < 0.2:
             words = ORDINALS[k].split()[1]
             turn = Turn("pair_caption", f"Describe the {words} image.", caption(scenes[k]))
         else:
