@@ -1,9 +1,9 @@
-"""The shipped nano models side by side: one figure and one table, as the README shows them.
+"""The shipped nano models side by side: one figure and one table, as RESULTS.md shows them.
 
     python benchmarks/nano_curves.py
 
 Runs `kvfix diagnose --only flow` on each nano (two minutes each on two cores; resumes in
-runs/nano/), writes benchmarks/nano_curves.svg and prints the README's table.
+runs/nano/), writes benchmarks/nano_curves.svg and prints RESULTS.md's table.
 """
 
 from __future__ import annotations

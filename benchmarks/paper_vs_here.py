@@ -1,5 +1,5 @@
-"""What of the paper's findings shows on the shipped nano models, and on other runs: the README's
-tables.
+"""What of the paper's findings shows on the shipped nano models, and on other runs: the
+tables of eval/PAPER.md.
 
     python benchmarks/paper_vs_here.py
     python benchmarks/paper_vs_here.py --run pico=runs/pico/keys --run pico=runs/pico/surfacing
