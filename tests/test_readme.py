@@ -32,7 +32,7 @@ pip install -e '.[test]' && pytest            # every test
 """
 ROOMS = (".ci", "benchmarks", "checkpoints", "eval", "kvfix", "recipes", "tests")
 LAUNCHERS = ("python", "deepspeed", "torchrun")
-OTHERS = ("pip", "pytest")  # nothing of ours to check
+OTHERS = ("mypy", "pip", "pre-commit", "pytest", "ruff")  # nothing of ours to check
 
 
 def text(page: str) -> str:
