@@ -174,13 +174,13 @@ class Gallery:
     ) -> tuple[dict[str, torch.Tensor], Labels]:
         """Pixels and labels of some pictures; the letters follow from the seed."""
         rng = np.random.default_rng([seed, 2])
-        labels = Labels(*(x[chosen] for x in self.labels[:4]), *self.labels[4:])
+        kept = {name: getattr(self.labels, name)[chosen] for name in Labels._fields[:4]}
         images, inks = [], []
         for k, image_HW3 in enumerate(self.images[chosen].numpy()):
-            marks = scatter_marks(rng, labels.centres[k])
+            marks = scatter_marks(rng, kept["centres"][k])
             images.append(mark(Image.fromarray(image_HW3), marks))
             inks.append(cell_letters(marks))
         pixels = nano.crop(dict(nano.processor.image_processor(images, return_tensors="pt")))
         letters = torch.from_numpy(np.stack([ink.letters for ink in inks]))
         ways = torch.from_numpy(np.stack([ink.ways for ink in inks]))
-        return pixels, labels._replace(letters=letters, inks=ways)
+        return pixels, Labels(**kept, letters=letters, inks=ways)
