@@ -19,6 +19,7 @@ from kvfix.models import Prompt, load_mlm
 from kvfix.repair.gate import FILE, KeyGate
 from kvfix.repair.queries import QueryKeys
 from kvfix.repair.suppression import attention_mass
+from kvfix.repair.suppression_terms import gate_penalty
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_a_gate_starts_open_learns_and_is_exported(name, load, tmp_path: Path) -
     with torch.no_grad():
         gate.bias_EH.copy_(torch.tensor([[-9.0, -1.0], [0.0, 2.0]]))
     assert gate()[0].tolist() == [0, 0] and gate()[1].tolist() == [-9, -1]
-    penalty = gate.penalty(gate())
+    penalty = gate_penalty(gate(), gate.layers)
     assert penalty.value.item() == pytest.approx((81 + 1 + 0 + 4) / 4)
     with torch.no_grad(), intervene(mlm, encoded, [gate.edit(encoded, gate())]):
         shut = mlm.base(**encoded.inputs).logits

@@ -27,7 +27,6 @@ from kvfix.checkpoint import GATE, tensor_names
 from kvfix.edges import Edit
 from kvfix.models import Mlm
 from kvfix.prompts import Encoded
-from kvfix.repair.losses import Mean, masked_mean
 
 FILE = GATE
 _FORMAT = "1"
@@ -105,10 +104,6 @@ class KeyGate(nn.Module):
     def dummy(self) -> Tensor:
         """Zero that touches every parameter by a real forward pass."""
         return self().sum() * 0
-
-    def penalty(self, bias_SH: Tensor) -> Mean:
-        """Mean square of the gated biases, nats^2: keeps heads open that nothing closes."""
-        return masked_mean(bias_SH[list(self.layers)].square(), bias_SH.new_ones(()))
 
     def save(self, folder: Path | str) -> Path:
         """Write the gate beside the adapter; under ZeRO-3 inside its gathering context."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from kvfix.bounds import number
 from kvfix.models import Encoded
 from kvfix.repair.batch import Batch
-from kvfix.repair.losses import Mean, pooled
+from kvfix.repair.losses import Mean, masked_mean, pooled
 from kvfix.repair.queries import text_queries
 from kvfix.repair.step import Extras, Step
 from kvfix.repair.suppression import (
@@ -188,4 +188,9 @@ class GateTerm(LayerTerm):
         """Mean square of the biases, nats^2."""
         if step.gate is None or step.gate_SH is None:
             raise ValueError("expected a gate and what it gave for this step, found none")
-        return step.gate.penalty(step.gate_SH)
+        return gate_penalty(step.gate_SH, step.gate.layers)
+
+
+def gate_penalty(bias_SH: Tensor, layers: Sequence[int]) -> Mean:
+    """Mean square of the gated layers' biases, nats^2: keeps heads open that nothing closes."""
+    return masked_mean(bias_SH[list(layers)].square(), bias_SH.new_ones(()))
