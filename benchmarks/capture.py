@@ -22,12 +22,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kvfix.capture import SITES, Capture
 from kvfix.data.catalog import load_units
-from kvfix.data.scenes import generator, render, sample_scene
+from kvfix.data.scenes.paint import generator, render, sample_scene
 from kvfix.eval.source import NEUTRAL, MlmSource
 from kvfix.eval.suite import run_task
-from kvfix.models import Mlm, Prompt, load_mlm
+from kvfix.mlm.capture import SITES, Capture
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
 from kvfix.shipped import nano_dir
 
 IMAGES = 8  # a batch

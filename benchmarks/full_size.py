@@ -33,23 +33,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvfix import checkpoint
+from kvfix.checkpoint import folder as checkpoint
 from kvfix.data.catalog import load_units
-from kvfix.data.examples import Example, Known, Turn
+from kvfix.data.training.examples import Example, Known, Turn
 from kvfix.data.units import Sentence
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
-from kvfix.families import family_of
-from kvfix.models import Mlm, Prompt
-from kvfix.processors import load_processor
-from kvfix.renamed import recompute_layers
-from kvfix.repair.anchor_terms import KlTerm
+from kvfix.mlm.families import family_of
+from kvfix.mlm.load import Mlm, Prompt
+from kvfix.mlm.processor import load_processor
+from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.batch import Collator
 from kvfix.repair.lora import LoraOptions, Rates, attach, parameter_groups
 from kvfix.repair.module import Repair
 from kvfix.repair.plan import PlanOptions, make_plan
-from kvfix.repair.readout_terms import MaskTerm
-from kvfix.repair.terms import Losses
+from kvfix.repair.terms.kl import KlTerm
+from kvfix.repair.terms.losses import Losses
+from kvfix.repair.terms.mask import MaskTerm
 from kvfix.shipped import nano_dir
 
 CONFIGS = Path(__file__).parent.parent / "tests" / "configs"
@@ -243,7 +243,7 @@ def _image_settings(config: Any, pixels: Any) -> dict[str, Any]:
 
 def _encoded(stub: Mlm, config: Any, prompt: Prompt) -> Any:
     """As `Mlm.encode`, before there is a model."""
-    from kvfix.prompts import encode
+    from kvfix.mlm.prompts import encode
 
     return encode(
         [prompt],

@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from kvfix.data.questions import scene_question
+from kvfix.data.scenes.questions import scene_question
 from kvfix.eval.grid import sample_cells, to_cells
-from kvfix.eval.logistic import fit_logistic, fit_standardiser
-from kvfix.eval.readouts import PIXEL_CENTRE
+from kvfix.eval.mcq.readouts import PIXEL_CENTRE
+from kvfix.eval.probes.logistic import fit_logistic, fit_standardiser
 from kvfix.eval.source import MlmSource, View
-from kvfix.models import load_mlm
+from kvfix.mlm.load import load_mlm
 from kvfix.shipped import nano_dir, shipped_families
 
 LETTERS = "ABCD"

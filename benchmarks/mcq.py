@@ -25,12 +25,12 @@ from rich.table import Table
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ, Question
-from kvfix.eval.answering import McqProtocol, answer, batches, score_options
-from kvfix.eval.answers import LETTERS
-from kvfix.eval.blink import ask
-from kvfix.eval.options import answer_gap, option_tokens
-from kvfix.eval.prefill import GREEDY
-from kvfix.models import Encoded, Mlm, load_mlm
+from kvfix.eval.mcq.answer import McqProtocol, answer, batches, score_options
+from kvfix.eval.mcq.ask import ask
+from kvfix.eval.mcq.letters.parse import LETTERS
+from kvfix.eval.mcq.options import answer_gap, option_tokens
+from kvfix.eval.mcq.prefill import GREEDY
+from kvfix.mlm.load import Encoded, Mlm, load_mlm
 from kvfix.shipped import nano_dir
 
 GOAL = 2.0

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kvfix.commands.diagnose import Options, diagnose
+from kvfix.diagnose.run import diagnose
+from kvfix.session import Options
 from kvfix.shipped import nano_dir, shipped_families
 from kvfix.terminal import RichWatch
 

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from paper_claims import CLAIMS, UNTESTED, Row, found, percent, plain, short, signed, span
 
-from kvfix.commands.correlate import Options as RunsOptions
-from kvfix.commands.correlate import correlate
-from kvfix.commands.diagnose import Options, diagnose
+from kvfix.compare.correlate import Options as RunsOptions
+from kvfix.compare.correlate import correlate
 from kvfix.diagnose.prefix import CONTRASTS
-from kvfix.report.run import read_run
+from kvfix.diagnose.run import diagnose
+from kvfix.runs.folder import read_run
+from kvfix.session import Options
 from kvfix.shipped import nano_dir, shipped_families
 from kvfix.terminal import RichWatch
 

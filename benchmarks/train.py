@@ -8,7 +8,8 @@ Every side is a process of its own with the same model, adapter, examples, batch
 one thread; sides take turns for some rounds. Time is the mean step of a process without its first
 steps, over whole periods of the anchor that runs every few steps only, and the ratio that of the
 medians over rounds; memory is the largest resident set. "the guard" is the part of a plain step
-that looks for numbers that are not finite and for wishes to save or stop (`kvfix.repair.guard`).
+that looks for numbers that are not finite and for wishes to save or stop
+(`kvfix.repair.train.guard`).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def child(name: str, asked: argparse.Namespace) -> dict[str, float]:
 
 def _watched_guard() -> list[float]:
     """Seconds that each call of the guard's methods takes; grows while a training runs."""
-    from kvfix.repair.guard import Guard
+    from kvfix.repair.train.guard import Guard
 
     spent: list[float] = []
 
@@ -120,7 +121,7 @@ def _watched_guard() -> list[float]:
 def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
     """A recipe, by its log; questions alone where the other side is TRL."""
     from kvfix.config import load_config
-    from kvfix.repair import recipe
+    from kvfix.repair.train import recipe
 
     config, overrides = SIDES[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +145,7 @@ def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
 
 def _questions(folder: Path, asked: argparse.Namespace) -> Path:
     """Scenes' questions as files on disk, which both sides read."""
-    from kvfix.data.questions import SKILLS, scene_question
+    from kvfix.data.scenes.questions import SKILLS, scene_question
 
     file = folder / "train.jsonl"
     with file.open("w", encoding="utf-8") as lines:
@@ -172,8 +173,8 @@ def _trl_steps(asked: argparse.Namespace) -> list[float]:
     from trl import SFTConfig, SFTTrainer
 
     from kvfix.config import load_config
-    from kvfix.models import load_mlm
-    from kvfix.repair.recipe import Recipe
+    from kvfix.mlm.load import load_mlm
+    from kvfix.repair.train.recipe import Recipe
 
     config = load_config(
         Recipe, ROOT / "recipes" / "train_surfacing.yaml", [f"model={asked.model}"]

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kvfix.eval.unit import site_chunks
-from kvfix.layout import Layout
+from kvfix.eval.probes.score import site_chunks
+from kvfix.mlm.layout import Layout
 
 VOID = 255  # pixels that count neither in the prediction nor in the truth
 

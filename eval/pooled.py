@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvfix.eval.results import Result, Table, site_result
-from kvfix.eval.stats import Interval, clustered_bootstrap, pooled_ratio_bootstrap
+from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, pooled_ratio_bootstrap
 from kvfix.eval.suite import TaskRun
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)  # of RefCOCO; the bound itself counts

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from kvfix.data.units import UnitSet
-from kvfix.eval.samples import Row
 from kvfix.eval.source import Site
-from kvfix.eval.stats import Interval, clustered_bootstrap
+from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap
 from kvfix.eval.suite import TaskRun
+from kvfix.runs.samples import Row
 
 Result = dict[str, Any]
 

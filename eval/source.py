@@ -11,17 +11,11 @@ from typing import NamedTuple, Protocol
 import torch
 from PIL import Image
 
-from kvfix.capture import (
-    LM_SITES,
-    SITES,
-    SampleFeatures,
-    extract,
-    split_heads,
-)
 from kvfix.eval.grid import position_features
-from kvfix.layout import Layout
-from kvfix.models import Mlm, Prompt, ReferenceEncoder
-from kvfix.prompts import Around
+from kvfix.mlm.capture import LM_SITES, SITES, SampleFeatures, extract, split_heads
+from kvfix.mlm.layout import Layout
+from kvfix.mlm.load import Mlm, Prompt, ReferenceEncoder
+from kvfix.mlm.prompts import Around
 
 NEUTRAL = (
     "Describe the image."  # the text after the image; causality keeps it out of image features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,10 +11,10 @@ import numpy as np
 
 from kvfix.data.left_out import naming, too_many
 from kvfix.data.units import UnitSet, images_of
-from kvfix.eval.probes import TASKS, Scores
-from kvfix.eval.recorder import Recorder, left_out_of
-from kvfix.eval.samples import Row, Rows
+from kvfix.eval.probes.tasks import TASKS, Scores
 from kvfix.eval.source import Source
+from kvfix.runs.recorder import Recorder, left_out_of
+from kvfix.runs.samples import Row, Rows
 
 PROTOCOL = 1  # raise when the same features would get another score
 
@@ -67,7 +68,7 @@ def run_task(
     path = sample_path(folder, units, control)
     with Recorder(units, path) as recorder:
         for i, name in enumerate(units.ids):
-            recorder.unit(name, lambda i=i: _score(units, i, source, control))
+            recorder.unit(name, partial(_score, units, i, source, control))
             tick(units.task)
     wanted = set(units.ids)
     scored = Rows(path, lambda r: r["id"] in wanted and "left_out" not in r)

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kvfix.capture import Capture, SampleFeatures, extract, split_heads
-    from kvfix.layout import Layout
-    from kvfix.models import Mlm, Prompt, load_mlm, load_reference_encoder
+    from kvfix.mlm.capture import Capture, SampleFeatures, extract, split_heads
+    from kvfix.mlm.layout import Layout
+    from kvfix.mlm.load import Mlm, Prompt, load_mlm, load_reference_encoder
 
 _HOME = {
-    "Capture": "kvfix.capture",
-    "SampleFeatures": "kvfix.capture",
-    "extract": "kvfix.capture",
-    "split_heads": "kvfix.capture",
-    "Layout": "kvfix.layout",
-    "Mlm": "kvfix.models",
-    "Prompt": "kvfix.models",
-    "load_mlm": "kvfix.models",
-    "load_reference_encoder": "kvfix.models",
+    "Capture": "kvfix.mlm.capture",
+    "SampleFeatures": "kvfix.mlm.capture",
+    "extract": "kvfix.mlm.capture",
+    "split_heads": "kvfix.mlm.capture",
+    "Layout": "kvfix.mlm.layout",
+    "Mlm": "kvfix.mlm.load",
+    "Prompt": "kvfix.mlm.load",
+    "load_mlm": "kvfix.mlm.load",
+    "load_reference_encoder": "kvfix.mlm.load",
 }
 __all__ = [
     "Capture",

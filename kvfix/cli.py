@@ -12,9 +12,9 @@ import typer
 from rich.text import Text
 
 import kvfix
-from kvfix.cli_data import data_app
-from kvfix.cli_repair import merge, plan
-from kvfix.cli_score import score_app
+from kvfix.commands.data import data_app
+from kvfix.commands.repair import merge, plan
+from kvfix.commands.score import score_app
 from kvfix.terminal import (
     DONE,
     RichWatch,
@@ -28,7 +28,7 @@ from kvfix.terminal import (
 )
 
 if TYPE_CHECKING:
-    from kvfix.commands.session import Outcome
+    from kvfix.session import Outcome
 
 app = typer.Typer(
     name="kvfix",
@@ -109,8 +109,8 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Measure how much visual information each stage of a model holds."""
-    from kvfix.commands.diagnose import PARTS, Options
-    from kvfix.commands.diagnose import diagnose as run
+    from kvfix.diagnose.run import diagnose as run
+    from kvfix.session import PARTS, Options
 
     options = Options(
         model=model,
@@ -179,10 +179,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Run the suite: probes at every asked site, multiple-choice answers, readouts."""
-    from kvfix.capture import SITES
-    from kvfix.commands.evaluate import Options
-    from kvfix.commands.evaluate import evaluate as run
-    from kvfix.eval.answering import McqProtocol
+    from kvfix.eval.mcq.answer import McqProtocol
+    from kvfix.evaluate import Options
+    from kvfix.evaluate import evaluate as run
+    from kvfix.mlm.capture import SITES
 
     options = Options(
         model=model,
@@ -282,8 +282,8 @@ def compare(
     if correlate:
         _correlate(runs, out or Path("runs/correlate"), as_json)
         return
-    from kvfix.commands.compare import Options
-    from kvfix.commands.compare import compare as run
+    from kvfix.compare.run import Options
+    from kvfix.compare.run import compare as run
 
     if len(runs) != 2:
         raise typer.BadParameter(
@@ -304,7 +304,7 @@ def compare(
 
 
 def _correlate(runs: list[Path], out: Path, as_json: bool) -> None:
-    from kvfix.commands.correlate import Options, correlate
+    from kvfix.compare.correlate import Options, correlate
     from kvfix.report.correlate import table
 
     if len(runs) < 2:

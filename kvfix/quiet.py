@@ -49,7 +49,7 @@ LOG_LINES = (
         "bitsandbytes.backends.cpu.ops",
         "Failed to load CPU gemm_4bit_forward",
         "bitsandbytes looks for a kernel at every import; kvfix uses the one without it, see "
-        "kvfix.checkpoint.forbid_repacking",
+        "kvfix.checkpoint.folder.forbid_repacking",
     ),
 )
 

@@ -36,12 +36,12 @@ from typing import Any, NamedTuple
 
 from experiment_format import write_format_lines
 
-from kvfix.checkpoint import read_json
+from kvfix.checkpoint.folder import read_json
 from kvfix.config import load_config
-from kvfix.repair import starts
 from kvfix.repair.lora import PARTS
-from kvfix.repair.saves import newest_whole
-from kvfix.repair.terms import Losses
+from kvfix.repair.terms.losses import Losses
+from kvfix.repair.train import starts
+from kvfix.repair.train.saves import newest_whole
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "checkpoints" / "experiment"

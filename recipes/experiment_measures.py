@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvfix.commands.session import ModelOptions
-from kvfix.data.examples import MIX, TRAINED, Example, Turn, from_question, scene_examples
-from kvfix.data.scene_units import scene_units
-from kvfix.data.scenes import generator, sample_scene
-from kvfix.data.talk import conversation
+from kvfix.data.scenes.paint import generator, sample_scene
+from kvfix.data.scenes.talk import conversation
+from kvfix.data.scenes.units import scene_units
+from kvfix.data.training.examples import MIX, TRAINED, Example, Turn, from_question, scene_examples
 from kvfix.data.units import Question
-from kvfix.diagnose.key_calibration import detect, lowest_keys
-from kvfix.diagnose.key_statistics import stream_keys
-from kvfix.eval.answering import McqProtocol, answer
-from kvfix.models import Mlm
+from kvfix.diagnose.keys.calibration import detect, lowest_keys
+from kvfix.diagnose.keys.statistics import stream_keys
+from kvfix.eval.mcq.answer import McqProtocol, answer
+from kvfix.mlm.load import Mlm
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.batch import Collator
-from kvfix.repair.losses import answer_nll
+from kvfix.repair.terms.mean import answer_nll
+from kvfix.session import ModelOptions
 
 BATCH = 8
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from experiment import Trial
 
-from kvfix.checkpoint import read_json
-from kvfix.diagnose.surfacing import align
-from kvfix.eval.probes import TASKS
-from kvfix.eval.readouts import READOUTS
-from kvfix.eval.samples import Rows
+from kvfix.checkpoint.folder import read_json
+from kvfix.diagnose.surfacing.table import align
+from kvfix.eval.mcq.readouts import READOUTS
+from kvfix.eval.probes.tasks import TASKS
+from kvfix.runs.samples import Rows
 
 
 class Answers(NamedTuple):

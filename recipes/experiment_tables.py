@@ -18,10 +18,10 @@ import numpy as np
 from experiment import BASE, Grid, Trial, best_rate, finished, searched
 from experiment_samples import Answers, answers, probe_mean, probe_tasks, readouts
 
-from kvfix.checkpoint import read_json
+from kvfix.checkpoint.folder import read_json
 from kvfix.config import load_config
-from kvfix.data.examples import HELD_OUT
-from kvfix.eval.paired import stratified_paired_bootstrap
+from kvfix.data.training.examples import HELD_OUT
+from kvfix.eval.stats.paired import stratified_paired_bootstrap
 
 Arms = dict[str, list[Trial]]
 

@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvfix.capture import Capture
-from kvfix.data.examples import MIX, Example, scene_examples
-from kvfix.models import Mlm, load_mlm
+from kvfix.data.training.examples import MIX, Example, scene_examples
+from kvfix.mlm.capture import Capture
+from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.batch import Batch, Collator
-from kvfix.repair.losses import answer_nll
-from kvfix.repair.suppression import input_dependence
+from kvfix.repair.terms.dependence import input_dependence
+from kvfix.repair.terms.mean import answer_nll
 from kvfix.shipped import nano_dir, shipped_families
 
 BATCH = 16

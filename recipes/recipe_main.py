@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from kvfix.config import load_config
-from kvfix.repair.launch import typed
-from kvfix.repair.recipe import Recipe, run
+from kvfix.repair.train.launch import typed
+from kvfix.repair.train.recipe import Recipe, run
 from kvfix.terminal import guarded
 
 HERE = Path(__file__).parent

@@ -20,12 +20,15 @@ from pathlib import Path
 
 import psutil
 
-from kvfix.commands import compare, diagnose, evaluate
+from kvfix import evaluate
+from kvfix.compare import run as compare
 from kvfix.config import load_config
-from kvfix.repair.recipe import Recipe
-from kvfix.repair.saves import newest_whole
-from kvfix.repair.starts import finished
+from kvfix.diagnose import run as diagnose
+from kvfix.repair.train.recipe import Recipe
+from kvfix.repair.train.saves import newest_whole
+from kvfix.repair.train.starts import finished
 from kvfix.report.compare_table import sentences, tables
+from kvfix.session import Options
 from kvfix.terminal import Interrupted, RichWatch, console, guarded, one_process
 
 HERE = Path(__file__).parent
@@ -90,7 +93,7 @@ def measure(recipe: Recipe, asked: argparse.Namespace, folder: Path, adapter: st
         watch=watch,
     )
     diagnose.diagnose(
-        diagnose.Options(**same, only=("keys", "surfacing"), out=folder / "diagnose"),
+        Options(**same, only=("keys", "surfacing"), out=folder / "diagnose"),
         command=command,
         watch=watch,
     )

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
-from kvfix.models import Mlm, load_mlm
+from kvfix.mlm.load import Mlm, load_mlm
 
 LM = r"model\.language_model\.layers\.\d+\.self_attn\.[qv]_proj"
 PREFIX = "base_model.model."

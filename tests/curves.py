@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kvfix.eval.results import Table
-from kvfix.eval.samples import Row
+from kvfix.runs.samples import Row
 
 Place = tuple[str, int | None]
 

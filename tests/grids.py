@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from kvfix.layout import Box, ImageSize, Layout
+from kvfix.mlm.layout import Box, ImageSize, Layout
 
 
 def grid_layout(

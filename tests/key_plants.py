@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from tiny import build, photo
 
-from kvfix.diagnose.key_statistics import Moments
+from kvfix.diagnose.keys.statistics import Moments
 from kvfix.eval.source import NEUTRAL
-from kvfix.models import Mlm, Prompt, load_mlm
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
 
 SIDE = 48
 

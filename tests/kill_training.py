@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from talks import write_talks
 
-from kvfix.repair.saves import newest_whole
+from kvfix.repair.train.saves import newest_whole
 
 ADAPTER = "adapter_model.safetensors"
 

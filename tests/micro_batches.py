@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
-from kvfix.intervene import intervene
-from kvfix.models import Mlm, Prompt
+from kvfix.mlm.intervene import intervene
+from kvfix.mlm.load import Mlm, Prompt
 
 LAYERS, KV_HEADS, SHARED = 3, 2, 2  # of every tiny model; query heads that share a KV head
 

@@ -30,10 +30,11 @@ import torch
 import transformers.trainer  # noqa: F401
 
 from kvfix.config import load_config
-from kvfix.repair import guard, module, trainer
-from kvfix.repair import recipe as recipes
-from kvfix.repair.launch import RANK_VARIABLES
-from kvfix.repair.show import Monitor
+from kvfix.repair import module
+from kvfix.repair.train import guard, trainer
+from kvfix.repair.train import recipe as recipes
+from kvfix.repair.train.launch import RANK_VARIABLES
+from kvfix.repair.train.show import Monitor
 from kvfix.terminal import Interrupted
 
 ROOT = Path(__file__).parents[1]

@@ -12,18 +12,17 @@ import tiny
 import torch
 from torch import Tensor
 
-from kvfix.capture import Capture
-from kvfix.eval.readouts import Images, Points
-from kvfix.intervene import intervene
-from kvfix.models import Mlm, Prompt, load_mlm
+from kvfix.eval.mcq.readouts import Images, Points
+from kvfix.mlm.capture import Capture
+from kvfix.mlm.gate import KeyGate
+from kvfix.mlm.intervene import intervene
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
 from kvfix.repair.base_pass import logits_at, run_base
-from kvfix.repair.gate import KeyGate
 from kvfix.repair.lora import LoraOptions, attach
-from kvfix.repair.losses import Mean
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
-from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable, Rows, Step
-from kvfix.repair.step_keys import StepKeys
-from kvfix.repair.terms import Heads, Losses
+from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable, Rows, Step, StepKeys
+from kvfix.repair.terms.losses import Heads, Losses
+from kvfix.repair.terms.mean import Mean
 
 IMAGE_HW = (60, 100)
 LAYER = 1

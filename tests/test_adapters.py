@@ -17,11 +17,11 @@ from commands import call
 from safetensors.torch import load_file, save_file
 
 from kvfix import adapters
+from kvfix.adapters.naming import TODAY
 from kvfix.adapters.targets import resolve
 from kvfix.adapters.tensors import module_of
-from kvfix.families import FAMILIES
-from kvfix.models import load_mlm
-from kvfix.naming import TODAY
+from kvfix.mlm.families import FAMILIES
+from kvfix.mlm.load import load_mlm
 
 ALL = (
     r"model\.language_model\.layers\.\d+\.self_attn\.[qv]_proj|"
@@ -139,7 +139,7 @@ def test_a_regex_of_an_adapter_never_runs_in_peft(key, load, checkpoint, tmp_pat
     expected = made.make(checkpoint("llava"), folder, target_modules=["q_proj"])
     bad = r"(.*)*="
     value = {bad: 2} if key == "rank_pattern" else bad
-    monkeypatch.setattr("kvfix.patterns.SECONDS", 0.2)
+    monkeypatch.setattr("kvfix.adapters.patterns.SECONDS", 0.2)
     made.change_config(folder, **{key: value})
     if key == "target_modules":
         assert "expected target_modules that the model has" in _refusal(load, "llava", folder)
@@ -372,7 +372,7 @@ def test_another_name_of_the_base_is_a_warning(said, same, checkpoint, tmp_path)
     made.make(base, tmp_path / "adapter")
     made.change_config(tmp_path / "adapter", base_model_name_or_path=said)
     found = adapters.find(str(tmp_path / "adapter"))
-    from kvfix.checkpoint import find
+    from kvfix.checkpoint.folder import find
 
     checked = adapters.check_base(found, find(str(base), weights=True), name=str(base), force=False)
     assert (checked.warnings == ()) == same

@@ -22,7 +22,7 @@ from two_runs import (
     runner,
 )
 
-from kvfix.commands.compare import Options, compare
+from kvfix.compare.run import Options, compare
 
 
 @pytest.fixture

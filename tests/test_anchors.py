@@ -8,11 +8,13 @@ import pytest
 import tiny
 import torch
 
-from kvfix.capture import extract
-from kvfix.models import Prompt, load_mlm
-from kvfix.repair.anchors import gram_anchor, kl_anchor, sum_over_rows
+from kvfix.mlm.capture import extract
+from kvfix.mlm.load import Prompt, load_mlm
 from kvfix.repair.base_pass import logits_at, run_base
 from kvfix.repair.lora import LoraOptions, attach
+from kvfix.repair.terms.gram import gram_anchor
+from kvfix.repair.terms.kl import kl_anchor
+from kvfix.repair.terms.mean import sum_over_rows
 
 
 def test_kl_by_hand() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvfix.eval.answers import extract
+from kvfix.eval.mcq.letters.parse import extract
 
 
 @pytest.mark.parametrize(

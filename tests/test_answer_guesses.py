@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvfix.eval.answers import UNPARSED, extract
+from kvfix.eval.mcq.letters.parse import UNPARSED, extract
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfix.eval.answers import EVERY_LETTER, PROFILES, UNPARSED, extract
+from kvfix.eval.mcq.letters.parse import EVERY_LETTER, PROFILES, UNPARSED, extract
 
 # Pieces of which answers are made, and of which patterns are afraid.
 PIECES = (

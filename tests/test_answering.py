@@ -14,22 +14,15 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
-from kvfix.commands.align import QUESTION_KEYS, read_side
+from kvfix.compare.align import QUESTION_KEYS, read_side
 from kvfix.data.units import Question
-from kvfix.eval.answering import (
-    Answer,
-    McqProtocol,
-    answer,
-    batches,
-    question_row,
-    score_options,
-)
-from kvfix.eval.blink import ask
-from kvfix.eval.options import answer_gap, option_tokens, option_tree
-from kvfix.eval.prefill import Prefill
-from kvfix.eval.samples import SampleFile
-from kvfix.models import Mlm, load_mlm
-from kvfix.renamed import cache_of
+from kvfix.eval.mcq.answer import Answer, McqProtocol, answer, batches, question_row, score_options
+from kvfix.eval.mcq.ask import ask
+from kvfix.eval.mcq.options import answer_gap, option_tokens, option_tree
+from kvfix.eval.mcq.prefill import Prefill
+from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.mlm.renamed import cache_of
+from kvfix.runs.samples import SampleFile
 
 Load = Callable[..., Mlm]
 WORDS = ("left", "right", "up", "down")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvfix.eval.answers import PROFILES, UNPARSED, extract, parsed_letter
+from kvfix.eval.mcq.letters.parse import PROFILES, UNPARSED, extract, parsed_letter
 
 PLACES = ("the left jar", "the right jar", "neither jar")
 

@@ -25,19 +25,13 @@ from PIL import Image
 from scipy import stats
 from tiny import FAMILIES, photo
 
-from kvfix.capture import extract
-from kvfix.diagnose.artifacts import KeyDiagnosis, diagnose_keys, judge_keys, key_results
-from kvfix.diagnose.key_calibration import ALPHA, dependence
-from kvfix.diagnose.key_findings import key_findings
-from kvfix.diagnose.key_statistics import (
-    FEWEST_IMAGES,
-    massive,
-    merged,
-    stream_keys,
-    to_square,
-)
+from kvfix.diagnose.keys.artifacts import KeyDiagnosis, diagnose_keys, judge_keys, key_results
+from kvfix.diagnose.keys.calibration import ALPHA, dependence
+from kvfix.diagnose.keys.findings import key_findings
+from kvfix.diagnose.keys.statistics import FEWEST_IMAGES, massive, merged, stream_keys, to_square
 from kvfix.eval.source import NEUTRAL
-from kvfix.models import Mlm, Prompt
+from kvfix.mlm.capture import extract
+from kvfix.mlm.load import Mlm, Prompt
 
 PHOTOS = photos(FEWEST_IMAGES)
 BIASED = ("llava_onevision", "qwen2_5_vl")  # LMs with a bias in `k_proj`

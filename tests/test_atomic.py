@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfix.atomic import (
+from kvfix.runs.atomic import (
     MANIFEST,
     atomic_file,
     atomic_folder,
@@ -21,7 +21,7 @@ from kvfix.atomic import (
     torn,
     write_text,
 )
-from kvfix.lock import LOCK, InUse
+from kvfix.runs.lock import LOCK, InUse
 
 WRITER = """
 import os, signal, sys, time

@@ -18,10 +18,10 @@ from commands import call
 from PIL import Image
 
 from kvfix.data import BadUnit, Question, UnitSet, check, load_units
-from kvfix.data.blink import CONFIGS, DISCLAIMED, DISCLAIMER
 from kvfix.data.catalog import notes
-from kvfix.data.questions import SKILLS
-from kvfix.data.scene_units import DEFAULT_N
+from kvfix.data.readers.blink import CONFIGS, DISCLAIMED, DISCLAIMER
+from kvfix.data.scenes.questions import SKILLS
+from kvfix.data.scenes.units import DEFAULT_N
 
 SHARED = Path(os.environ.get("KVFIX_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 COUNTS = {"Jigsaw": 3, "Multi-view_Reasoning": 2, "Counting": 4}

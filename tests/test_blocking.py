@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvfix.diagnose.blocking import CONDITIONS, Effects, effect_finding, effect_record
+from kvfix.diagnose.keys.blocking import CONDITIONS, Effects, effect_finding, effect_record
 
 
 def record(*, skipped: int) -> dict:

@@ -10,10 +10,10 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
-from kvfix import families
-from kvfix.capture import SITES, Capture, extract, split_heads
-from kvfix.models import Mlm, Prompt, load_mlm
-from kvfix.renamed import cache_of, recompute_layers
+from kvfix.mlm import families
+from kvfix.mlm.capture import SITES, Capture, extract, split_heads
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
+from kvfix.mlm.renamed import cache_of, recompute_layers
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from commands import call
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from kvfix.models import load_mlm
-from kvfix.naming import QWEN_NAMES
+from kvfix.adapters.naming import QWEN_NAMES
+from kvfix.mlm.load import load_mlm
 
 pytestmark = [pytest.mark.shared, pytest.mark.filterwarnings("ignore::UserWarning")]
 

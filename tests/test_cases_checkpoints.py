@@ -16,8 +16,8 @@ import pytest
 import tiny
 from commands import ENV, Ended, call
 
-from kvfix.models import Prompt, load_mlm
-from kvfix.quantised import stored_bytes
+from kvfix.checkpoint.quantised import stored_bytes
+from kvfix.mlm.load import Prompt, load_mlm
 
 pytestmark = pytest.mark.shared
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kvfix.data.examples import conversation_examples
 from kvfix.data.training import read_conversations
+from kvfix.data.training.examples import conversation_examples
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.proof import collator_of
-from kvfix.repair.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe, run
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 

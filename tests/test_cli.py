@@ -14,8 +14,8 @@ from commands import KVFIX, call, launch
 
 import kvfix
 from kvfix import cli
-from kvfix.commands import diagnose as command
-from kvfix.commands.session import ModelOptions
+from kvfix.diagnose import run as command
+from kvfix.session import ModelOptions
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "datasets", "peft")
 

@@ -30,7 +30,7 @@ from two_runs import (
     save,
 )
 
-from kvfix.commands.compare import Options, compare
+from kvfix.compare.run import Options, compare
 from kvfix.diagnose.flow import best_value_layer
 from kvfix.eval.results import Table
 from kvfix.report.compare_table import sentences, tables

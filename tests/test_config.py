@@ -10,8 +10,8 @@ import pytest
 
 from kvfix.bounds import FieldError, number
 from kvfix.config import dump_config, load_config
-from kvfix.repair.readout_terms import MaskTerm
-from kvfix.repair.recipe import Recipe
+from kvfix.repair.terms.mask import MaskTerm
+from kvfix.repair.train.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import pytest
 import trees
 from pycocotools import mask as coco
 
-from kvfix.data import BadUnit, pictures
+from kvfix.data import BadUnit
+from kvfix.data.pictures import read as pictures
 from kvfix.data.training import Match, Message, read_conversations
 
 SHARED = Path(os.environ.get("KVFIX_SHARED", Path(__file__).parents[2] / "shared")) / "data"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from commands import call
 
-from kvfix.commands.correlate import ALL, Options, correlate
+from kvfix.compare.correlate import ALL, Options, correlate
 
 GAINS = (-0.2, -0.1, 0.0, 0.05, 0.1, 0.3)
 RISING = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7)

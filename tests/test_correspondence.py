@@ -8,10 +8,12 @@ import torch
 from grids import grid_layout, shuffled, square_mask
 from torch.nn import functional
 
-from kvfix.eval import correspondence, metrics, propagation, unit
+from kvfix.eval import metrics
 from kvfix.eval.grid import cell_centres
-from kvfix.eval.propagation import Propagator, Window, hard_labels
-from kvfix.layout import Layout
+from kvfix.eval.probes import correspondence, propagation
+from kvfix.eval.probes import score as unit
+from kvfix.eval.probes.propagation import Propagator, Window, hard_labels
+from kvfix.mlm.layout import Layout
 
 HW, GRID = (96, 96), (12, 12)
 LAYOUT = grid_layout(HW, GRID)

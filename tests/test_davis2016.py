@@ -14,7 +14,7 @@ from commands import Ended, call
 from PIL import Image
 
 from kvfix.data import BadUnit, Clip, check, load_units
-from kvfix.data.davis2016 import read_result
+from kvfix.data.readers.davis2016 import read_result
 from kvfix.eval.metrics import davis_objects
 
 CLIPS = ("goat", "ants")

@@ -17,8 +17,8 @@ import trees
 from commands import ENV, KVFIX, Ended, call, launch
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from kvfix.data.scene_units import MAKERS
-from kvfix.eval.probes import TASKS
+from kvfix.data.scenes.units import MAKERS
+from kvfix.eval.probes.tasks import TASKS
 
 FLOW = ("--only", "flow")
 ONE_TASK = (*FLOW, "--task", "semantic_segmentation", "--limit", 2)

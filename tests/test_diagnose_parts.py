@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 from commands import Ended, call, launch
 
-from kvfix.commands import trained_readouts
 from kvfix.diagnose.prefix import CONDITIONS, CONTRASTS
-from kvfix.eval import trained_readout
-from kvfix.eval.readouts import READOUTS
+from kvfix.diagnose.surfacing import trained as trained_readouts
+from kvfix.eval.mcq import trained_readout
+from kvfix.eval.mcq.readouts import READOUTS
 
 LIMIT = 16  # of each task: six tasks show the 64 images that keys need
 

@@ -13,9 +13,10 @@ from dump_files import KEY, TEXTS, put
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvfix.eval.dump_rows import IDS
-from kvfix.eval.dump_rows import TEXTS as TEXT_KEYS
-from kvfix.eval.dumps import Dump, read_answers, read_dump, task_of
+from kvfix.data.units import task_of
+from kvfix.score.dumps.read import Dump, read_answers, read_dump
+from kvfix.score.dumps.rows import IDS
+from kvfix.score.dumps.rows import TEXTS as TEXT_KEYS
 
 NAMES = (
     *IDS,

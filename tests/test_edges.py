@@ -8,9 +8,9 @@ import pytest
 import torch
 from micro_batches import KV_HEADS, LAYERS, count_hooks, three_prompts
 
-from kvfix.edges import Change, Edit, HeadGroup, resolve
-from kvfix.intervene import intervene
-from kvfix.models import load_mlm
+from kvfix.mlm.edges import Change, Edit, HeadGroup, resolve
+from kvfix.mlm.intervene import intervene
+from kvfix.mlm.load import load_mlm
 
 
 @pytest.fixture

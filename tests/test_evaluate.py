@@ -12,10 +12,10 @@ import kill_and_resume
 import pytest
 from commands import Ended, call, launch
 
-from kvfix.data.questions import SKILLS
-from kvfix.data.scene_units import SCENE_TASKS
+from kvfix.data.scenes.questions import SKILLS
+from kvfix.data.scenes.units import SCENE_TASKS
+from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.eval.pooled import POOLED
-from kvfix.eval.readouts import READOUTS
 
 LIMIT = 9  # one question a skill
 

@@ -10,7 +10,9 @@ import pytest
 import tiny
 from talks import HEIGHT, WIDTH, box, runs, write_talks
 
-from kvfix.data.examples import (
+from kvfix.data.scenes.questions import SKILLS, scene_question
+from kvfix.data.training import Conversations, read_conversations
+from kvfix.data.training.examples import (
     HELD_OUT,
     MIX,
     MORE_OFTEN,
@@ -24,8 +26,6 @@ from kvfix.data.examples import (
     named_mask,
     scene_examples,
 )
-from kvfix.data.questions import SKILLS, scene_question
-from kvfix.data.training import Conversations, read_conversations
 
 
 @pytest.fixture(scope="module")

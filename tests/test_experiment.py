@@ -30,10 +30,10 @@ from experiment_tables import (  # noqa: E402
 from plant_keys import batches, forward, plant  # noqa: E402
 
 from kvfix.config import load_config  # noqa: E402
-from kvfix.data.examples import conversation_examples  # noqa: E402
 from kvfix.data.training import read_conversations  # noqa: E402
-from kvfix.models import load_mlm  # noqa: E402
-from kvfix.repair.recipe import Recipe  # noqa: E402
+from kvfix.data.training.examples import conversation_examples  # noqa: E402
+from kvfix.mlm.load import load_mlm  # noqa: E402
+from kvfix.repair.train.recipe import Recipe  # noqa: E402
 from kvfix.shipped import nano_dir  # noqa: E402
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvfix.eval import faces, metrics
+from kvfix.eval import metrics
+from kvfix.eval.metrics import faces
 
 
 @pytest.fixture(autouse=True)

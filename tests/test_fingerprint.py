@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from kvfix.models import load_mlm
-from kvfix.report import fingerprint as fp
-from kvfix.report.fingerprint import (
+from kvfix.mlm.load import load_mlm
+from kvfix.runs import fingerprint as fp
+from kvfix.runs.fingerprint import (
     LATER,
     attention_of,
     differences,
@@ -24,7 +24,7 @@ from kvfix.report.fingerprint import (
     start_card,
     versions,
 )
-from kvfix.report.run import OtherRun, RunFolder, read_run
+from kvfix.runs.folder import OtherRun, RunFolder, read_run
 
 OLD = {"weights": "aa", "adapter": None, "dtype": "float32", "protocol": 1}
 NEW = OLD | {"attn": "sdpa", "config": "c", "device": "cpu", "processor": "p"}

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from curves import planted, rows
 
-from kvfix.diagnose.flow import Curve, Finding, best_site, best_value_layer, flow_findings
+from kvfix.diagnose.flow import Curve, best_site, best_value_layer, flow_findings
 from kvfix.eval.results import Table
 from kvfix.eval.source import Site
-from kvfix.eval.stats import halves
+from kvfix.eval.stats.bootstrap import halves
+from kvfix.findings import Finding
 
 LOSES_AT_PROJECTOR = planted(0.8, 0.5, [0.5, 0.7, 0.6, 0.4])
 FLAT = planted(0.5, 0.5, [0.5, 0.5, 0.5, 0.5])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from kvfix import adapters
-from kvfix.models import FAMILIES, load_mlm
+from kvfix.mlm.load import FAMILIES, load_mlm
 
 ODD: st.SearchStrategy[Any] = st.one_of(
     st.none(),

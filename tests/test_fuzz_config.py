@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvfix.config import dump_config, load_config
-from kvfix.repair.recipe import Recipe
+from kvfix.repair.train.recipe import Recipe
 
 LONGEST = 1500  # characters of a refusal: data of 200 at most, and the names of all known keys
 

@@ -15,7 +15,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from PIL import Image
 
-from kvfix.data.pictures import read_header, read_picture
+from kvfix.data.pictures.read import read_header, read_picture
 from kvfix.data.units import BadUnit
 
 # What each format can hold.

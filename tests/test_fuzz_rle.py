@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from kvfix.data.rle import check_rle, decode_rle, run_lengths
+from kvfix.data.pictures.rle import check_rle, decode_rle, run_lengths
 
 SIZES = st.tuples(st.integers(1, 30), st.integers(1, 30))
 MASKS = SIZES.flatmap(lambda size: arrays(np.uint8, size, elements=st.integers(0, 1)))

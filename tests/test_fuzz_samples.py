@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvfix.eval.samples import Row, SampleFile
+from kvfix.runs.samples import Row, SampleFile
 
 
 class Damage(NamedTuple):

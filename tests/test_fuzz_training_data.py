@@ -12,8 +12,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfix.data.examples import from_conversation
 from kvfix.data.training import read_conversations
+from kvfix.data.training.examples import from_conversation
 from kvfix.data.training.verify import verify
 
 PNG = (

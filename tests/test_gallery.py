@@ -10,9 +10,9 @@ import pytest
 from fake_source import FakeSource
 from PIL import Image
 
-from kvfix.data.scene_units import scene_units
+from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import BadUnit
-from kvfix.eval.probes import TASKS
+from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import Site
 from kvfix.eval.suite import run_task
 from kvfix.report.gallery import SHOWN, draw_gallery

@@ -10,16 +10,16 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvfix.capture import extract
-from kvfix.commands.session import ModelOptions
 from kvfix.data.units import Question
-from kvfix.eval.answering import McqProtocol, answer, score_options
-from kvfix.intervene import Edit, intervene
-from kvfix.models import Prompt, load_mlm
-from kvfix.repair.gate import FILE, KeyGate
+from kvfix.eval.mcq.answer import McqProtocol, answer, score_options
+from kvfix.mlm.capture import extract
+from kvfix.mlm.gate import FILE, KeyGate
+from kvfix.mlm.intervene import Edit, intervene
+from kvfix.mlm.load import Prompt, load_mlm
 from kvfix.repair.queries import QueryKeys
-from kvfix.repair.suppression import attention_mass
-from kvfix.repair.suppression_terms import gate_penalty
+from kvfix.repair.terms.gate import gate_penalty
+from kvfix.repair.terms.mass import attention_mass
+from kvfix.session import ModelOptions
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from kvfix.eval import metrics
-from kvfix.eval.propagation import Propagator, Window, hard_labels
+from kvfix.eval.probes.propagation import Propagator, Window, hard_labels
 
 pytestmark = pytest.mark.shared
 

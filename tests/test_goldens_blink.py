@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import call
 
-from kvfix.eval.answers import extract
+from kvfix.eval.mcq.letters.parse import extract
 
 pytestmark = pytest.mark.shared
 

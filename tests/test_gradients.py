@@ -9,8 +9,8 @@ import steps
 import torch
 from talks import write_talks
 
-from kvfix.data.examples import conversation_examples
 from kvfix.data.training import read_conversations
+from kvfix.data.training.examples import conversation_examples
 from kvfix.repair.batch import Collator
 from kvfix.repair.gradients import GradientProbe
 from kvfix.repair.module import Repair

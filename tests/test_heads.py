@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kvfix.repair.heads import MaskHead, Temperature, TextProjection, check_trained
+from kvfix.repair.terms.heads import MaskHead, Temperature, TextProjection, check_trained
 
 
 def _generator() -> torch.Generator:

@@ -7,8 +7,8 @@ import tiny
 import torch
 from micro_batches import KV_HEADS, LAYERS, three_prompts
 
-from kvfix.image_keys import on_tokens, random_keys
-from kvfix.models import load_mlm
+from kvfix.mlm.image_keys import on_tokens, random_keys
+from kvfix.mlm.load import load_mlm
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kvfix.data import BadUnit, Sentence, UnitSet, check, load_units
 from kvfix.data.catalog import notes
-from kvfix.data.imagenet_names import NAMES
+from kvfix.data.readers.imagenet_names import NAMES
 
 FIFTY = sorted(NAMES)[::20]  # some 50 classes; the first is n01440764, tench
 LIST = "ImageNetS_categories_im50.txt"

@@ -24,10 +24,10 @@ from micro_batches import (
     three_prompts,
 )
 
-from kvfix.edges import resolve
-from kvfix.intervene import Edit, intervene
-from kvfix.models import Mlm, Prompt, load_mlm
-from kvfix.renamed import cache_of
+from kvfix.mlm.edges import resolve
+from kvfix.mlm.intervene import Edit, intervene
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
+from kvfix.mlm.renamed import cache_of
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from micro_batches import (
 from peft import LoraConfig, get_peft_model
 from torch.utils.checkpoint import CheckpointError
 
-from kvfix.intervene import Edit, intervene
-from kvfix.models import Mlm, load_mlm
-from kvfix.renamed import recompute_layers
+from kvfix.mlm.intervene import Edit, intervene
+from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.mlm.renamed import recompute_layers
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from key_plants import gaussian_keys, groups_of, moments_of
 from scipy import special, stats
 
-from kvfix.diagnose.key_calibration import (
+from kvfix.diagnose.keys.calibration import (
     ALPHA,
     LARGEST_ALPHA,
     MOST_DEPENDENT,
@@ -25,7 +25,7 @@ from kvfix.diagnose.key_calibration import (
     split_from,
     without_each,
 )
-from kvfix.diagnose.key_statistics import merged
+from kvfix.diagnose.keys.statistics import merged
 
 SHAPE = (3, 2, 40)
 ONES = np.ones(SHAPE)

@@ -12,10 +12,10 @@ from PIL import Image
 from tiny import photo
 
 from kvfix.data.units import Episode
-from kvfix.diagnose.artifacts import KeyDiagnosis, diagnose_keys
-from kvfix.diagnose.key_findings import key_findings
-from kvfix.diagnose.key_values import CellScores, score_cells, squared
-from kvfix.models import Mlm
+from kvfix.diagnose.keys.artifacts import KeyDiagnosis, diagnose_keys
+from kvfix.diagnose.keys.findings import key_findings
+from kvfix.diagnose.keys.values import CellScores, score_cells, squared
+from kvfix.mlm.load import Mlm
 
 EPISODES = 8
 

@@ -19,8 +19,8 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
-from kvfix.capture import SampleFeatures, _shrink, extract
-from kvfix.layout import (
+from kvfix.mlm.capture import SampleFeatures, _shrink, extract
+from kvfix.mlm.layout import (
     PixelView,
     anyres_layout,
     base_tile_layout,
@@ -28,7 +28,7 @@ from kvfix.layout import (
     shrunk_grid,
     tile_layout,
 )
-from kvfix.models import Mlm, Prompt, load_mlm
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
 
 ONEVISION_7B = LlavaOnevisionConfig().image_grid_pinpoints
 NEXT_8B = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]

@@ -14,12 +14,12 @@ from fake_source import FakeSource
 from PIL import Image
 
 from kvfix.data.left_out import Attempts, LeftOut, machine_fault, naming, too_many
-from kvfix.data.pictures import read_picture
-from kvfix.data.scene_units import scene_units
+from kvfix.data.pictures.read import read_picture
+from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import BadUnit, UnitSet
-from kvfix.eval.recorder import Listing, Recorder, left_out_of, once
-from kvfix.eval.samples import SampleFile
 from kvfix.eval.suite import TaskRun, run_task, sample_path
+from kvfix.runs.recorder import Listing, Recorder, left_out_of, once
+from kvfix.runs.samples import SampleFile
 
 PAIRS = "semantic_correspondence"
 

@@ -17,11 +17,11 @@ import trees
 from commands import call
 from PIL import Image
 
-from kvfix.commands import diagnose_keys
-from kvfix.commands.session import Part
-from kvfix.data.scene_units import scene_units
-from kvfix.diagnose.key_statistics import BadKeys
-from kvfix.eval.samples import Row
+from kvfix.data.scenes.units import scene_units
+from kvfix.diagnose.keys import run as diagnose_keys
+from kvfix.diagnose.keys.statistics import BadKeys
+from kvfix.runs.samples import Row
+from kvfix.session import Part
 
 THIN = (60, 2)  # pixels: one that the readers take, and LLaVA-OneVision's grid has no token for
 WHY = "expected an image that fills at least one image token"

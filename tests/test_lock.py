@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfix.lock import LOCK, InUse, locked
+from kvfix.runs.lock import LOCK, InUse, locked
 
 HOLDER = """
 import os, subprocess, sys, time

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from kvfix.eval import logistic
+from kvfix.eval.probes import logistic
 
 # ----------------------------------------------------------------------------
 

@@ -12,8 +12,7 @@ import tiny
 import torch
 from torch import nn
 
-from kvfix.models import Mlm, load_mlm
-from kvfix.repair.heads import check_trained
+from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.repair.lora import (
     LoraOptions,
     Rates,
@@ -23,8 +22,9 @@ from kvfix.repair.lora import (
     parameter_groups,
 )
 from kvfix.repair.quant import Setup, check_setup, refusal, table
-from kvfix.repair.readout_terms import MaskTerm
-from kvfix.repair.terms import Heads, Losses
+from kvfix.repair.terms.heads import check_trained
+from kvfix.repair.terms.losses import Heads, Losses
+from kvfix.repair.terms.mask import MaskTerm
 
 PARTS = ("lm", "projector", "vision")
 

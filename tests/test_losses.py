@@ -8,16 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvfix.repair.losses import (
-    Mean,
-    correspondence_nce,
-    distil_choice,
-    mask_bce,
-    mask_dice,
-    masked_mean,
-    pooled,
-    text_value_nce,
-)
+from kvfix.repair.terms.correspondence import correspondence_nce
+from kvfix.repair.terms.distil import distil_choice
+from kvfix.repair.terms.mask import mask_bce, mask_dice
+from kvfix.repair.terms.mean import Mean, masked_mean, pooled
+from kvfix.repair.terms.text_value import text_value_nce
 
 
 def _zero_with_graph(mean: Mean, *leaves: Tensor) -> None:

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from tiny import photo
 
-from kvfix.data.questions import scene_question
-from kvfix.data.shapes import mark
-from kvfix.eval.markers import find_markers
-from kvfix.eval.rings import find_rings, redness
+from kvfix.data.scenes.questions import scene_question
+from kvfix.data.scenes.shapes import mark
+from kvfix.eval.mcq.markers import find_markers
+from kvfix.eval.mcq.rings import find_rings, redness
 
 ROOT = Path(__file__).resolve().parents[1]
 BLINK = Path(os.environ.get("KVFIX_SHARED", ROOT.parent / "shared")) / "data" / "BLINK"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kvfix.eval.mcq import Question, score, wilson
+from kvfix.eval.mcq.accuracy import Question, score, wilson
 
 
 def questions(task: str, answers: str, letters: str) -> list[Question]:

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from test_lora import PARTS, _logits, _train
 from transformers import PreTrainedModel
 
-from kvfix.commands.merge import merge
-from kvfix.commands.merge_proof import words_of
-from kvfix.models import load_mlm
-from kvfix.repair.gate import KeyGate
+from kvfix.merge.proof import words_of
+from kvfix.merge.run import merge
+from kvfix.mlm.gate import KeyGate
+from kvfix.mlm.load import load_mlm
 from kvfix.repair.lora import LoraOptions, Rates, attach, parameter_groups
 from kvfix.repair.lora import merge as merge_adapter
 
@@ -178,7 +178,7 @@ def test_a_merge_that_went_wrong_is_not_kept(checkpoint, tmp_path, monkeypatch) 
         return merged
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvfix.commands.merge.merge_adapter", forgets)
+        patch.setattr("kvfix.merge.run.merge_adapter", forgets)
         ended = call("merge", *words)
     assert ended.code == 1 and "of the model with its adapter within 0.0001" in ended.error
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -190,7 +190,7 @@ def test_a_merge_that_went_wrong_is_not_kept(checkpoint, tmp_path, monkeypatch) 
     with monkeypatch.context() as patch:
         save = PreTrainedModel.save_pretrained
         patch.setattr(PreTrainedModel, "save_pretrained", saves_another)
-        patch.setattr("kvfix.commands.merge._save", _saves_last)
+        patch.setattr("kvfix.merge.run._save", _saves_last)
         ended = call("merge", *words)
     assert ended.code == 1 and "of the merged model in memory within 0.0001" in ended.error
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

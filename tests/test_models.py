@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from kvfix.capture import extract
-from kvfix.models import FAMILIES, Prompt, load_mlm
+from kvfix.mlm.capture import extract
+from kvfix.mlm.load import FAMILIES, Prompt, load_mlm
 
 
 @pytest.fixture

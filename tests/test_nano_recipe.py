@@ -29,13 +29,13 @@ from stages import Pace, run_stage  # noqa: E402
 from told import draw_told  # noqa: E402
 from turns import Shown, lettered  # noqa: E402
 
-from kvfix.capture import extract  # noqa: E402
 from kvfix.config import load_config  # noqa: E402
-from kvfix.data.scenes import Scene, Thing, generator, render, sample_scene  # noqa: E402
-from kvfix.data.shapes import mark  # noqa: E402
-from kvfix.data.talk import Turn  # noqa: E402
-from kvfix.families import FAMILIES  # noqa: E402
-from kvfix.models import Mlm, Prompt  # noqa: E402
+from kvfix.data.scenes.paint import Scene, Thing, generator, render, sample_scene  # noqa: E402
+from kvfix.data.scenes.shapes import mark  # noqa: E402
+from kvfix.data.scenes.talk import Turn  # noqa: E402
+from kvfix.mlm.capture import extract  # noqa: E402
+from kvfix.mlm.families import FAMILIES  # noqa: E402
+from kvfix.mlm.load import Mlm, Prompt  # noqa: E402
 
 SQUARE = Scene(
     (Thing("square", "red", "plain", 0.5, 0.5, 0.25, 0.0),),

@@ -12,8 +12,8 @@ import pytest
 from commands import ENV, KVFIX, call
 from two_runs import AFTER_QUIZ, BEFORE_QUIZ, quiz, save
 
-from kvfix.atomic import atomic_folder
-from kvfix.lock import locked
+from kvfix.runs.atomic import atomic_folder
+from kvfix.runs.lock import locked
 
 ROUNDS = 2
 

@@ -10,8 +10,8 @@ from jinja2 import Template
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from kvfix.eval.options import answer_gap, option_tokens, option_tree, spelled
-from kvfix.eval.prefill import ancestors
+from kvfix.eval.mcq.options import answer_gap, option_tokens, option_tree, spelled
+from kvfix.eval.mcq.prefill import ancestors
 
 # As llava-hf's LLaVA-1.5, LLaVA-OneVision and LLaVA-NeXT (Mistral) print a turn, in short.
 VICUNA = (

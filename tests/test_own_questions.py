@@ -13,8 +13,8 @@ from commands import call
 
 from kvfix.data import BadUnit, Question, UnitSet, check, load_units
 from kvfix.data.catalog import notes
-from kvfix.data.choices import lettered_lines, read_answer, read_choices
-from kvfix.data.questions import scene_question
+from kvfix.data.readers.choices import lettered_lines, read_answer, read_choices
+from kvfix.data.scenes.questions import scene_question
 
 COLUMNS = {"image_1": "0.png", "question": "What is it?", "choices": ["a cow", "a hen"]}
 ASKED = "<image>\nWhat is it?\n(A) a cow\n(B) a hen"
@@ -284,8 +284,8 @@ def test_the_suite_asks_them_and_runs_are_compared(held_out, tmp_path) -> None:
 
 def _scenes(folder: Path) -> list[dict[str, Any]]:
     """The same questions, made on the spot."""
-    from kvfix.eval.answering import McqProtocol, answer, question_row
-    from kvfix.models import load_mlm
+    from kvfix.eval.mcq.answer import McqProtocol, answer, question_row
+    from kvfix.mlm.load import load_mlm
     from kvfix.shipped import nano_dir
 
     names = [("Visual_Similarity", "Counting")[k % 2] for k in range(20)]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kvfix.eval import paired, stats
-from kvfix.eval.paired import Flips, Ratio
+from kvfix.eval.stats import bootstrap as stats
+from kvfix.eval.stats import paired
+from kvfix.eval.stats.paired import Flips, Ratio
 
 
 def test_fixed_and_broken_by_hand() -> None:

@@ -11,8 +11,8 @@ import trees
 from PIL import Image
 
 from kvfix.data import BadUnit
-from kvfix.data import parquet as module
-from kvfix.data.parquet import RowReader, decode_image, image_bytes, read_rows
+from kvfix.data.readers import parquet as module
+from kvfix.data.readers.parquet import RowReader, decode_image, image_bytes, read_rows
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_images_are_rgb_and_turned_as_exif_says() -> None:
 
 def test_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = _encoded(Image.new("L", (40, 40)))
-    monkeypatch.setattr("kvfix.data.pictures.MAX_PIXELS", 1000)
+    monkeypatch.setattr("kvfix.data.pictures.read.MAX_PIXELS", 1000)
     with pytest.raises(BadUnit, match="here: expected an image of at most 1,000 pixels"):
         decode_image(data, "here")
 

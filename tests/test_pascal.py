@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from kvfix.data import BadUnit, Episode, UnitSet, check, load_units
 from kvfix.data.catalog import notes
-from kvfix.data.episodes import CLASSES, Entry, draw_episodes, fold_of
+from kvfix.data.readers.episodes import CLASSES, Entry, draw_episodes, fold_of
 
 SHARED = Path(os.environ.get("KVFIX_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 SHOWN: dict[str, tuple[int, ...]] = {
@@ -122,7 +122,7 @@ def test_an_episode_is_400_pixels_with_void_kept_and_other_classes_ground(voc: P
 
 @pytest.mark.parametrize("n", [1, 281, 333, 366, 375, 399, 400, 500, 613])
 def test_masks_are_sampled_as_torch_does(tmp_path: Path, n: int) -> None:
-    from kvfix.data.pascal import _nearest
+    from kvfix.data.readers.pascal import _nearest
 
     line = torch.arange(n, dtype=torch.float32)[None, None]
     expected = functional.interpolate(line, 400, mode="nearest")[0, 0].numpy()

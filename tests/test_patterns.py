@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kvfix.patterns import Pattern, is_name
+from kvfix.adapters.patterns import Pattern, is_name
 from kvfix.repair.lora import LoraOptions
 
 NAMES = [
@@ -73,7 +73,7 @@ def test_what_is_no_pattern_is_refused_in_one_line(text: str, says: str) -> None
 
 
 def test_the_time_limit_is_of_all_names_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvfix.patterns.SECONDS", 0.0)
+    monkeypatch.setattr("kvfix.adapters.patterns.SECONDS", 0.0)
     with pytest.raises(ValueError, match="a repeat inside a repeat explodes"):
         Pattern("(.|.)*(.|..)*=", what="only").matching(NAMES * 20)
 

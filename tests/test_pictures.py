@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from kvfix.data.pictures import opened, read_header, read_picture
-from kvfix.data.rgb import grey_of, to_rgb
-from kvfix.data.turns import TURNS, turn_mask, turn_points, turn_size
+from kvfix.data.pictures.read import opened, read_header, read_picture
+from kvfix.data.pictures.rgb import grey_of, to_rgb
+from kvfix.data.pictures.turns import TURNS, turn_mask, turn_points, turn_size
 from kvfix.data.units import BadUnit
 
 RAMP_HW = np.arange(32 * 48).reshape(32, 48)  # 0 .. 1535

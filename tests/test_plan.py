@@ -18,10 +18,9 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from transformers import AutoConfig
 
-from kvfix.image_shapes import PixelLimits
-from kvfix.models import Prompt, load_mlm
-from kvfix.renamed import recompute_layers
-from kvfix.repair.anchors import kl_anchor
+from kvfix.mlm.image_shapes import PixelLimits
+from kvfix.mlm.load import Prompt, load_mlm
+from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.dry_run import PeakBytes, reading_peak, skeleton, training_peak
 from kvfix.repair.lora import LoraOptions, attach
@@ -34,6 +33,7 @@ from kvfix.repair.plan import (
     plan_batch,
     weight_bytes,
 )
+from kvfix.repair.terms.kl import kl_anchor
 
 CONFIGS = Path(__file__).parent / "configs"
 QWEN, ONEVISION, NEXT = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_source import FakeSource
 
-from kvfix.data.scene_units import scene_units
+from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import UnitSet
 from kvfix.eval.metrics import Overlap, class_miou, fb_iou
 from kvfix.eval.pooled import POOLED, PRECISION_AT, pooled_results

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from curves import rows
 
-from kvfix.data.scene_units import scene_units
+from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import BadUnit, Unit
 from kvfix.diagnose.prefix import (
     CONDITIONS,
@@ -18,13 +18,14 @@ from kvfix.diagnose.prefix import (
     NoContrast,
     PrefixRuns,
     named,
+    prefix_findings,
+    prefix_results,
     prefixes,
     run_prefixes,
 )
-from kvfix.diagnose.prefix_findings import prefix_findings, prefix_results
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, run_task
-from kvfix.models import load_mlm
+from kvfix.mlm.load import load_mlm
 
 
 def words(text: str) -> int:

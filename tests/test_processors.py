@@ -14,9 +14,9 @@ import torch
 from commands import call
 from transformers import AutoConfig
 
-from kvfix.families import FAMILIES
-from kvfix.models import Mlm, Prompt, load_mlm
-from kvfix.processors import load_processor, processor_sha256
+from kvfix.mlm.families import FAMILIES
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
+from kvfix.mlm.processor import load_processor, processor_sha256
 
 PROCESSOR, IMAGES = "processor_config.json", "preprocessor_config.json"
 Copy = Callable[[str], Path]
@@ -125,7 +125,7 @@ def test_pixels_that_the_tower_does_not_take_are_refused(name, changes, copy) ->
 
 def test_what_no_rule_foresaw_fails_at_load_with_both_counts(copy, monkeypatch) -> None:
     folder = copy("llava_next")
-    monkeypatch.setattr("kvfix.processors._settle", lambda *given: None)
+    monkeypatch.setattr("kvfix.mlm.processor._settle", lambda *given: None)
     change(folder / PROCESSOR, num_additional_image_tokens=0)
     with pytest.raises(ValueError, match=r"puts \d+ image tokens where the model makes \d+ \(of a"):
         read(folder)

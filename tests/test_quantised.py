@@ -16,8 +16,13 @@ from commands import call
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from kvfix.models import load_mlm
-from kvfix.quantised import estimated_bytes, quantised, stored_bytes, without_quantisation
+from kvfix.checkpoint.quantised import (
+    estimated_bytes,
+    quantised,
+    stored_bytes,
+    without_quantisation,
+)
+from kvfix.mlm.load import load_mlm
 from kvfix.repair.dry_run import skeleton
 from kvfix.repair.lora import LoraOptions, attach
 from kvfix.repair.plan import PlanOptions, make_plan, nf4_bytes

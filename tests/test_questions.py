@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kvfix.data.questions import SKILLS, random_warp, scene_question, warp_image, warp_points
-from kvfix.data.scene_units import questions_dataset
-from kvfix.data.scenes import SIZE, Rendered, Scene, Thing, generator, render
-from kvfix.data.shapes import MARK_RGB, mark
-from kvfix.data.talk import NUMBERS
+from kvfix.data.scenes.paint import SIZE, Rendered, Scene, Thing, generator, render
+from kvfix.data.scenes.questions import (
+    SKILLS,
+    random_warp,
+    scene_question,
+    warp_image,
+    warp_points,
+)
+from kvfix.data.scenes.shapes import MARK_RGB, mark
+from kvfix.data.scenes.talk import NUMBERS
+from kvfix.data.scenes.units import questions_dataset
 from kvfix.data.units import Question
 
-questions_module = sys.modules["kvfix.data.questions"]
+questions_module = sys.modules["kvfix.data.scenes.questions"]
 Painted = list[tuple[Scene, Rendered]]
 N = 16  # questions a skill that are worked out again
 

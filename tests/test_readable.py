@@ -12,8 +12,8 @@ import tiny
 
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.readable import Readable, Replaced, collate
-from kvfix.repair.recipe import Recipe, run
-from kvfix.repair.show import Monitor
+from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.show import Monitor
 
 ROOT = Path(__file__).parents[1]
 STEPS, BROKEN_AT = 9, 3

@@ -83,7 +83,7 @@ def test_davis_opens_a_file_only_when_it_is_asked_for(
         opened.append(path.name)
         return real(path)
 
-    monkeypatch.setattr("kvfix.data.davis.read_photo", spy)
+    monkeypatch.setattr("kvfix.data.readers.davis.read_photo", spy)
     clip = _clip(_one(f"davis2017={davis}"))
     assert opened == []
     assert clip.frames[3].size == (32, 24) and clip.frames[3] is not clip.frames[3]

@@ -19,7 +19,14 @@ from kvfix.config import load_config
 ROOT = Path(__file__).parents[1]
 README = "README.md"
 PAGES = (
-    *(README, "CHANGELOG.md", "benchmarks/RESULTS.md", "eval/PAPER.md", "eval/README.md"),
+    *(
+        README,
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "benchmarks/RESULTS.md",
+        "eval/PAPER.md",
+        "eval/README.md",
+    ),
     *("recipes/README.md", "recipes/RESULTS.md", "recipes/nano/README.md"),
 )
 FIGURES = ("recipes/RESULTS.md", "benchmarks/RESULTS.md")
@@ -96,7 +103,7 @@ def config_class(script: str) -> type | None:
 
         return Grid
     if Path(script).name in ("repair.py", "train_surfacing.py", "train_artifacts.py"):
-        from kvfix.repair.recipe import Recipe
+        from kvfix.repair.train.recipe import Recipe
 
         return Recipe
     return None

@@ -14,11 +14,11 @@ from grids import grid_layout
 from PIL import Image
 from tiny import photo
 
-from kvfix.data.blink import blink_questions
-from kvfix.data.questions import SKILLS, scene_question
+from kvfix.data.readers.blink import blink_questions
+from kvfix.data.scenes.questions import SKILLS, scene_question
 from kvfix.data.units import Question
-from kvfix.eval import readouts
-from kvfix.eval.readouts import (
+from kvfix.eval.mcq import readouts
+from kvfix.eval.mcq.readouts import (
     READOUTS,
     Images,
     Marked,
@@ -30,7 +30,7 @@ from kvfix.eval.readouts import (
     readout,
 )
 from kvfix.eval.source import EncoderSource, MlmSource, View
-from kvfix.models import load_mlm
+from kvfix.mlm.load import load_mlm
 
 GRID = (8, 8)
 SIDE = 64  # pixels of the blank images

@@ -22,7 +22,7 @@ from transformers import (
     SiglipModel,
 )
 
-from kvfix.models import load_reference_encoder
+from kvfix.mlm.load import load_reference_encoder
 
 _VISION = {
     "hidden_size": 32,

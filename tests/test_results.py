@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from curves import rows
 
-from kvfix.data.scene_units import scene_units
+from kvfix.data.scenes.units import scene_units
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.source import Site
-from kvfix.eval.stats import clustered_bootstrap
+from kvfix.eval.stats.bootstrap import clustered_bootstrap
 from kvfix.eval.suite import TaskRun
 
 SCORES = {

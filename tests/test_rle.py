@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from kvfix.data.rle import decode_rle, run_lengths
+from kvfix.data.pictures.rle import decode_rle, run_lengths
 
 
 @pytest.mark.parametrize("seed", range(20))

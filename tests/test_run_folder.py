@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from kvfix.data.scene_units import scene_units
-from kvfix.lock import InUse
-from kvfix.report.fingerprint import versions
-from kvfix.report.run import (
+from kvfix.data.scenes.units import scene_units
+from kvfix.runs.fingerprint import versions
+from kvfix.runs.folder import (
     LEFTOVERS,
     OtherRun,
     RunFolder,
@@ -24,6 +23,7 @@ from kvfix.report.run import (
     model_card,
     read_run,
 )
+from kvfix.runs.lock import InUse
 
 SAME = {"weights": "aa", "adapter": None, "heads": False, "data": {"scenes/x/test": "11"}}
 

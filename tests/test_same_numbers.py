@@ -16,11 +16,11 @@ import torch
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import UnitSet
-from kvfix.eval.blink import McqProtocol
-from kvfix.eval.questions import run_answers, run_readouts
+from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.run import run_answers, run_readouts
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
-from kvfix.models import Mlm, load_mlm
+from kvfix.mlm.load import Mlm, load_mlm
 
 FAMILIES = ("llava_onevision", "qwen2_5_vl", "llava_next")
 TASKS = ("semantic_correspondence", "referring_segmentation")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvfix.eval.samples import Row, SampleFile
+from kvfix.runs.samples import Row, SampleFile
 
 
 def unit(name: str, rows: int) -> list[Row]:

@@ -15,9 +15,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from kvfix.data.questions import SKILLS, scene_question
-from kvfix.data.scene_units import MAKERS, scene_units, scenes_dataset
-from kvfix.data.scenes import (
+from kvfix.data.scenes.paint import (
     SIZE,
     SPLITS,
     Rendered,
@@ -31,11 +29,13 @@ from kvfix.data.scenes import (
     sample_thing,
     seed_of,
 )
-from kvfix.data.shapes import COLOURS, HOLES, OUTLINES, SHAPES, TEXTURES, placed
-from kvfix.data.talk import conversation, expression
+from kvfix.data.scenes.questions import SKILLS, scene_question
+from kvfix.data.scenes.shapes import COLOURS, HOLES, OUTLINES, SHAPES, TEXTURES, placed
+from kvfix.data.scenes.talk import conversation, expression
+from kvfix.data.scenes.units import MAKERS, scene_units, scenes_dataset
 from kvfix.data.units import Clip, Episode, Group, Pair, Sentence
 
-units_module = sys.modules["kvfix.data.scene_units"]
+units_module = sys.modules["kvfix.data.scenes.units"]
 
 
 def _parts(value: object) -> Iterator[bytes]:
@@ -283,7 +283,7 @@ def test_a_pair_shows_the_same_parts_twice(painted: Painted) -> None:
             a = np.deg2rad(thing.angle)
             own = (xy + 0.5) / SIZE - (thing.x, thing.y)
             own = own @ np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) / thing.radius
-            assert np.allclose(own, sys.modules["kvfix.data.shapes"].PARTS[pair.category])
+            assert np.allclose(own, sys.modules["kvfix.data.scenes.shapes"].PARTS[pair.category])
             inside = ((xy > 0) & (xy < SIZE - 1)).all(1)
             x, y = np.rint(xy[inside]).astype(int).T
             assert (instance_HW[y, x] == k + 1).all()

@@ -13,10 +13,10 @@ import trees
 from commands import Ended, call
 from scored import figures, jsonl, pngs, rle, rows, score
 
-from kvfix.data import episodes, pascal
-from kvfix.data.imagenet_names import NAMES
-from kvfix.data.pascal import pascal_truths
-from kvfix.data.refcoco import refcoco_sentences
+from kvfix.data.readers import episodes, pascal
+from kvfix.data.readers.imagenet_names import NAMES
+from kvfix.data.readers.pascal import pascal_truths
+from kvfix.data.readers.refcoco import refcoco_sentences
 from kvfix.data.units import Sentence
 
 

@@ -12,9 +12,9 @@ import trees
 from PIL import Image
 from scored import figures, pngs, rows, score
 
-from kvfix.data import episodes, pascal
-from kvfix.data.imagenet_names import NAMES
-from kvfix.data.pascal import pascal_truths
+from kvfix.data.readers import episodes, pascal
+from kvfix.data.readers.imagenet_names import NAMES
+from kvfix.data.readers.pascal import pascal_truths
 
 # Pascal-5i: three episodes a fold, of classes 1 and 2 (fold 0), 6 (fold 1), 15 (fold 2), 20.
 SHOWN: dict[str, tuple[int, ...]] = {

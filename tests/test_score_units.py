@@ -12,7 +12,7 @@ import pytest
 import trees
 from scored import figures, jsonl, rle, rows, score
 
-from kvfix.data.refcoco import refcoco_sentences
+from kvfix.data.readers.refcoco import refcoco_sentences
 from kvfix.data.units import Sentence
 
 SHARED = Path(os.environ.get("KVFIX_SHARED", Path(__file__).parents[2] / "shared"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from commands import call
 
-from kvfix.models import load_mlm
+from kvfix.mlm.load import load_mlm
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("kvfix", "eval", "recipes", "benchmarks")

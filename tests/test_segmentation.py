@@ -8,7 +8,9 @@ import torch
 from grids import grid_layout, shuffled, square_mask
 from torch.nn import functional
 
-from kvfix.eval import grid, kmeans, metrics, segmentation, unit
+from kvfix.eval import grid, metrics
+from kvfix.eval.probes import kmeans, segmentation
+from kvfix.eval.probes import score as unit
 
 HW, GRID = (96, 96), (12, 12)
 LAYOUT = grid_layout(HW, GRID)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 
-from kvfix.repair.shared_memory import forget, sweep
+from kvfix.repair.train.shared_memory import forget, sweep
 
 
 def test_what_is_old_and_unmapped_goes(tmp_path, monkeypatch) -> None:

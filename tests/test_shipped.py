@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from kvfix.data.scene_units import scene_units
-from kvfix.data.shapes import COLOURS
+from kvfix.data.scenes.shapes import COLOURS
+from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import Sentence
 from kvfix.shipped import DEFAULT_FAMILY, nano_dir, shipped_families
 

@@ -10,10 +10,10 @@ import torch
 from tiny import photo
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from kvfix.capture import SITES
 from kvfix.eval import source as source_module
 from kvfix.eval.source import EncoderSource, MlmSource, Site
-from kvfix.models import Mlm, load_mlm, load_reference_encoder
+from kvfix.mlm.capture import SITES
+from kvfix.mlm.load import Mlm, load_mlm, load_reference_encoder
 
 IMAGES = [photo(48, 48, seed=s) for s in range(5)]
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from kvfix.repair import speed
+from kvfix.repair.train import speed
 
 
 def test_rates_are_counts_over_seconds_and_start_anew() -> None:

@@ -11,8 +11,8 @@ import dump_files as files
 import openpyxl
 import pytest
 
-from kvfix.eval.dumps import read_answers, read_dump
-from kvfix.eval.spreadsheet import read_sheet
+from kvfix.score.dumps.read import read_answers, read_dump
+from kvfix.score.dumps.spreadsheet import read_sheet
 
 MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
 RELATIONS = 'xmlns="http://schemas.openxmlformats.org/package/2006/relationships"'
@@ -104,7 +104,7 @@ def test_parts_that_would_fill_memory_are_refused(
         ("MOST_CELLS", 5, "and 5 cells"),
     ):
         with monkeypatch.context() as bounded, pytest.raises(ValueError, match=says):
-            bounded.setattr(f"kvfix.eval.spreadsheet.{name}", bound)
+            bounded.setattr(f"kvfix.score.dumps.spreadsheet.{name}", bound)
             read_sheet(small)
 
 

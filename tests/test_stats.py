@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvfix.eval import stats
+from kvfix.eval.stats import bootstrap as stats
 
 
 def test_equals_a_plain_loop_over_resamples_of_clusters() -> None:

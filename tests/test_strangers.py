@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import call
 
-from kvfix.models import load_mlm
+from kvfix.mlm.load import load_mlm
 
 Checkpoint = Callable[[str], Path]
 ORIGINAL = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fake_source import LAYERS, FakeSource
 
-from kvfix.data.scene_units import MAKERS, scene_units
+from kvfix.data.scenes.units import MAKERS, scene_units
 from kvfix.data.units import BadUnit, Clip, Pair, UnitSet
-from kvfix.eval.probes import TASKS
+from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.suite import TaskRun, run_suite, run_task, sample_path
 
 PAIRS = "semantic_correspondence"

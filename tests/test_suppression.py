@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from kvfix.diagnose.key_calibration import dependence
-from kvfix.models import Prompt, load_mlm
-from kvfix.repair import suppression
+from kvfix.diagnose.keys.calibration import dependence
+from kvfix.mlm.load import Prompt, load_mlm
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
-from kvfix.repair.step_keys import StepKeys
-from kvfix.repair.suppression import (
-    attention_mass,
-    dependence_hinge,
-    input_dependence,
-    mass_hinge,
-)
+from kvfix.repair.step import StepKeys
+from kvfix.repair.terms import mass
+from kvfix.repair.terms.dependence import dependence_hinge, input_dependence
+from kvfix.repair.terms.mass import SMALL, attention_mass, mass_hinge
 
 
 @pytest.fixture
@@ -203,12 +199,12 @@ def test_heads_without_a_chosen_key_count_for_nothing() -> None:
     assert mass.grad is not None and not mass.grad.any()
 
 
-@pytest.mark.parametrize("small", [0, suppression.SMALL])
+@pytest.mark.parametrize("small", [0, SMALL])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_attention_mass_is_the_models_own(name, side, small, load, monkeypatch) -> None:
     """Against the weights that the eager implementation returns."""
-    monkeypatch.setattr(suppression, "SMALL", small)
+    monkeypatch.setattr(mass, "SMALL", small)
     mlm = load(name, attn="eager")
     prompts = [*_prompts(), Prompt((tiny.photo(50, 50),) * 2, "a longer text", prefix="Look: ")]
     encoded = mlm.encode(prompts, padding_side=side)
@@ -246,8 +242,8 @@ def test_chunks_and_the_whole_have_one_gradient(monkeypatch) -> None:
     start = torch.randn(9, 4, 8), torch.randn(20, 2, 8), torch.randn(2)
     chosen = torch.rand(2, 20) < 0.3
     found, kept = [], []
-    for small in (0, suppression.SMALL):
-        monkeypatch.setattr(suppression, "SMALL", small)
+    for small in (0, SMALL):
+        monkeypatch.setattr(mass, "SMALL", small)
         q_TQD, k_LHD, bias_H = (x.clone().requires_grad_() for x in start)
         sizes: list[int] = []
 

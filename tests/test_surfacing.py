@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from kvfix.data.scene_units import scene_units
+from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import UnitSet
-from kvfix.diagnose.surfacing import (
+from kvfix.diagnose.surfacing.table import (
     Readings,
     align,
     others_right,
@@ -17,7 +17,7 @@ from kvfix.diagnose.surfacing import (
     surfacing_finding,
     surfacing_result,
 )
-from kvfix.eval.questions import in_turn, readable
+from kvfix.eval.mcq.run import in_turn, readable
 
 N = 400
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kvfix.data.scenes import Scene, Thing, generator, sample_scene
-from kvfix.data.shapes import COLOURS, SHAPES, TEXTURES
-from kvfix.data.talk import (
+from kvfix.data.scenes.paint import Scene, Thing, generator, sample_scene
+from kvfix.data.scenes.shapes import COLOURS, SHAPES, TEXTURES
+from kvfix.data.scenes.talk import (
     NUMBERS,
     VOCABULARY,
     Turn,

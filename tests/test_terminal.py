@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 from two_runs import AFTER_QUIZ, BEFORE_QUIZ, curve, probe_run, quiz, save
 
-from kvfix.commands import diagnose as command
-from kvfix.commands.session import Outcome
+from kvfix.diagnose import run as command
+from kvfix.session import Outcome
 from kvfix.terminal import RichWatch, console, guarded, harmless, labelled
 
 # Red, a window title, a link, a C1 introducer, a cleared line, a bell, text from right to left.

@@ -10,8 +10,8 @@ import tiny
 import torch
 from steps import LAYER, LAYER_TERMS, VALUE_TERMS
 
-from kvfix.renamed import recompute_layers
-from kvfix.repair.gate import KeyGate
+from kvfix.mlm.gate import KeyGate
+from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.step import Extras
 
 TERMS = (*LAYER_TERMS, "distil", "kl")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kvfix.config import dump_config, load_config
-from kvfix.repair.readout_terms import TextValueTerm
-from kvfix.repair.suppression_terms import MassTerm
-from kvfix.repair.terms import Losses, Schedule
+from kvfix.repair.terms.losses import Losses, Schedule
+from kvfix.repair.terms.mass import MassTerm
+from kvfix.repair.terms.text_value import TextValueTerm
 
 
 def test_schedules() -> None:

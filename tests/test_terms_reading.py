@@ -9,10 +9,9 @@ import tiny
 import torch
 from steps import LAYER
 
-from kvfix.models import Prompt
-from kvfix.repair.readout_terms import near_cells
-from kvfix.repair.step import Extras, Matches
-from kvfix.repair.step_keys import StepKeys
+from kvfix.mlm.load import Prompt
+from kvfix.repair.step import Extras, Matches, StepKeys
+from kvfix.repair.terms.correspondence import near_cells
 
 
 def test_mask_categories_train_their_own_output(checkpoint) -> None:

@@ -7,11 +7,9 @@ import pytest
 import torch
 from grids import grid_layout
 
-from kvfix.eval import trained_readout
-from kvfix.eval.logistic import LogisticFit, fit_logistic
-from kvfix.eval.readouts import Images, Marked, Points
-from kvfix.eval.source import View
-from kvfix.eval.trained_readout import (
+from kvfix.eval.mcq import trained_readout
+from kvfix.eval.mcq.readouts import Images, Marked, Points
+from kvfix.eval.mcq.trained_readout import (
     FEWEST,
     PENALTIES,
     Options,
@@ -19,6 +17,8 @@ from kvfix.eval.trained_readout import (
     option_features,
     train_readout,
 )
+from kvfix.eval.probes.logistic import LogisticFit, fit_logistic
+from kvfix.eval.source import View
 
 SITES, CHANNELS = 3, 24
 

@@ -12,7 +12,8 @@ import tiny
 import torch
 from talks import HEIGHT, WIDTH, write_talks
 
-from kvfix.data.examples import (
+from kvfix.data.training import read_conversations
+from kvfix.data.training.examples import (
     NO_OUTPUT,
     Example,
     Known,
@@ -20,13 +21,12 @@ from kvfix.data.examples import (
     conversation_examples,
     scene_examples,
 )
-from kvfix.data.training import read_conversations
-from kvfix.models import Mlm, Prompt, load_mlm
-from kvfix.renamed import recompute_layers
+from kvfix.mlm.load import Mlm, Prompt, load_mlm
+from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.batch import Batch, Collator
 from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.module import Repair
-from kvfix.repair.terms import Losses
+from kvfix.repair.terms.losses import Losses
 
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)
 READ = ("mask", "text_value", "correspondence", "gram", "distil", "kl", "evidence")

@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
-from kvfix.data.examples import Example, Turn
-from kvfix.models import Mlm, load_mlm
+from kvfix.data.training.examples import Example, Turn
+from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.repair.batch import Collator
 from kvfix.repair.chat import render
 

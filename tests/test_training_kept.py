@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from talks import write_talks
 from trainings import COMMAND, at_step, contents, names, recipe, record, train, trained
 
-from kvfix.lock import LOCK, InUse, locked
 from kvfix.repair.lora import LoraOptions, Rates
-from kvfix.repair.recipe import Recipe
-from kvfix.repair.saves import newest_whole, rotate
-from kvfix.repair.terms import Losses
+from kvfix.repair.terms.losses import Losses
+from kvfix.repair.train.recipe import Recipe
+from kvfix.repair.train.saves import newest_whole, rotate
+from kvfix.runs.lock import LOCK, InUse, locked
 
 PARTS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -324,7 +324,7 @@ def test_an_old_checkpoint_goes_only_when_the_new_one_is_whole(made, tmp_path, m
         seen.append((newest.name, newest_whole(out).last, names(out)))
         rotate(newest, **more)
 
-    monkeypatch.setattr("kvfix.repair.trainer.rotate", rotating)
+    monkeypatch.setattr("kvfix.repair.train.trainer.rotate", rotating)
     train(replace(made, out=str(out), keep=1))
     assert [(name, last.name) for name, last, _ in seen if last] == [(n, n) for n, _, _ in seen]
     assert [there for _, _, there in seen][1] == [LOCK, "checkpoint-2", "checkpoint-4"]
@@ -344,7 +344,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_one_line(
 
     def fill() -> None:
         if file == "manifest.json":
-            monkeypatch.setattr("kvfix.atomic._write_manifest", full)
+            monkeypatch.setattr("kvfix.runs.atomic._write_manifest", full)
         else:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 

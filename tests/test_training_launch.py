@@ -18,8 +18,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from talks import write_talks
 
-from kvfix.models import Prompt, load_mlm
-from kvfix.repair.gate import KeyGate
+from kvfix.mlm.gate import KeyGate
+from kvfix.mlm.load import Prompt, load_mlm
 from kvfix.repair.lora import merge
 
 pytestmark = pytest.mark.slow

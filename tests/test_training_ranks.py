@@ -16,7 +16,7 @@ from talks import write_talks
 from trainings import ROOT, names, record
 
 from kvfix.config import load_config
-from kvfix.repair.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe, run
 
 pytestmark = pytest.mark.slow
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from talks import write_talks
 
 from kvfix.config import load_config
-from kvfix.repair import launch as launching
-from kvfix.repair.gate import KeyGate
-from kvfix.repair.launch import plan_launch
+from kvfix.mlm.gate import KeyGate
 from kvfix.repair.lora import LoraOptions, Rates
-from kvfix.repair.recipe import Recipe, run
-from kvfix.repair.show import Monitor
-from kvfix.repair.terms import Losses
+from kvfix.repair.terms.losses import Losses
+from kvfix.repair.train import launch as launching
+from kvfix.repair.train.launch import plan_launch
+from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.show import Monitor
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "recipes" / "deepspeed"

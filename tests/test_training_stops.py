@@ -24,16 +24,16 @@ from talks import write_talks
 from trainings import ROOT, at_step, names, recipe, record, train, trained
 
 from kvfix.config import load_config
-from kvfix.lock import LOCK
 from kvfix.repair import module
-from kvfix.repair.guard import Diverged, Guard
-from kvfix.repair.launch import typed
 from kvfix.repair.lora import LoraOptions, Rates
-from kvfix.repair.losses import Mean
-from kvfix.repair.recipe import Recipe
-from kvfix.repair.saves import newest_whole
-from kvfix.repair.session import command_to_go_on
-from kvfix.repair.terms import Losses
+from kvfix.repair.terms.losses import Losses
+from kvfix.repair.terms.mean import Mean
+from kvfix.repair.train.guard import Diverged, Guard
+from kvfix.repair.train.launch import typed
+from kvfix.repair.train.recipe import Recipe
+from kvfix.repair.train.saves import newest_whole
+from kvfix.repair.train.session import command_to_go_on
+from kvfix.runs.lock import LOCK
 from kvfix.terminal import Interrupted
 
 FOLDER = "adapter_model.safetensors"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import trees
 
-from kvfix.data import Episode, Group, Pair, Sentence, episodes, load_units, pascal
-from kvfix.data.episodes import CLASSES
-from kvfix.data.imagenet_names import NAMES
-from kvfix.data.imagenet_s import imagenet_s_truths
-from kvfix.data.msrc import msrc_truths
-from kvfix.data.pascal import pascal_truths
-from kvfix.data.spair import spair_truths
-from kvfix.data.truths import Truths
-from kvfix.data.units import UnitSet
+from kvfix.data import Episode, Group, Pair, Sentence, load_units
+from kvfix.data.readers import episodes, pascal
+from kvfix.data.readers.episodes import CLASSES
+from kvfix.data.readers.imagenet_names import NAMES
+from kvfix.data.readers.imagenet_s import imagenet_s_truths
+from kvfix.data.readers.msrc import msrc_truths
+from kvfix.data.readers.pascal import pascal_truths
+from kvfix.data.readers.spair import spair_truths
+from kvfix.data.units import Truths, UnitSet
 
 
 def both(spec: str, truths: Truths) -> UnitSet:

@@ -14,8 +14,8 @@ import trees
 from PIL import Image
 
 from kvfix.data import check, load_units
-from kvfix.data.imagenet_names import NAMES
-from kvfix.data.turns import turn_image, turn_mask, turn_points
+from kvfix.data.pictures.turns import turn_image, turn_mask, turn_points
+from kvfix.data.readers.imagenet_names import NAMES
 
 BACK = {6: 8, 8: 6}  # the turn that undoes another; every other undoes itself
 SWAPPED = (3, 6)  # one turn that keeps the sides and one that changes them

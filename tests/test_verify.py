@@ -14,12 +14,12 @@ import pytest
 import tiny
 import trees
 
-from kvfix.data import pictures
+from kvfix.data.pictures import read as pictures
 from kvfix.data.training import Conversations, read_conversations
 from kvfix.data.training.verify import Bad, verify
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.proof import Proof, collator_of
-from kvfix.repair.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe, run
 
 N = 40
 

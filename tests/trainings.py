@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kvfix.repair.lora import LoraOptions, Rates
-from kvfix.repair.recipe import Recipe, run
-from kvfix.repair.show import Monitor
+from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.show import Monitor
 
 ROOT = Path(__file__).parents[1]
 COMMAND = ["python", "recipes/train_surfacing.py"]

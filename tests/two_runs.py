@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from curves import Place, rows
 
-from kvfix.commands.compare import Options, Outcome, compare
+from kvfix.compare.run import Options, Outcome, compare
 
 UNITS, LAYERS = 48, 5
 Rows = list[dict[str, Any]]

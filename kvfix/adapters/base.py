@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfix.adapters.folder import Adapter
-from kvfix.checkpoint import Weights
+from kvfix.checkpoint.folder import Weights
 from kvfix.wording import shown
 
 _TRAINING = "training.json"  # kvfix's own record of a training

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kvfix.adapters.naming import Naming, naming_of
 from kvfix.adapters.tensors import check_finite, module_of
-from kvfix.naming import Naming, naming_of
 from kvfix.wording import cause, shown
 
 _PREFIXES = ("base_model.model.", "base_model.", "module.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvfix.adapters.settings import read_settings
 from kvfix.adapters.tensors import Tensors, check_tensors
-from kvfix.checkpoint import GATE, fetch, sha256_of
+from kvfix.checkpoint.folder import GATE, fetch, sha256_of
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _HUB_PATH = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)")

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from kvfix.adapters.beside import load_beside
 from kvfix.adapters.folder import CONFIG, WEIGHTS, Adapter
+from kvfix.adapters.naming import Naming, naming_of
 from kvfix.adapters.settings import lora_config
 from kvfix.adapters.targets import resolve
 from kvfix.adapters.tensors import check_tensors, module_of, nothing_trained
 from kvfix.adapters.vocabulary import fit_vocabulary
-from kvfix.naming import Naming, naming_of
 from kvfix.wording import cause, shown
 
 

@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from kvfix.checkpoint import read_json
-from kvfix.patterns import is_name
+from kvfix.adapters.patterns import is_name
+from kvfix.checkpoint.folder import read_json
 from kvfix.wording import cause, shown
 
 # Settings that replace layers of the model, import a package by name, or act on some prompts only.

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvfix.naming import TODAY, Naming
-from kvfix.patterns import Pattern, is_name
+from kvfix.adapters.naming import TODAY, Naming
+from kvfix.adapters.patterns import Pattern, is_name
 from kvfix.wording import shown
 
 _ALL_LINEAR = "all-linear"  # PEFT's own word

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kvfix.checkpoint import tensor_names
+from kvfix.checkpoint.folder import tensor_names
 from kvfix.wording import cause, shown
 
 Shapes = dict[str, tuple[int, ...]]

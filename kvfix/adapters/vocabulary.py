@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kvfix.adapters.folder import Adapter
+from kvfix.adapters.naming import Naming
 from kvfix.adapters.tensors import module_of
-from kvfix.naming import Naming
 from kvfix.wording import cause, shown
 
 _FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvfix.commands.session import Watch
-from kvfix.data.examples import Turn, from_conversation, turns_of
 from kvfix.data.training import MOST_BAD, BadLine, Conversation, Conversations, read_conversations
+from kvfix.data.training.examples import Turn, from_conversation, turns_of
 from kvfix.data.training.verify import verify
 from kvfix.repair.batch import Collator
 from kvfix.repair.proof import Proof, collator_of
+from kvfix.session import Watch
 
 MOST_TEXT = 1500  # characters of one text of the example that is shown
 

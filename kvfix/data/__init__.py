@@ -5,7 +5,7 @@ imports neither torch nor datasets.
 """
 
 from kvfix.data.catalog import CATALOG, check, describe, load_units
-from kvfix.data.scene_units import questions_dataset, scenes_dataset
+from kvfix.data.scenes.units import questions_dataset, scenes_dataset
 from kvfix.data.training import Conversation, Conversations, read_conversations
 from kvfix.data.units import (
     VOID,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kvfix.data import (
+from kvfix.data.readers import (
     blink,
     davis,
     davis2016,
@@ -22,7 +22,7 @@ from kvfix.data import (
     refcoco,
     spair,
 )
-from kvfix.data.scene_units import SCENE_TASKS, scene_units
+from kvfix.data.scenes.units import SCENE_TASKS, scene_units
 from kvfix.data.units import MCQ, UnitSet
 
 MOST_PROBLEMS = 50  # lines that `check` gives before it only counts

@@ -1,8 +1,8 @@
 """Files of a benchmark's folder: its root, lists, images; one clear line for each that fails.
 
 What a reader learns from files on disk is checked here once: a name in a list must be a plain name,
-an image must decode to its last byte (`kvfix.data.pictures`), and a digest tells whether two runs
-saw the same data.
+an image must decode to its last byte (`kvfix.data.pictures.read`), and a digest tells whether two
+runs saw the same data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TypeVar, overload
 import numpy as np
 from PIL import Image
 
-from kvfix.data.pictures import opened, read_picture
+from kvfix.data.pictures.read import opened, read_picture
 from kvfix.data.texts import bounded
 from kvfix.data.units import BadUnit
 from kvfix.wording import shown

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from kvfix.data.pictures import MACHINE, source_of
+from kvfix.data.pictures.read import MACHINE, source_of
 from kvfix.data.units import BadUnit
 from kvfix.wording import cause, short_path
 

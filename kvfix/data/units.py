@@ -11,11 +11,45 @@ centres at integers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
+
+
+def task_of(question: str) -> str:
+    """`val_Art_Style_1` -> `Art_Style`.
+
+    Raises:
+        ValueError: not an id of that form.
+    """
+    match = QUESTION_ID.fullmatch(question)
+    if match is None:
+        raise ValueError(f"expected a question id such as val_Art_Style_1, found {question!r}")
+    return match[2]
+
+
+QUESTION_ID = re.compile(r"([^\W_]+)_(.+)_(\d+)")  # split, task, number
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Truths(Generic[T_co]):
+    """Units by id, and what a prediction for each of them is compared with.
+
+    Args:
+        units: ids, digest and cluster of the set; its own `load` would read photos too.
+        load: index -> truth; raises `BadUnit` for one that cannot be read.
+    """
+
+    units: UnitSet
+    load: Callable[[int], T_co]
+
 
 VOID = 255  # pixels of a uint8 mask that count neither in the prediction nor in the truth
 MCQ = "mcq"  # the task whose units are questions: answered by the model, not scored by a probe

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kvfix.capture import Capture, SampleFeatures
-from kvfix.models import Encoded, Mlm
+from kvfix.mlm.capture import Capture, SampleFeatures
+from kvfix.mlm.load import Encoded, Mlm
 
 
 class BaseOutputs(NamedTuple):
@@ -45,7 +45,7 @@ def run_base(
         mlm: With an adapter.
         encoded: The batch.
         rows_N: Flat positions b * L + l whose next-word logits are wanted; the model's dtype.
-        sites: To capture, out of `kvfix.capture.SITES`.
+        sites: To capture, out of `kvfix.mlm.capture.SITES`.
         layers: 0-based layers of the LM sites; None is all.
 
     Raises:

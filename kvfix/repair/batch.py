@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kvfix.data.examples import Example, Known
+from kvfix.data.training.examples import Example, Known
 from kvfix.data.units import Question
 from kvfix.eval.grid import to_cells, to_grid
-from kvfix.eval.options import answer_gap, option_tokens
-from kvfix.eval.readouts import compared
-from kvfix.families import Family
-from kvfix.layout import Layout
-from kvfix.prompts import Encoded, layouts_of, spans_of
+from kvfix.eval.mcq.options import answer_gap, option_tokens
+from kvfix.eval.mcq.readouts import compared
+from kvfix.mlm.families import Family
+from kvfix.mlm.layout import Layout
+from kvfix.mlm.prompts import Encoded, layouts_of, spans_of
 from kvfix.repair.chat import Chat, render
 from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable
 

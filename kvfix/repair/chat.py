@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from kvfix.data.examples import Example, Turn
-from kvfix.prompts import MARK, text_suffix
+from kvfix.data.training.examples import Example, Turn
+from kvfix.mlm.prompts import MARK, text_suffix
 from kvfix.wording import cause
 
 

@@ -22,11 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kvfix.checkpoint import Weights
-from kvfix.families import check_language_model, family_of
-from kvfix.models import Mlm
-from kvfix.renamed import recompute_layers
-from kvfix.repair.anchors import kl_anchor
+from kvfix.checkpoint.folder import Weights
+from kvfix.mlm.families import check_language_model, family_of
+from kvfix.mlm.load import Mlm
+from kvfix.mlm.renamed import recompute_layers
+from kvfix.repair.terms.kl import kl_anchor
 
 
 class Batch(NamedTuple):

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from kvfix.bounds import check_numbers, number
-from kvfix.data.examples import Examples
-from kvfix.diagnose.key_calibration import ALPHA, detect, lowest_keys
-from kvfix.diagnose.key_statistics import stream_keys, to_square
-from kvfix.image_keys import on_tokens, random_keys
-from kvfix.models import Mlm
+from kvfix.data.training.examples import Examples
+from kvfix.diagnose.keys.calibration import ALPHA, detect, lowest_keys
+from kvfix.diagnose.keys.statistics import stream_keys, to_square
+from kvfix.mlm.image_keys import on_tokens, random_keys
+from kvfix.mlm.load import Mlm
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from kvfix.adapters.patterns import Pattern
+from kvfix.adapters.ties import settle, untie
 from kvfix.bounds import check_numbers, number
-from kvfix.models import Mlm
-from kvfix.patterns import Pattern
-from kvfix.quantised import quantised
+from kvfix.checkpoint.quantised import quantised
+from kvfix.mlm.load import Mlm
 from kvfix.repair.quant import Setup, check_setup
-from kvfix.repair.ties import settle, untie
 
 PARTS = ("lm", "projector", "vision")
 _PEFT_PREFIX = "base_model.model."

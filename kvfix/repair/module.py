@@ -15,18 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvfix.capture import Capture
-from kvfix.intervene import intervene
-from kvfix.models import Mlm
+from kvfix.mlm.capture import Capture
+from kvfix.mlm.gate import KeyGate
+from kvfix.mlm.intervene import intervene
+from kvfix.mlm.load import Mlm
 from kvfix.repair.base_pass import forward_inputs, logits_at, run_base
 from kvfix.repair.batch import Batch
-from kvfix.repair.gate import KeyGate
 from kvfix.repair.key_choice import ChosenKeys
-from kvfix.repair.losses import Mean, answer_nll
 from kvfix.repair.queries import QueryKeys, key_biases
-from kvfix.repair.step import Rows, Step
-from kvfix.repair.step_keys import StepKeys
-from kvfix.repair.terms import Heads, Losses
+from kvfix.repair.step import Rows, Step, StepKeys
+from kvfix.repair.terms.losses import Heads, Losses
+from kvfix.repair.terms.mean import Mean, answer_nll
 
 LM = "lm"
 

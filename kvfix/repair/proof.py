@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvfix import checkpoint
-from kvfix.data.examples import Example, from_conversation, turns_of
+from kvfix.checkpoint import folder as checkpoint
 from kvfix.data.training import Conversation
+from kvfix.data.training.examples import Example, from_conversation, turns_of
 from kvfix.data.training.verify import Size
-from kvfix.families import family_of
-from kvfix.processors import load_processor
+from kvfix.mlm.families import family_of
+from kvfix.mlm.processor import load_processor
 from kvfix.repair.batch import STAND_IN, Collator
 from kvfix.repair.chat import check
 from kvfix.wording import cause

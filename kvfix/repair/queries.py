@@ -1,6 +1,6 @@
 """Read queries of text and keys of the whole sequence in chosen layers, as the model attends.
 
-`kvfix.capture` reads image tokens; attention needs every key. Memory: one [L, H * D] and one
+`kvfix.mlm.capture` reads image tokens; attention needs every key. Memory: one [L, H * D] and one
 [T, Q * D] a chosen layer and sample, no matrix of weights.
 
 Shapes: B samples, L positions, T text queries of a sample, Q query heads, H KV heads, D channels.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from kvfix.capture import rotate
-from kvfix.models import Encoded, Mlm
+from kvfix.mlm.capture import rotate
+from kvfix.mlm.load import Encoded, Mlm
 
 
 class Attention(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvfix.data.examples import Example
+from kvfix.data.training.examples import Example
 from kvfix.repair.batch import Batch
 
 _TRIES = 100  # others that are tried in the place of one that cannot be read

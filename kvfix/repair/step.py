@@ -13,13 +13,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvfix.capture import LM_SITES, SampleFeatures
-from kvfix.eval.readouts import Images, Points
-from kvfix.models import Encoded
-from kvfix.repair.gate import KeyGate
-from kvfix.repair.losses import Mean
+from kvfix.eval.mcq.readouts import Images, Points
+from kvfix.mlm.capture import LM_SITES, SampleFeatures
+from kvfix.mlm.gate import KeyGate
+from kvfix.mlm.load import Encoded
 from kvfix.repair.queries import Attention
-from kvfix.repair.step_keys import StepKeys
+from kvfix.repair.terms.mean import Mean
+
+
+class StepKeys:
+    """Keys of the earlier micro-batches of the same step, without a graph.
+
+    All of them are of the same weights. A mean over earlier steps is not: keys move away from it
+    by training alone, and a loss that asks for distance from it is met by keys that drift and
+    depend on no image. That was seen: see `kvfix.repair.suppression`.
+    """
+
+    def __init__(self) -> None:
+        """Nothing seen."""
+        self._number = -1
+        self._seen: list[Tensor] = []
+
+    def begin(self, number: int) -> None:
+        """Forget what another optimizer step than `number` saw."""
+        if number != self._number:
+            self._number, self._seen = number, []
+
+    def observe(self, k_IMD: Tensor) -> None:
+        """Take in the keys of a micro-batch."""
+        self._seen.append(k_IMD.detach())
+
+    @property
+    def k_IMD(self) -> Tensor | None:
+        """All that was taken in; None before any image."""
+        return torch.cat(self._seen) if self._seen else None
 
 
 class MaskTarget(NamedTuple):
@@ -71,7 +98,7 @@ class Readable(NamedTuple):
     """A question that features alone can answer.
 
     Attributes:
-        sub_task: Which rule of `kvfix.eval.readouts.READOUTS`.
+        sub_task: Which rule of `kvfix.eval.mcq.readouts.READOUTS`.
         compared: What its options compare.
     """
 
@@ -132,7 +159,7 @@ class Step:
         attention: Of `QueryKeys`, by layer.
         agnostic_SHV: Bool over all layers, KV heads and the tokens of an image at the calibrated
             resolution: the keys to suppress, or a random control of equal count (`on_tokens` and
-            `random_keys` of `kvfix.edges` make it from the diagnosis's map).
+            `random_keys` of `kvfix.mlm.edges` make it from the diagnosis's map).
         key_bias: `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
         earlier: Chosen keys of the step's micro-batches before this one.
         gate: The gate; None without one.

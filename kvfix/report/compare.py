@@ -13,7 +13,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvfix.atomic import write_text
 from kvfix.report.html import (
     html_environment,
     markdown_environment,
@@ -21,6 +20,7 @@ from kvfix.report.html import (
     readable_duration,
 )
 from kvfix.report.stages import clean, interval, number
+from kvfix.runs.atomic import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -82,7 +82,7 @@ def write_comparison(out: Path, record: dict[str, Any]) -> Path:
 
     Args:
         out: folder, made if missing; other files in it are left alone.
-        record: what `kvfix.commands.compare` found.
+        record: what `kvfix.compare.run` found.
 
     Returns:
         The path of compare.html.

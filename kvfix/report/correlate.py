@@ -49,7 +49,7 @@ def write_correlation(out: Path, record: dict[str, Any]) -> Path:
 
     Args:
         out: folder, made if missing; other files in it are left alone.
-        record: what `kvfix.commands.correlate` found.
+        record: what `kvfix.compare.correlate` found.
 
     Returns:
         The path of correlate.html.

@@ -14,9 +14,9 @@ from PIL import Image
 
 from kvfix.data.left_out import Attempts, LeftOut, naming
 from kvfix.data.units import UnitSet, images_of
-from kvfix.eval.probes import TASKS
+from kvfix.eval.probes.score import UnitScore
+from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import Site, Source
-from kvfix.eval.unit import UnitScore
 from kvfix.report.overlays import clip_overlay, mask_overlay, match_overlay
 
 SHOWN = 3  # units a task

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from kvfix.atomic import write_text
 from kvfix.report import figures, questions, surfacing, words
 from kvfix.report.stages import LAYERED, PEAK, RANDOM, Panel, Score, interval, load, number, panels
 from kvfix.report.table import finding_numbers
+from kvfix.runs.atomic import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

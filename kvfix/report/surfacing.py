@@ -14,7 +14,7 @@ SHARES = ("readout", "answer", "of_all", "of_wrong", "shuffled")
 
 
 def row(item: dict[str, Any]) -> dict[str, Any]:
-    """The record of `kvfix.diagnose.surfacing` with its shares as texts in percent."""
+    """The record of `kvfix.diagnose.surfacing.table` with its shares as texts in percent."""
     names = ("dataset", "subtask", "scoring", "layer", "n", "clear")
     texts = {name: _percent(item.get(name)) for name in SHARES}
     return (

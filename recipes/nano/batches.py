@@ -12,7 +12,7 @@ from PIL import Image
 from raster import sketch, words_of
 from turns import Shown
 
-from kvfix.data.talk import Turn
+from kvfix.data.scenes.talk import Turn
 
 IGNORE = -100  # label of a position that is not learned
 

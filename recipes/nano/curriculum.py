@@ -18,8 +18,8 @@ from stages import Stage
 from told import draw_told
 from torch import nn
 
-from kvfix.atomic import atomic_file
 from kvfix.bounds import check_numbers, number
+from kvfix.runs.atomic import atomic_file
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from models import PATCH, SIDE, Nano
 from PIL import Image
 
-from kvfix.data.scenes import SIZE, Scene, generator, render, sample_scene
-from kvfix.data.shapes import COLOURS, GLYPHS, MARK_RGB, SHAPES, TEXTURES, mark
+from kvfix.data.scenes.paint import SIZE, Scene, generator, render, sample_scene
+from kvfix.data.scenes.shapes import COLOURS, GLYPHS, MARK_RGB, SHAPES, TEXTURES, mark
 
 LETTERS = tuple(GLYPHS)
 THINGS = 4  # most objects of a picture

@@ -7,9 +7,17 @@ from batches import Lesson
 from told import several_turns
 from turns import Shown, draw_turn
 
-from kvfix.data.scenes import SIZE, Rendered, Scene, generator, parts_xy, render, sample_scene
-from kvfix.data.shapes import HOLES, mark
-from kvfix.data.talk import Turn, caption
+from kvfix.data.scenes.paint import (
+    SIZE,
+    Rendered,
+    Scene,
+    generator,
+    parts_xy,
+    render,
+    sample_scene,
+)
+from kvfix.data.scenes.shapes import HOLES, mark
+from kvfix.data.scenes.talk import Turn, caption
 
 CHOICES = 0.45  # share of questions with lettered options
 MARKED = 0.6  # share of single pictures with marks

@@ -18,8 +18,8 @@ from gallery import ATTRIBUTES, CELL_SIDE, LETTERS, THINGS, Gallery, Labels, cel
 from models import Nano
 from turns import Shown
 
-from kvfix.data.shapes import silhouette
-from kvfix.data.talk import COLUMNS, ROWS
+from kvfix.data.scenes.shapes import silhouette
+from kvfix.data.scenes.talk import COLUMNS, ROWS
 
 SKETCH = 40  # pixels a side of a picture that nobody sees
 BESIDE = (0.07, -0.05)  # where a letter's ink lies, seen from its mark, of the side

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kvfix.atomic import atomic_file
+from kvfix.runs.atomic import atomic_file
 
 console = Console(stderr=True, width=160, soft_wrap=True)
 

@@ -8,8 +8,8 @@ import numpy as np
 from batches import Lesson
 from turns import ORDINALS, REGIONS, Shown, draw_turn, drill_turn, region_of, which_image_turn
 
-from kvfix.data.scenes import Scene, generator, sample_scene
-from kvfix.data.talk import Turn, caption, region
+from kvfix.data.scenes.paint import Scene, generator, sample_scene
+from kvfix.data.scenes.talk import Turn, caption, region
 
 CHOICES = 0.55  # share of questions with lettered options, in the end
 TOLD_AGAIN = 0.5  # share of lessons that begin with a caption: many words to look up at once

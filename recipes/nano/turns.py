@@ -1,8 +1,8 @@
-"""Questions about what a picture shows: all that `kvfix.data.talk` asks, as lettered choices too,
-and the letters that are drawn at marks.
+"""Questions about what a picture shows, and the letters that are drawn at marks.
 
-None of them is a perception question of `kvfix.data.questions` (similarity, correspondence, jigsaw,
-depth, style): those stay untrained.
+All that `kvfix.data.scenes.talk` asks is asked here, as lettered choices too. No question is a
+perception question of `kvfix.data.scenes.questions` (similarity, correspondence, jigsaw, depth,
+style): those stay untrained.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvfix.data.scenes import Scene, Thing, pick
-from kvfix.data.talk import (
+from kvfix.data.scenes.paint import Scene, Thing, pick
+from kvfix.data.scenes.talk import (
     COLUMNS,
     NUMBERS,
     ROWS,
@@ -92,7 +92,7 @@ def _others(rng: np.random.Generator, shown: Shown, turn: Turn) -> Sequence[str]
 
 
 def scene_turn(rng: np.random.Generator, shown: Shown, kind: str, *, told: bool) -> Turn | None:
-    """A question of `kvfix.data.talk`.
+    """A question of `kvfix.data.scenes.talk`.
 
     Args:
         rng: Draws it.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from told import draw_told
 
-from kvfix.data.questions import SKILLS, scene_question
+from kvfix.data.scenes.questions import SKILLS, scene_question
 
 WORDS = Path(__file__).with_name("words.json")
 CHAT = "<|im_start|>user\nassistant header id of text begin end eot image\n\n|><|"

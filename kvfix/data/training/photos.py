@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from kvfix.data.pictures import Header, read_header, read_picture
+from kvfix.data.pictures.read import Header, read_header, read_picture
 from kvfix.wording import short_path, shown
 
 _REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.\-]*://", re.IGNORECASE)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvfix.data.rle import decode_rle
+from kvfix.data.pictures.rle import decode_rle
 from kvfix.data.training.photos import Photos
 from kvfix.wording import shown
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvfix.data.rle import check_rle
+from kvfix.data.pictures.rle import check_rle
 from kvfix.data.training.photos import Photos
 from kvfix.data.training.record import Match, RleMask, listed, objects, text
 from kvfix.wording import shown

@@ -1,0 +1,1 @@
+"""Multiple-choice questions: asked, answered, read out and counted."""

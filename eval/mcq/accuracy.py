@@ -1,0 +1,195 @@
+"""Multiple-choice accuracy, macro and micro over tasks, always beside what was not parsed.
+
+Macro is the mean over tasks of each task's accuracy (zeyofu/BLINK_Benchmark ``eval/evaluate.py``,
+lmms-eval); micro is over questions (VLMEvalKit's "Overall"). A question without a parsed answer, or
+without any answer, is wrong. Pure functions; scores are shares in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter
+
+PROTOCOL = 2  # raised whenever a change here or in `answers` moves a score
+NONE = "unparsed"  # its name in a letter histogram
+
+
+class Question(NamedTuple):
+    """One question as it was answered.
+
+    Attributes:
+        id: unique, such as `val_Art_Style_1`.
+        task: what accuracy is averaged over, such as `Art_Style`.
+        answer: the right letter.
+        letter: the letter that was chosen, or UNPARSED.
+        missing: True if there was nothing to parse: the predictions lack the question.
+    """
+
+    id: str
+    task: str
+    answer: str
+    letter: Letter
+    missing: bool = False
+
+    @property
+    def correct(self) -> bool:
+        """Whether the chosen letter is the right one."""
+        return self.letter is not UNPARSED and self.letter == self.answer
+
+
+class Span(NamedTuple):
+    """A share and its 95 % interval; both ends NaN where n is below 2."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TaskScore(NamedTuple):
+    """One task, or all of them: counts of questions, and letters chosen (NONE included)."""
+
+    accuracy: Span
+    n: int
+    correct: int
+    unparsed: int
+    missing: int
+    letters: dict[str, int]
+    answers: dict[str, int]
+
+
+class McqScore(NamedTuple):
+    """All tasks together.
+
+    Attributes:
+        macro: mean over tasks of their accuracy.
+        all: every question; its accuracy is the micro average.
+        tasks: by name, in order of appearance.
+    """
+
+    macro: Span
+    all: TaskScore
+    tasks: dict[str, TaskScore]
+
+
+def score(
+    questions: Sequence[Question], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> McqScore:
+    """Score answered questions.
+
+    Intervals: Wilson's for one task (a bootstrap of 0 of n right has no width), a bootstrap that
+    resamples the questions of each task apart for macro and micro. For right and wrong, resampling
+    n questions is a binomial draw.
+
+    Args:
+        questions: each once.
+        level: of the intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no question, or a question twice.
+    """
+    if not questions:
+        raise ValueError("expected at least one question, found none")
+    [(twice, count)] = Counter(q.id for q in questions).most_common(1)
+    if count > 1:
+        raise ValueError(f"expected every question once, found {twice} {count} times")
+    by_task: dict[str, list[Question]] = {}
+    for question in questions:
+        by_task.setdefault(question.task, []).append(question)
+    tasks = {}
+    for name, members in by_task.items():
+        correct = sum(q.correct for q in members)
+        tasks[name] = _task_score(members, wilson(correct, len(members), level=level))
+    right_T = np.array([t.correct for t in tasks.values()])
+    n_T = np.array([t.n for t in tasks.values()])
+    draws_BT = np.random.default_rng(seed).binomial(n_T, right_T / n_T, size=(resamples, len(n_T)))
+    enough = int(n_T.min()) > 1  # a task of one question would pass for certain
+    # fsum: macro must not depend on the order in which tasks appear.
+    macro = math.fsum(t.accuracy.value for t in tasks.values()) / len(tasks)
+    micro = int(right_T.sum()) / len(questions)
+    macro_B, micro_B = (draws_BT / n_T).mean(1), draws_BT.sum(1) / len(questions)
+    return McqScore(
+        _span(macro, macro_B, level, enough),
+        _task_score(questions, _span(micro, micro_B, level, enough)),
+        tasks,
+    )
+
+
+def wilson(correct: int, n: int, *, level: float = 0.95) -> Span:
+    """A share and Wilson's score interval (Wilson 1927), which is sound at 0 and at n of n too."""
+    p = correct / n
+    if n < 2:
+        return Span(p, math.nan, math.nan)
+    z = float(special.ndtri((1 + level) / 2))
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    # Rounding must not push an end past the value it encloses.
+    return Span(p, min(max(centre - half, 0.0), p), max(min(centre + half, 1.0), p))
+
+
+def _span(value: float, draws_B: np.ndarray, level: float, enough: bool) -> Span:
+    if not enough:
+        return Span(value, math.nan, math.nan)
+    low, high = np.quantile(draws_B, ((1 - level) / 2, (1 + level) / 2))
+    return Span(value, float(low), float(high))
+
+
+def _task_score(questions: Sequence[Question], accuracy: Span) -> TaskScore:
+    letters = Counter(NONE if q.letter is UNPARSED else q.letter for q in questions)
+    answers = Counter(q.answer for q in questions)
+    shown = [x for x in EVERY_LETTER if letters[x] or answers[x]]
+    return TaskScore(
+        accuracy,
+        len(questions),
+        sum(q.correct for q in questions),
+        letters[NONE],
+        sum(q.missing for q in questions),
+        {x: letters[x] for x in [*shown, NONE]},
+        {x: answers[x] for x in shown},
+    )
+
+
+class ChoiceAccuracy(NamedTuple):
+    """Share of right answers.
+
+    Attributes:
+        macro: mean over tasks of their accuracy (official BLINK, lmms-eval).
+        micro: over all questions (VLMEvalKit's "Overall").
+        tasks: accuracy of each task.
+    """
+
+    macro: float
+    micro: float
+    tasks: dict[Hashable, float]
+
+
+def choice_accuracy(correct: Sequence[bool], tasks: Sequence[Hashable]) -> ChoiceAccuracy:
+    """Macro and micro accuracy.
+
+    Args:
+        correct: one a question; an unparsed answer is not correct.
+        tasks: one a question.
+
+    Raises:
+        ValueError: no question, or lengths that differ.
+    """
+    if not correct or len(correct) != len(tasks):
+        raise ValueError(
+            f"expected one task a question and at least one question, found {len(correct)} "
+            f"questions and {len(tasks)} tasks"
+        )
+    by_task: dict[Hashable, list[bool]] = {}
+    for right, task in zip(correct, tasks, strict=True):
+        by_task.setdefault(task, []).append(bool(right))
+    shares = {task: sum(rights) / len(rights) for task, rights in by_task.items()}
+    # fsum: macro must not depend on the order in which tasks appear.
+    macro = math.fsum(shares.values()) / len(shares)
+    return ChoiceAccuracy(macro, sum(map(bool, correct)) / len(correct), shares)

@@ -1,0 +1,198 @@
+"""Answer multiple-choice questions twice from one pass: in writing, and by the probability of each
+option's letter. No disk is touched.
+
+Questions of a batch are padded to one length, so in low precision (and in the last bits also in
+float32) scores depend on which questions share a batch: `McqProtocol.batch` belongs to a run's
+fingerprint, and a run that resumes must form the same batches.
+
+Shapes: B questions of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kvfix.data.units import Question
+from kvfix.eval.mcq.ask import McqProtocol, ask
+from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter, extract
+from kvfix.eval.mcq.options import OptionTree, answer_gap, option_tokens, option_tree
+from kvfix.eval.mcq.prefill import Prefill
+from kvfix.mlm.intervene import intervene
+from kvfix.mlm.load import Encoded, Mlm, Prompt
+from kvfix.mlm.prompts import Around
+from kvfix.runs.samples import Row
+
+__all__ = [
+    "Answer",
+    "McqProtocol",
+    "Scores",
+    "answer",
+    "batches",
+    "question_row",
+    "score_options",
+]
+
+
+class Answer(NamedTuple):
+    """One question as a model answered it.
+
+    Attributes:
+        text: What it wrote.
+        letter: The option that the profile's rules read from that, or UNPARSED.
+        logprobs: One an option, in nats: of the whole answer; its mean over tokens if `per_token`.
+        logprob_letter: The most probable option, the first of equals.
+        per_token: Whether options differ in their number of tokens, so that sums would favour the
+            shorter.
+    """
+
+    text: str
+    letter: Letter
+    logprobs: tuple[float, ...]
+    logprob_letter: str
+    per_token: bool = False
+
+
+class Scores(NamedTuple):
+    """The log-probability part of an `Answer`."""
+
+    logprobs: tuple[float, ...]
+    letter: str
+    per_token: bool
+
+
+def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> list[Answer]:
+    """Answer questions, `protocol.batch` at a time, in their order.
+
+    Args:
+        mlm: the model.
+        questions: any number; each on one to four images.
+        protocol: everything that moves a score.
+
+    Raises:
+        ValueError: a question that cannot be encoded, a chat template that does not keep the order
+            of text and images, attention that takes no mask, or logits that are not finite.
+    """
+    out: list[Answer] = []
+    for start in range(0, len(questions), protocol.batch):
+        batch = questions[start : start + protocol.batch]
+        encoded, tree = _asked(mlm, batch, protocol)
+        with intervene(mlm, encoded, ()):
+            prefill = Prefill(mlm, encoded)
+            scores = _scored(prefill, tree)
+            texts = prefill.write(protocol.max_new_tokens)
+        for question, text, score in zip(batch, texts, scores, strict=True):
+            letter = extract(text, protocol.profile, options=question.choices)
+            out.append(Answer(text, letter, score.logprobs, score.letter, score.per_token))
+    return out
+
+
+def batches(ids: Sequence[str], size: int) -> list[list[int]]:
+    """Which questions to answer together: indices into `ids`, at most `size` at a time.
+
+    A batch is of one task, as an id tells by all but its number (`val_Jigsaw_7`): such questions
+    show as many images of like sizes, so that little of a batch is padding.
+    """
+    of_task: dict[str, list[int]] = {}
+    for i, name in enumerate(ids):
+        of_task.setdefault(name.rpartition("_")[0], []).append(i)
+    return [
+        members[start : start + size]
+        for members in of_task.values()
+        for start in range(0, len(members), size)
+    ]
+
+
+def score_options(
+    mlm: Mlm,
+    questions: Sequence[Question],
+    protocol: McqProtocol,
+    *,
+    around: Around | None = None,
+) -> list[Scores]:
+    """The log-probability part of `answer` alone; nothing is written.
+
+    Args:
+        mlm: the model.
+        questions: any number.
+        protocol: everything that moves a score.
+        around: what to hold open while a batch is run, such as an intervention; None for nothing
+            but the model's own edits.
+    """
+    out: list[Scores] = []
+    for start in range(0, len(questions), protocol.batch):
+        batch = questions[start : start + protocol.batch]
+        encoded, tree = _asked(mlm, batch, protocol)
+        with intervene(mlm, encoded, ()) if around is None else around(encoded):
+            out += _scored(Prefill(mlm, encoded), tree)
+    return out
+
+
+def _asked(
+    mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol
+) -> tuple[Encoded, OptionTree]:
+    """One batch's prompts, and the answers to score after them."""
+    prompts = [ask(question, protocol) for question in questions]
+    encoded = mlm.encode(prompts, padding_side="left")
+    _check_order(prompts, encoded, mlm.processor)
+    tokens = option_tokens(
+        encoded.order_texts,
+        [len(question.choices) for question in questions],
+        form=protocol.form,
+        gap=answer_gap(mlm.processor),
+        tokenizer=mlm.processor.tokenizer,
+    )
+    return encoded, option_tree(tokens)
+
+
+def _scored(prefill: Prefill, tree: OptionTree) -> list[Scores]:
+    found = prefill.option_logprobs(tree)
+    return [_scores([path.tolist() for path in options]) for options in found]
+
+
+def _scores(options: list[list[float]]) -> Scores:
+    """Sums where all options have as many tokens, else means."""
+    per_token = len({len(path) for path in options}) > 1
+    logprobs = tuple(sum(path) / (len(path) if per_token else 1) for path in options)
+    return Scores(logprobs, EVERY_LETTER[logprobs.index(max(logprobs))], per_token)
+
+
+def _check_order(prompts: Sequence[Prompt], encoded: Encoded, processor: Any) -> None:
+    """Many chat templates print all images before the text, whatever the order of the parts."""
+    for prompt, rendered in zip(prompts, encoded.order_texts, strict=True):
+        text, first = (prompt.prefix or prompt.text).strip(), prompt.prefix is not None
+        at, mark = rendered.rfind(text), processor.image_token
+        kept = at < rendered.find(mark) if first else at > rendered.rfind(mark)
+        if at < 0 or not kept:
+            raise ValueError(
+                f"order: expected a chat template that prints the "
+                f"{'text before the images' if first else 'images before the text'}, found one "
+                "that does not; choose the other order"
+            )
+
+
+def question_row(question: Question, dataset: str, answered: Answer) -> Row:
+    """A question's line of `samples/mcq.jsonl`, as `kvfix compare` reads it.
+
+    Args:
+        question: what was asked.
+        dataset: of the unit set.
+        answered: what came of it.
+    """
+    right = EVERY_LETTER[question.answer]
+    return {
+        "id": question.id,
+        "cluster": question.cluster,
+        "task": question.sub_task,
+        "dataset": dataset,
+        "control": None,
+        "correct": int(answered.letter == right),
+        "letter": answered.letter,
+        "answer": right,
+        "unparsed": answered.letter is UNPARSED,
+        "logprob_correct": int(answered.logprob_letter == right),
+        "logprob_letter": answered.logprob_letter,
+        "logprobs": list(answered.logprobs),
+        "per_token": answered.per_token,
+        "text": answered.text,
+    }

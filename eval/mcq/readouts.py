@@ -1,0 +1,291 @@
+"""Readouts: answer a multiple-choice question from features alone, without training.
+
+What a question compares is read from its options, never from its answer: images ("the second
+image") or marked points ("Point B"). The image or the point that the question refers to (image 1,
+the point REF) is compared with each option's, and the most similar one is the readout's choice:
+
+  Art_Style                 Gram matrices F^T F / cells of the features F (cells x channels), by
+                            Frobenius distance.
+  Visual_Similarity         mean feature of the cells, by cosine.
+  *_Correspondence          bilinear features at the points, by cosine.
+
+Features are taken as they are. Subtracting their mean over the question's images was tried on the
+scenes' val split (100 questions a task, shipped nano, value states): best layer 0.63 instead of
+0.58 for Art_Style, 0.86 and 0.86 for Visual, 0.61 and 0.62 for Semantic Correspondence, 1.00 and
+1.00 for Visual_Similarity: nowhere more than its error of 0.05, so the paper's plain form stays.
+
+Points are the question's own; where it has none they are the markers drawn on its images (see
+``markers``). A question whose options or markers cannot be read has no readout: never a guess.
+
+Shapes: I images, S sites of one kind, H x W grid cells, C channels, K options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from kvfix.data.units import Question
+from kvfix.eval.grid import sample_cells, to_cells
+from kvfix.eval.mcq.markers import find_markers
+from kvfix.eval.probes.score import check_sites, site_chunks
+from kvfix.eval.source import MlmSource, Source, View
+
+REFERENCE = "REF"  # label of the reference point where a benchmark drew it
+
+_ORDINALS = {"first": 0, "second": 1, "third": 2, "fourth": 3, "1": 0, "2": 1, "3": 2, "4": 3}
+_LETTER = re.compile(r"\s*(?:\([A-Z]\)|[A-Z][.):])\s+(?=\S)")  # "(A) " before the option itself
+_IMAGE = re.compile(
+    r"\s*(?:the\s+)?(?:(first|second|third|fourth)\s+(?:image|picture)|(?:image|picture)\s+([1-4]))"
+    r"\s*\.?\s*",
+    re.IGNORECASE,
+)
+_POINT = re.compile(r"\s*(?:the\s+)?(?:point\s+)?\(?([A-Z])\)?\s*\.?\s*", re.IGNORECASE)
+PIXEL_CENTRE = 0.5  # points number pixels by their centres; grids measure from edges
+
+
+class Readout(NamedTuple):
+    """What each site's features answer.
+
+    Attributes:
+        choice_S: int64, index of the chosen option; the first of those that tie.
+        margin_S: float64 >= 0, by how much the chosen option's score exceeds the next one's: in
+            cosine; for Gram matrices in distance, as a share of all options' distances.
+        chance: Share of right choices of a readout that knows nothing: 1 / K.
+    """
+
+    choice_S: np.ndarray
+    margin_S: np.ndarray
+    chance: float
+
+
+class Images(NamedTuple):
+    """Option k is image `options[k]`, compared with image 0."""
+
+    options: tuple[int, ...]
+
+
+class Points(NamedTuple):
+    """Option k is a point of image 1, compared with a point of image 0.
+
+    Attributes:
+        reference_12: (1, 2) float64 (x, y) in pixels, pixel centres at integers.
+        options_K2: (K, 2), the same in image 1.
+        found: Whether the points are markers found on the images, not the question's own.
+    """
+
+    reference_12: np.ndarray
+    options_K2: np.ndarray
+    found: bool
+
+
+class Marked(NamedTuple):
+    """A question's images as a model holds them, and what is to be compared on them."""
+
+    views: list[View]
+    compared: Images | Points
+
+
+def image_options(question: Question) -> Images | str:
+    """The images that the options name; why not, where they do not."""
+    options = []
+    for choice in question.choices:
+        named = _IMAGE.fullmatch(_LETTER.sub("", choice, count=1))
+        if named is None:
+            return "an option names no image"
+        options.append(_ORDINALS[(named[1] or named[2]).lower()])
+    if len(set(options)) != len(options) or not all(0 < i < len(question.images) for i in options):
+        return "the options are not different images after the first"
+    return Images(tuple(options))
+
+
+def point_options(question: Question) -> Points | str:
+    """The points that the options name, given or found by their markers; why not, where neither."""
+    named = [_POINT.fullmatch(_LETTER.sub("", choice, count=1)) for choice in question.choices]
+    labels = tuple(match[1].upper() for match in named if match is not None)
+    if len(labels) != len(question.choices) or len(set(labels)) != len(labels):
+        return "the options are not different points"
+    if len(question.images) != 2:
+        return "points are compared between two images, and there are not two"
+    if any(question.points):
+        reference, there = question.points
+        at = {label: (x, y) for label, x, y in there}
+        if len(reference) != 1 or len(at) != len(there) or not set(labels) <= at.keys():
+            return "the given points are not one reference and one point an option"
+        return _points(reference[0][1:], [at[label] for label in labels], found=False)
+    source = find_markers(question.images[0], labels=(REFERENCE,))
+    if source is None:
+        return "the reference's marker was not found in the first image"
+    target = find_markers(question.images[1], labels=labels)
+    if target is None:
+        return "the options' markers were not found in the second image"
+    return _points(source[REFERENCE], [target[label] for label in labels], found=True)
+
+
+def _points(
+    reference: tuple[float, float], options: Sequence[tuple[float, float]], *, found: bool
+) -> Points:
+    return Points(np.array([reference], np.float64), np.array(options, np.float64), found)
+
+
+def gram_scores(marked: Marked, kind: str) -> torch.Tensor:
+    """(S, K) float32: minus each option's Frobenius distance to image 0 between Gram matrices.
+
+    Distances are shares of their sum: margins of sites of any scale compare.
+    """
+    assert isinstance(marked.compared, Images)
+    features = _features(marked, kind)
+    distances = []
+    for part in site_chunks(len(features[0]), features[0].shape[-1] ** 2):
+        reference_SCC = _gram(features[0][part])
+        apart = [
+            (_gram(features[i][part]) - reference_SCC).flatten(1).norm(dim=1)
+            for i in marked.compared.options
+        ]
+        distances.append(torch.stack(apart, dim=1))
+    distance_SK = torch.cat(distances)
+    return -distance_SK / distance_SK.sum(1, keepdim=True).clamp(min=1e-30)
+
+
+def _gram(f_SHWC: torch.Tensor) -> torch.Tensor:
+    f_SNC = f_SHWC.flatten(1, 2).float()
+    return f_SNC.mT @ f_SNC / f_SNC.shape[1]
+
+
+def pooled_scores(marked: Marked, kind: str) -> torch.Tensor:
+    """(S, K) float32: cosine between the mean features of image 0 and of each option's image."""
+    assert isinstance(marked.compared, Images)
+    means = [
+        functional.normalize(f_SHWC.float().mean((1, 2)), dim=-1)
+        for f_SHWC in _features(marked, kind)
+    ]
+    return torch.stack([(means[0] * means[i]).sum(-1) for i in marked.compared.options], dim=1)
+
+
+def point_scores(marked: Marked, kind: str) -> torch.Tensor:
+    """(S, K) float32: cosine between the features at the reference and at each option's point."""
+    assert isinstance(marked.compared, Points)
+    _features(marked, kind)  # checked only: a mosaic's features are large, a few points are not
+    source, target = marked.views
+    reference_S1C = _at(source, kind, marked.compared.reference_12)
+    options_SKC = _at(target, kind, marked.compared.options_K2)
+    return (reference_S1C * options_SKC).sum(-1)
+
+
+def _at(view: View, kind: str, xy_K2: np.ndarray) -> torch.Tensor:
+    """(S, K, C) unit features at points."""
+    cells_K2 = to_cells(xy_K2 + PIXEL_CENTRE, view.layout)
+    return functional.normalize(sample_cells(view.features[kind], cells_K2), dim=-1)
+
+
+def _features(marked: Marked, kind: str) -> list[torch.Tensor]:
+    features = [view.features[kind] for view in marked.views]
+    check_sites(*features)
+    return features
+
+
+class Rule(NamedTuple):
+    """How a sub-task is read out: what its options compare, and how similar they are."""
+
+    options: Callable[[Question], Images | Points | str]
+    scores: Callable[[Marked, str], torch.Tensor]
+
+
+READOUTS: dict[str, Rule] = {
+    "Art_Style": Rule(image_options, gram_scores),
+    "Visual_Similarity": Rule(image_options, pooled_scores),
+    "Visual_Correspondence": Rule(point_options, point_scores),
+    "Semantic_Correspondence": Rule(point_options, point_scores),
+    "Functional_Correspondence": Rule(point_options, point_scores),
+}
+
+
+def compared(question: Question) -> Images | Points | str:
+    """What a question compares, or why it has no readout: one of a few sentences."""
+    rule = READOUTS.get(question.sub_task)
+    return "the sub-task has no readout" if rule is None else rule.options(question)
+
+
+def question_views(question: Question, source: Source, *, together: bool = False) -> Marked | str:
+    """Read a question's images; why not, where it has no readout (then nothing is read).
+
+    Alone, each image is the only one of its prompt, as in every probe: its features depend on
+    nothing but the image, and its grid is the finest that the model has. Together, all images stand
+    in one prompt, as the model sees them when it answers: attention is causal, so hidden, key and
+    value states of image i also depend on images 0..i-1 (never on later ones, nor on a text after
+    them), positions run on from image to image, and models of tiled images keep the base tile only.
+    Vision and projector differ by that tile alone.
+
+    Args:
+        question: The question.
+        source: Where features come from; an `MlmSource` if `together`.
+        together: All images in one prompt, in place of one prompt an image.
+
+    Raises:
+        ValueError: `together` of a source that has no prompts.
+    """
+    asked = compared(question)
+    if isinstance(asked, str):
+        return asked
+    if not together:
+        return Marked(list(source.views(question.images)), asked)
+    if not isinstance(source, MlmSource):
+        raise ValueError(
+            f"expected a language model's source to put images together in one prompt, found "
+            f"{type(source).__name__}; read them alone"
+        )
+    return Marked(source.together(question.images, question.prompt), asked)
+
+
+def read_out(question: Question, marked: Marked, kind: str) -> Readout:
+    """The readout of every site of a kind.
+
+    Args:
+        question: A question that has a readout.
+        marked: What `question_views` made of it.
+        kind: Out of the views' features.
+
+    Raises:
+        ValueError: Sites or channels differ between the images, or a feature is not finite.
+    """
+    score_SK = READOUTS[question.sub_task].scores(marked, kind).double().cpu().numpy()
+    if not np.isfinite(score_SK).all():
+        raise ValueError(
+            f"{question.id}: expected finite features, found NaN or infinity in {kind}; try "
+            "another dtype"
+        )
+    next_S, best_S = np.sort(score_SK, axis=1)[:, -2:].T
+    return Readout(score_SK.argmax(1), best_S - next_S, 1 / len(question.choices))
+
+
+def readout(question: Question, views: Sequence[View], kind: str) -> Readout | None:
+    """The readout of one question at every site of a kind, None where it has none.
+
+    For several kinds use `read_out`, which looks for markers once.
+    """
+    asked = compared(question)
+    return None if isinstance(asked, str) else read_out(question, Marked(list(views), asked), kind)
+
+
+def deal_cells(marked: Marked, generator: torch.Generator) -> Marked:
+    """The control: every cell of all images of the question, dealt anew over their grids.
+
+    Nothing is left of which cell was where, nor of which image it came from, so a readout's
+    accuracy is chance; all its other statistics stay. All sites and kinds are dealt alike.
+    """
+    counts = [view.layout.index_HW.numel() for view in marked.views]
+    order_N = torch.randperm(sum(counts), generator=generator)
+    dealt: list[dict[str, torch.Tensor]] = [{} for _ in marked.views]
+    for kind in marked.views[0].features:
+        features = _features(marked, kind)
+        cells_SNC = torch.cat([f_SHWC.flatten(1, 2) for f_SHWC in features], dim=1)
+        mixed = cells_SNC[:, order_N.to(cells_SNC.device)].split(counts, dim=1)
+        for into, part_SNC, view in zip(dealt, mixed, marked.views, strict=True):
+            into[kind] = part_SNC.unflatten(1, view.layout.grid_hw)
+    views = [View(f, view.layout) for f, view in zip(dealt, marked.views, strict=True)]
+    return marked._replace(views=views)

@@ -1,0 +1,244 @@
+"""Run multiple-choice questions: the model's answers, and what readouts make of its features.
+
+Answers go to `samples/mcq[.<dataset>].jsonl`, one line a question; readouts to
+`samples/readout[.<dataset>].jsonl`, one line a question and site, each under the task
+`readout_<subtask>`. A question that no readout can decide leaves a line that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kvfix.data.left_out import naming
+from kvfix.data.units import Question, UnitSet, task_of
+from kvfix.eval.mcq import accuracy as mcq
+from kvfix.eval.mcq.answer import McqProtocol, answer, batches, question_row
+from kvfix.eval.mcq.readouts import READOUTS, question_views, read_out
+from kvfix.eval.source import Source
+from kvfix.eval.suite import TaskRun, Tick, sample_path
+from kvfix.mlm.load import Mlm
+from kvfix.runs.recorder import Recorder, left_out_of
+from kvfix.runs.samples import Row, Rows
+
+READOUT = "readout"
+SCORINGS = ("generation", "logprob")
+
+
+def in_turn(units: UnitSet) -> list[int]:
+    """Indices of questions, one of every subtask in turn; a dataset may list task after task."""
+    seen: dict[str, int] = {}
+    turns: list[tuple[int, int]] = []  # (how many of its subtask come before, index)
+    for i, name in enumerate(units.ids):
+        task = task_of(name)
+        turns.append((seen.setdefault(task, 0), i))
+        seen[task] += 1
+    return [i for _, i in sorted(turns)]
+
+
+def readable(units: UnitSet, limit: int | None = None) -> UnitSet:
+    """The questions of the subtasks that have a readout, told by their ids.
+
+    A limit takes from every such subtask in turn.
+    """
+    chosen = [i for i in in_turn(units) if task_of(units.ids[i]) in READOUTS]
+    return units.subset(sorted(chosen[:limit]))
+
+
+def run_answers(
+    units: UnitSet,
+    mlm: Mlm,
+    protocol: McqProtocol,
+    folder: Path,
+    *,
+    tick: Tick = lambda task: None,
+) -> TaskRun:
+    """Answer every question that is not on disk yet.
+
+    A batch is always the same questions, whatever an interruption left undone: in low precision
+    a batch moves the last bits of its members. It is the questions of `batches` without those that
+    are left out (see `kvfix.data.left_out`).
+
+    Args:
+        units: the questions.
+        mlm: who answers.
+        protocol: everything that moves a score.
+        folder: the run folder.
+        tick: called after each question, done before or now.
+
+    Returns:
+        All answers of the dataset, those of earlier starts included.
+    """
+    path = sample_path(folder, units)
+    index = {name: i for i, name in enumerate(units.ids)}
+    in_batches = batches(units.ids, protocol.batch)
+    order = [units.ids[i] for batch in in_batches for i in batch]
+    with Recorder(units, path, order=order) as recorder:
+        for batch in in_batches:
+            recorder.batch(
+                [units.ids[i] for i in batch],
+                lambda name: _question(units, index[name]),
+                lambda questions: _answered(questions, units.dataset, mlm, protocol),
+            )
+            for _ in batch:
+                tick(units.task)
+    return _task_run(units, path)
+
+
+def _answered(
+    questions: Sequence[Question], dataset: str, mlm: Mlm, protocol: McqProtocol
+) -> list[list[Row]]:
+    """One row a question of a batch."""
+    with naming(image for question in questions for image in question.images):
+        answers = answer(mlm, questions, protocol)
+    return [
+        [question_row(question, dataset, got)]
+        for question, got in zip(questions, answers, strict=True)
+    ]
+
+
+def run_readouts(
+    units: UnitSet, source: Source, folder: Path, *, tick: Tick = lambda task: None
+) -> list[TaskRun]:
+    """Read out every question that is not on disk yet.
+
+    Args:
+        units: the questions.
+        source: where features come from; each image alone in its prompt.
+        folder: the run folder.
+        tick: called after each question, done before or now.
+
+    Returns:
+        One run a subtask that has a readout, in order of appearance.
+    """
+    path = readout_path(folder, units)
+    with Recorder(units, path) as recorder:
+        for i, name in enumerate(units.ids):
+            recorder.unit(name, partial(_read, units, i, source))
+            tick(READOUT)
+    wanted = set(units.ids)
+    tasks = dict.fromkeys(
+        r["task"] for r in Rows(path, lambda r: r["id"] in wanted and "score" in r)
+    )
+    return [_task_run(replace(units, task=task), path) for task in tasks]
+
+
+def readout_path(folder: Path, units: UnitSet) -> Path:
+    """Where the readouts of questions lie; `left_out_of` finds there what was left out of all."""
+    return sample_path(folder, replace(units, task=READOUT))
+
+
+def _read(units: UnitSet, index: int, source: Source) -> list[Row]:
+    """The rows of one question; one row that says why for a question without a readout."""
+    question = _question(units, index)
+    with naming(question.images):
+        return _read_out(question, units, source)
+
+
+def _read_out(question: Question, units: UnitSet, source: Source) -> list[Row]:
+    marked = question_views(question, source)
+    if isinstance(marked, str):
+        return [{"id": question.id, "task": units.task, "without_readout": marked}]
+    rows: list[Row] = []
+    for kind in marked.views[0].features:
+        got = read_out(question, marked, kind)
+        for s, site in enumerate(source.sites(kind)):
+            rows.append(
+                {
+                    "id": question.id,
+                    "cluster": question.cluster,
+                    "task": f"{READOUT}_{question.sub_task}",
+                    "dataset": units.dataset,
+                    "control": None,
+                    **site._asdict(),
+                    "metric": "accuracy",
+                    "score": float(got.choice_S[s] == question.answer),
+                    "chance": 1 / len(question.choices),
+                    "ceiling": 1.0,
+                    "choice": int(got.choice_S[s]),
+                }
+            )
+    return rows
+
+
+def without_readout(units: UnitSet, folder: Path) -> dict[str, int]:
+    """Why questions have no readout, and how many each."""
+    file, wanted = readout_path(folder, units), set(units.ids)
+    counts: dict[str, int] = {}
+    for row in Rows(file, lambda r: r["id"] in wanted and "without_readout" in r):
+        counts[row["without_readout"]] = counts.get(row["without_readout"], 0) + 1
+    return counts
+
+
+def _question(units: UnitSet, index: int) -> Question:
+    question = units.load(index)
+    assert isinstance(question, Question), type(question)
+    return question
+
+
+def _task_run(units: UnitSet, file: Path) -> TaskRun:
+    wanted = set(units.ids)
+    scored = Rows(
+        file,
+        lambda r: (
+            r["id"] in wanted
+            and ("correct" in r or r["task"] == units.task)
+            and not {"left_out", "without_readout"} & r.keys()
+        ),
+    )
+    return TaskRun(units, scored, left_out_of(units, file))
+
+
+def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Accuracy of the answers, macro, micro and by subtask, under both scorings.
+
+    Args:
+        run: answered questions.
+        seed: of the bootstrap.
+    """
+    rows = list(run.rows)
+    return (
+        [line for how in SCORINGS for line in _scored(run.units, rows, how, seed)] if rows else []
+    )
+
+
+def _scored(units: UnitSet, rows: list[Row], how: str, seed: int) -> Iterator[dict[str, Any]]:
+    got = mcq.score(_questions(rows, how), seed=seed)
+    chance = {task: _mean_chance(rows, task) for task in got.tasks}
+    spans = [
+        ("accuracy_macro", None, got.macro, got.all, sum(chance.values()) / len(chance)),
+        ("accuracy_micro", None, got.all.accuracy, got.all, _mean_chance(rows)),
+        *(("accuracy", name, t.accuracy, t, chance[name]) for name, t in got.tasks.items()),
+    ]
+    for metric, subtask, span, counts, by_chance in spans:
+        yield {
+            "task": units.task,
+            "dataset": units.dataset,
+            "split": units.split,
+            "subtask": subtask,
+            "scoring": how,
+            **{"site": None, "layer": None, "head": None, "control": None},
+            "metric": metric,
+            "value": span.value,
+            "ci": None if span.low != span.low else [span.low, span.high],
+            "n": counts.n,
+            "cluster": units.cluster,
+            "chance": by_chance,
+            "unparsed": counts.unparsed / counts.n,
+            "letters": counts.letters,
+            "answers": counts.answers,
+        }
+
+
+def _questions(rows: list[Row], how: str) -> list[mcq.Question]:
+    field = "letter" if how == "generation" else "logprob_letter"
+    return [mcq.Question(r["id"], r["task"], r["answer"], r[field]) for r in rows]
+
+
+def _mean_chance(rows: list[Row], task: str | None = None) -> float:
+    """Of a guess that takes every option equally often."""
+    shares = [1 / len(r["logprobs"]) for r in rows if task in (None, r["task"])]
+    return sum(shares) / len(shares)

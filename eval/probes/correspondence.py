@@ -1,0 +1,274 @@
+"""Correspondence probes: keypoints between two images, masks through a clip.
+
+Shapes: S sites at once, H x W grid cells, height x width pixels, C channels, K keypoints, O
+objects.
+
+Protocols (arXiv 2510.04819; what it leaves open is filled in as stated here):
+  semantic   SPair-71k: bilinear feature at each source keypoint; the centre of the target cell of
+             the highest cosine is the prediction; PCK at 0.1 of the target box's longer side,
+             distance <= radius. Chance: a target cell drawn at random. Ceiling: the cell nearest to
+             the truth (strict).
+  temporal   DAVIS-2017, semi-supervised, with DINO's label propagation (see ``propagation``); J and
+             F per object over all frames but the first and the last; J&F = their mean. Baseline in
+             place of chance: the first mask, never moved. Ceiling: each frame's truth as area
+             shares on the grid, decoded like a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from kvfix.eval.grid import (
+    VOID,
+    cell_centres,
+    check_mask,
+    sample_cells,
+    to_cells,
+    to_grid,
+)
+from kvfix.eval.metrics import decay, recall
+from kvfix.eval.metrics.boundary import boundary_f
+from kvfix.eval.probes.propagation import Propagator, Window, hard_labels
+from kvfix.eval.probes.score import UnitScore, check_keep, check_sites, site_chunks
+from kvfix.mlm.layout import Layout
+
+_PIXEL_CENTRE = (
+    0.5  # keypoints number pixels by their centres (0, 1, ...); grids measure from edges
+)
+
+
+def match_cells(
+    source_SHWC: torch.Tensor,
+    source_layout: Layout,
+    source_xy: np.ndarray,
+    target_SHWC: torch.Tensor,
+    target_layout: Layout,
+) -> torch.Tensor:
+    """(S, K, 2) float64 predicted (x, y) in target pixels: centre of the cell of the highest
+    cosine.
+    """
+    n_sites = check_sites(source_SHWC, target_SHWC)
+    xy = torch.as_tensor(np.asarray(source_xy, dtype=np.float64)) + _PIXEL_CENTRE
+    centres = cell_centres(target_layout).flatten(0, 1) - _PIXEL_CENTRE
+    best = []
+    for part in site_chunks(n_sites, 2 * target_SHWC[0].numel()):
+        query = functional.normalize(
+            sample_cells(source_SHWC[part], to_cells(xy, source_layout)), dim=-1
+        )
+        cells = functional.normalize(target_SHWC[part].flatten(1, 2).float(), dim=-1)
+        best.append(torch.bmm(query, cells.mT).argmax(2).cpu())
+    return centres[torch.cat(best)]
+
+
+def score_pair(
+    source_SHWC: torch.Tensor,
+    source_layout: Layout,
+    source_xy: np.ndarray,
+    target_SHWC: torch.Tensor,
+    target_layout: Layout,
+    target_xy: np.ndarray,
+    target_box: Sequence[float],
+    *,
+    alpha: float = 0.1,
+    keep: int | None = None,
+) -> UnitScore:
+    """Semantic correspondence of one pair.
+
+    Args:
+        source_SHWC: features of the source image.
+        source_layout: its layout.
+        source_xy: (K, 2) keypoints in source pixels, pixel centres at integers.
+        target_SHWC: features of the target image.
+        target_layout: its layout.
+        target_xy: (K, 2) the same keypoints in target pixels.
+        target_box: x0, y0, x1, y1 of the object in target pixels.
+        alpha: PCK radius as a share of the box's longer side.
+        keep: site whose (K, 2) predicted points come back in ``kept``.
+
+    Returns:
+        PCK of the pair ("per image"). ``extra``: ``correct`` (S,) and ``points`` (S,) counts, from
+        which the pooled "per point" PCK follows.
+
+    Raises:
+        ValueError: no keypoint, or source and target differ in their number.
+    """
+    n_sites = check_sites(source_SHWC, target_SHWC)
+    check_keep(keep, n_sites)
+    truth = torch.as_tensor(np.asarray(target_xy, dtype=np.float64))
+    if len(truth) == 0 or len(truth) != len(source_xy):
+        raise ValueError(
+            f"a pair needs the same keypoints on both sides, at least one; got {len(source_xy)} "
+            f"and {len(truth)}"
+        )
+    radius = alpha * max(target_box[2] - target_box[0], target_box[3] - target_box[1])
+    found = match_cells(source_SHWC, source_layout, source_xy, target_SHWC, target_layout)
+    correct_S = ((found - truth).norm(dim=-1) <= radius).sum(1).double().numpy()
+    centres = cell_centres(target_layout).flatten(0, 1) - _PIXEL_CENTRE
+    within_KN = torch.cdist(truth, centres) <= radius
+    return UnitScore(
+        correct_S / len(truth),
+        np.full(n_sites, float(within_KN.double().mean())),
+        float(within_KN.any(1).double().mean()),
+        extra={"correct": correct_S, "points": np.full(n_sites, float(len(truth)))},
+        kept=None if keep is None else found[keep].numpy(),
+    )
+
+
+def object_shares(mask: np.ndarray, layout: Layout, n_objects: int) -> torch.Tensor:
+    """(1 + O, H, W) float32 area shares of background and objects in each cell, summing to 1.
+
+    DINO samples the first mask at patch centres instead. Its patches are 8 px wide; under the wide
+    cells of a language model's grid a thin object would vanish, so the area counts here.
+    """
+    shares = [to_grid(mask == i, layout).share_HW for i in range(1, n_objects + 1)]
+    objects = torch.stack(shares)
+    return torch.cat((1 - objects.sum(0, keepdim=True), objects))
+
+
+def _objects(mask: np.ndarray | torch.Tensor, layout: Layout) -> np.ndarray:
+    labels = check_mask(mask, layout).numpy()
+    return np.where(labels == VOID, 0, labels)  # DAVIS: void is background
+
+
+def _jf_frame(predicted_SHW: torch.Tensor, truth: np.ndarray, n_objects: int) -> np.ndarray:
+    """(2, S, O) float64: J and F of one frame."""
+    gold = torch.as_tensor(truth).to(predicted_SHW.device)
+    out = np.empty((2, len(predicted_SHW), n_objects))
+    height, width = gold.shape
+    for o in range(n_objects):
+        true = gold == o + 1
+        for part in site_chunks(len(predicted_SHW), 4 * height * width):
+            mine = predicted_SHW[part] == o + 1
+            inter = (mine & true).sum((1, 2)).double()
+            union = (mine | true).sum((1, 2)).double()
+            out[0, part, o] = torch.where(union > 0, inter / union.clamp(min=1), 1.0).cpu().numpy()
+            out[1, part, o] = boundary_f(mine, true).cpu().numpy()
+    return out
+
+
+class ClipScorer:
+    """Temporal correspondence of one clip, frame by frame: holds nine frames' features at most.
+
+    Args:
+        first_SHWC: features of the first frame.
+        layout: of every frame: one grid and image size a clip.
+        first_mask: (height, width) integer labels, 0 background, 1..O objects, 255 = void.
+        window: cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid.
+        keep: site whose labels come back in ``kept``: one (height, width) uint8 a frame, first the
+            given.
+
+    Raises:
+        ValueError: no object in the first mask.
+    """
+
+    def __init__(
+        self,
+        first_SHWC: torch.Tensor,
+        layout: Layout,
+        first_mask: np.ndarray,
+        *,
+        window: Window | None = None,
+        keep: int | None = None,
+    ) -> None:
+        self.n_sites = check_sites(first_SHWC)
+        check_keep(keep, self.n_sites)
+        self.layout, self.keep = layout, keep
+        first = _objects(first_mask, layout).astype(np.uint8)
+        self.n_objects = int(first.max())
+        if self.n_objects == 0:
+            raise ValueError(
+                "the first mask of a clip must hold at least one object, got background only"
+            )
+        labels = object_shares(first, layout, self.n_objects)
+        self._propagator = Propagator(first_SHWC, labels, window=window)
+        self._static = torch.as_tensor(first)[None]
+        self._kept = [first]
+        self._measured: list[np.ndarray] = []
+        self._baseline: list[np.ndarray] = []
+        self._ceiling: list[np.ndarray] = []
+
+    def step(self, f_SHWC: torch.Tensor, mask: np.ndarray) -> None:
+        """Propagate to the next frame and measure against its truth.
+
+        Labels that the first mask does not hold are ignored.
+        """
+        truth = _objects(mask, self.layout)
+        predicted = hard_labels(self._propagator.step(f_SHWC), self.layout)
+        best = hard_labels(object_shares(truth, self.layout, self.n_objects)[None], self.layout)
+        self._measured.append(_jf_frame(predicted, truth, self.n_objects))
+        self._baseline.append(_jf_frame(self._static, truth, self.n_objects))
+        self._ceiling.append(_jf_frame(best, truth, self.n_objects))
+        if self.keep is not None:
+            self._kept.append(predicted[self.keep].cpu().numpy())
+
+    def result(self) -> UnitScore:
+        """J&F, mean over objects.
+
+        ``extra``: ``J_SO``, ``F_SO`` (mean over frames, an object), ``J_recall_SO``,
+        ``J_decay_SO``, ``F_recall_SO``, ``F_decay_SO``, and ``window`` (rows, columns) as used.
+        Average objects, not clips, for the official figure.
+
+        Raises:
+            ValueError: no frame was measured.
+        """
+        if not self._measured:
+            raise ValueError("a clip needs at least 3 frames (the first and last do not count)")
+        jf_T2SO = np.stack(self._measured)
+        j_SO, f_SO = jf_T2SO.mean(0)
+        return UnitScore(
+            ((j_SO + f_SO) / 2).mean(1),
+            np.full(self.n_sites, np.mean(self._baseline)),
+            float(np.mean(self._ceiling)),
+            extra={
+                "J_SO": j_SO,
+                "F_SO": f_SO,
+                "J_recall_SO": recall(jf_T2SO[:, 0]),
+                "F_recall_SO": recall(jf_T2SO[:, 1]),
+                "J_decay_SO": decay(jf_T2SO[:, 0]),
+                "F_decay_SO": decay(jf_T2SO[:, 1]),
+                "window": np.asarray(self._propagator.window),
+            },
+            kept=None if self.keep is None else tuple(self._kept),
+        )
+
+
+def score_clip(
+    frames: Iterable[tuple[torch.Tensor, Layout]],
+    masks: Sequence[np.ndarray],
+    *,
+    window: Window | None = None,
+    keep: int | None = None,
+) -> UnitScore:
+    """Temporal correspondence of one clip whose frames come as a stream; see `ClipScorer`.
+
+    Args:
+        frames: (f_SHWC, layout) in order; consumed lazily. The last frame does not count and is not
+            asked for.
+        masks: one a frame.
+        window: as in `ClipScorer`.
+        keep: as in `ClipScorer`.
+
+    Raises:
+        ValueError: fewer than three frames, no object in the first mask, or frames run out.
+    """
+    if len(masks) < 3:
+        raise ValueError(
+            f"a clip needs at least 3 frames (the first and last do not count), got {len(masks)}"
+        )
+    stream = iter(frames)
+    first_SHWC, layout = _next_frame(stream, 0, len(masks))
+    scorer = ClipScorer(first_SHWC, layout, masks[0], window=window, keep=keep)
+    for t in range(1, len(masks) - 1):
+        scorer.step(_next_frame(stream, t, len(masks))[0], masks[t])
+    return scorer.result()
+
+
+def _next_frame(stream: object, t: int, n_frames: int) -> tuple[torch.Tensor, Layout]:
+    frame = next(stream, None)  # type: ignore[call-overload]
+    if frame is None:
+        raise ValueError(f"the clip has {n_frames} masks but only {t} frames")
+    return frame

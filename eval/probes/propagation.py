@@ -1,0 +1,189 @@
+"""Mask propagation by feature similarity: the label propagation of DINO, for S sites at once.
+
+Shapes: S sites, H x W grid cells, C channels, L labels (background first), T context frames.
+
+Recipe of facebookresearch/dino ``eval_video_segmentation.py``: context = the first frame (truth)
+and the last 7 predictions; affinity exp(cos / 0.1) inside a window; the top 5 over ALL context
+patches jointly; renormalise. Ties with the fifth are kept, as there (aff < minimum is dropped).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from kvfix.eval.grid import inside_box, to_pixels
+from kvfix.eval.probes.score import site_chunks
+from kvfix.mlm.layout import Layout
+
+
+class Window(NamedTuple):
+    """How far a patch looks, in cells: ``rows`` up and down, ``columns`` left and right."""
+
+    rows: int
+    columns: int
+
+
+DINO_WINDOW = Window(12, 12)
+DINO_GRID_HW = (60, 107)  # 480 x 854 in patches of 8
+
+
+def scaled_window(grid_hw: tuple[int, int]) -> Window:
+    """DINO's window as the same share of another grid, at least one cell each way."""
+    return Window(
+        max(1, round(DINO_WINDOW.rows * grid_hw[0] / DINO_GRID_HW[0])),
+        max(1, round(DINO_WINDOW.columns * grid_hw[1] / DINO_GRID_HW[1])),
+    )
+
+
+class Propagator:
+    """Streams a clip: holds the features and soft labels of the first and the last frames only.
+
+    Args:
+        first_SHWC: features of the first frame.
+        labels_LHW: its soft labels, summing to 1 over L.
+        window: cells a patch may look; None = ``scaled_window``.
+        n_last: number of past predictions in the context beside the first frame.
+        top_k: context patches that count.
+        temperature: of the cosine.
+    """
+
+    def __init__(
+        self,
+        first_SHWC: torch.Tensor,
+        labels_LHW: torch.Tensor,
+        *,
+        window: Window | None = None,
+        n_last: int = 7,
+        top_k: int = 5,
+        temperature: float = 0.1,
+    ) -> None:
+        n_sites, rows, cols, _ = first_SHWC.shape
+        if tuple(labels_LHW.shape[1:]) != (rows, cols):
+            raise ValueError(f"labels must be (L, {rows}, {cols}), got {tuple(labels_LHW.shape)}")
+        self.window = scaled_window((rows, cols)) if window is None else window
+        self.top_k, self.temperature = top_k, temperature
+        labels = labels_LHW.to(first_SHWC.device, torch.float32)
+        self._first = (_unit(first_SHWC), labels.expand(n_sites, *labels.shape))
+        self._last: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=n_last)
+
+    def step(self, f_SHWC: torch.Tensor) -> torch.Tensor:
+        """Soft labels (S, L, H, W) of the next frame; the frame joins the context.
+
+        Raises:
+            ValueError: the frame's features are not of the first frame's shape.
+        """
+        if f_SHWC.shape != self._first[0].shape:
+            raise ValueError(
+                f"all frames of a clip need one grid: first {tuple(self._first[0].shape)}, now "
+                f"{tuple(f_SHWC.shape)}"
+            )
+        target = _unit(f_SHWC)
+        context = [self._first, *self._last]
+        sources = torch.stack([c[0] for c in context], dim=1)  # (S, T, H, W, C)
+        labels = torch.stack([c[1] for c in context], dim=1)  # (S, T, L, H, W)
+        soft = self._propagate(target, sources, labels)
+        self._last.append((target, soft))
+        return soft
+
+    def _propagate(
+        self, target_SHWC: torch.Tensor, sources: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        n_sites, rows, cols, channels = target_SHWC.shape
+        n_context = sources.shape[1]
+        soft = torch.empty_like(labels[:, 0], memory_format=torch.contiguous_format)
+        # A band of target rows sees only the source rows in its window: on large grids most of the
+        # (context x target) affinities are never formed.
+        band = _band_rows(rows, self.window.rows, n_context * cols * cols)
+        for top in range(0, rows, band):
+            bottom = min(top + band, rows)
+            low, high = max(0, top - self.window.rows), min(rows, bottom + self.window.rows)
+            seen = _window_mask((top, bottom), (low, high), cols, self.window).to(soft.device)
+            n_seen = n_context * (high - low) * cols
+            for part in site_chunks(n_sites, n_seen * max(channels, (bottom - top) * cols)):
+                soft[part, :, top:bottom] = self._band(
+                    target_SHWC[part, top:bottom],
+                    sources[part, :, low:high],
+                    labels[part, ..., low:high, :],
+                    seen,
+                )
+        return soft
+
+    def _band(
+        self,
+        target: torch.Tensor,
+        sources: torch.Tensor,
+        labels: torch.Tensor,
+        seen_QP: torch.Tensor,
+    ) -> torch.Tensor:
+        """Soft labels of a band: target (s, h, W, C), sources (s, T, h', W, C), labels (s, T, L,
+        h', W).
+        """
+        n, height, cols, _ = target.shape
+        n_context = sources.shape[1]
+        affinity = torch.bmm(target.flatten(1, 2), sources.flatten(1, 3).mT)
+        affinity = affinity.div_(self.temperature).exp_()
+        affinity = affinity.view(n, height * cols, n_context, -1).mul_(seen_QP[:, None]).flatten(2)
+        k = min(self.top_k, affinity.shape[2])
+        fifth = affinity.topk(k, dim=2).values[..., -1:]
+        affinity = affinity.masked_fill_(affinity < fifth, 0)
+        affinity = affinity.div_(affinity.sum(2, keepdim=True))
+        by_patch = labels.transpose(2, 1).flatten(2)  # (s, L, T h' W)
+        return torch.bmm(by_patch, affinity.mT).unflatten(2, (height, cols))
+
+
+def _unit(f_SHWC: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(f_SHWC.float(), dim=-1)
+
+
+def _band_rows(rows: int, reach: int, per_row_pair: int) -> int:
+    """Rows of a band: all of them when that is cheap, else about one window (twice the needed
+    work).
+    """
+    return rows if rows * rows * per_row_pair <= 2**22 else max(1, min(rows, 2 * reach))
+
+
+def _window_mask(
+    target_rows: tuple[int, int], source_rows: tuple[int, int], cols: int, window: Window
+) -> torch.Tensor:
+    """(target cells, source cells) float 0/1: the source lies in the target's window."""
+    down = torch.arange(*target_rows)[:, None] - torch.arange(*source_rows)
+    across = torch.arange(cols)[:, None] - torch.arange(cols)
+    near_rows, near_cols = down.abs() <= window.rows, across.abs() <= window.columns
+    near = near_rows[:, None, :, None] & near_cols[None, :, None, :]
+    return near.flatten(2).flatten(0, 1).float()
+
+
+def _first_argmax(maps_SLHW: torch.Tensor) -> torch.Tensor:
+    """Argmax over labels, the first of equals; far quicker than argmax along an inner axis."""
+    best = maps_SLHW[:, 0].clone()
+    winner = torch.zeros_like(best, dtype=torch.uint8)
+    for label in range(1, maps_SLHW.shape[1]):
+        winner.masked_fill_(maps_SLHW[:, label] > best, label)
+        best = torch.maximum(best, maps_SLHW[:, label])
+    return winner
+
+
+def hard_labels(soft_SLHW: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Soft grid labels -> (S, height, width) uint8: upsample, min-max each label's map, argmax.
+
+    The min-max lifts small objects whose soft labels never reach those of the background
+    (``norm_mask`` of the reference). Pixels that the grid does not span are background.
+    """
+    n_labels = soft_SLHW.shape[1]
+    height, width = layout.image_hw
+    out = torch.empty(len(soft_SLHW), height, width, dtype=torch.uint8, device=soft_SLHW.device)
+    for part in site_chunks(len(soft_SLHW), 3 * n_labels * height * width):
+        maps = to_pixels(soft_SLHW[part].flatten(0, 1), layout).unflatten(0, (-1, n_labels))
+        low = maps.amin((2, 3), keepdim=True)
+        peak = maps.amax((2, 3), keepdim=True)
+        span = peak - low
+        # A constant map would be 0 / 0: a label that fills the frame counts 1, an absent one 0.
+        flat = span <= 1e-6 * peak
+        scaled = torch.where(flat, (peak > 0).float(), (maps - low) / span)
+        out[part] = _first_argmax(scaled)
+    out[:, ~inside_box(layout).to(out.device)] = 0
+    return out

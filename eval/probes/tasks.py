@@ -1,0 +1,113 @@
+"""The table of tasks: how a unit's images are read, and which probe scores them.
+
+Each entry turns (unit, source) into kind -> `UnitScore` with one forward pass an image. With `keep`
+= (kind, index) only that kind is scored and its prediction is kept for an overlay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kvfix.eval.probes.correspondence import ClipScorer, score_pair
+from kvfix.eval.probes.score import UnitScore
+from kvfix.eval.probes.segmentation import score_episode, score_group, score_sentence
+from kvfix.eval.source import Source
+
+Keep = tuple[str, int] | None
+Scores = dict[str, UnitScore]
+
+
+class Task(NamedTuple):
+    """A task of the suite."""
+
+    metric: str
+    run: Callable[[Any, Source, Keep], Scores]
+    by_text: bool = False  # needs a text's vector, which an encoder alone does not have
+
+
+def _kinds(features: dict, keep: Keep) -> list[tuple[str, int | None]]:
+    """The kinds to score, each with the site index whose prediction is kept."""
+    if keep is not None:
+        return [keep]
+    return [(kind, None) for kind in features]
+
+
+def foreground(unit: Any, source: Source, keep: Keep = None) -> Scores:
+    """Five-shot foreground segmentation."""
+    *support, query = source.views([*unit.support, unit.query])
+    return {
+        kind: score_episode(
+            [v.features[kind] for v in support],
+            unit.support_masks,
+            [v.layout for v in support],
+            query.features[kind],
+            unit.query_mask,
+            query.layout,
+            keep=index,
+        )
+        for kind, index in _kinds(query.features, keep)
+    }
+
+
+def cosegmentation(unit: Any, source: Source, keep: Keep = None) -> Scores:
+    """Co-segmentation of a group of images."""
+    views = list(source.views(unit.images))
+    return {
+        kind: score_group(
+            [v.features[kind] for v in views], unit.masks, [v.layout for v in views], keep=index
+        )
+        for kind, index in _kinds(views[0].features, keep)
+    }
+
+
+def by_text(unit: Any, source: Source, keep: Keep = None) -> Scores:
+    """Segmentation by the value of a text's last token; sites without text have no score."""
+    view, said = source.spoken(unit.image, unit.text)
+    return {
+        kind: score_sentence(said[kind], view.features[kind], unit.mask, view.layout, keep=index)
+        for kind, index in _kinds(said, keep)
+    }
+
+
+def semantic_correspondence(unit: Any, source: Source, keep: Keep = None) -> Scores:
+    """Nearest neighbours of keypoints."""
+    a, b = source.views([unit.source, unit.target])
+    return {
+        kind: score_pair(
+            a.features[kind],
+            a.layout,
+            unit.source_xy,
+            b.features[kind],
+            b.layout,
+            unit.target_xy,
+            unit.target_box,
+            keep=index,
+        )
+        for kind, index in _kinds(a.features, keep)
+    }
+
+
+def temporal_correspondence(unit: Any, source: Source, keep: Keep = None) -> Scores:
+    """Mask propagation: frame by frame through all kinds at once, so that a clip streams."""
+    scorers: dict[str, ClipScorer] = {}
+    last = len(unit.masks) - 1  # the last frame does not count and is not read
+    for t, view in enumerate(source.views(unit.frames[:last])):
+        for kind, index in _kinds(view.features, keep):
+            if t == 0:
+                scorers[kind] = ClipScorer(
+                    view.features[kind], view.layout, unit.masks[0], keep=index
+                )
+            else:
+                scorers[kind].step(view.features[kind], unit.masks[t])
+    return {kind: scorer.result() for kind, scorer in scorers.items()}
+
+
+TASKS = {
+    "foreground_segmentation": Task("IoU", foreground),
+    "cosegmentation": Task("Jaccard", cosegmentation),
+    "semantic_segmentation": Task("IoU", by_text, by_text=True),
+    "referring_segmentation": Task("IoU", by_text, by_text=True),
+    "semantic_correspondence": Task("PCK@0.1", semantic_correspondence),
+    "temporal_correspondence": Task("J&F", temporal_correspondence),
+}

@@ -1,0 +1,324 @@
+"""Checkpoint folders: find, check, hash and load them; safetensors only, never remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from kvfix.checkpoint.quantised import abilities, quantised
+from kvfix.checkpoint.strangers import not_a_checkpoint, original_llava
+from kvfix.quiet import no_bars
+from kvfix.wording import cause
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_CHUNK = 1 << 22
+GATE = "kvfix_gate.safetensors"  # see kvfix.mlm.gate
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint folder.
+
+    Attributes:
+        folder: Where it is.
+        files: Its safetensors files, in the order of their names; empty for random weights.
+        config: config.json as read.
+        revision: Commit, None for a folder of one's own.
+        seed: Seed of random weights, None for the checkpoint's own.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    config: dict[str, Any]
+    revision: str | None
+    seed: int | None
+
+    def sha256(self) -> str:
+        """Of the files one after the other; of config and seed for random weights."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        """Hashed once: that takes half a minute for 16 GB."""
+        if self.seed is not None:
+            text = f"random weights {self.seed}\n{json.dumps(self.config, sort_keys=True)}"
+            return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of(self.files)
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Hash files one after the other, without holding one in memory."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
+    """Locate a checkpoint and check that it is one, before anything heavy is loaded.
+
+    Args:
+        id_or_dir: Folder, or hub id (downloaded unless cached).
+        weights: Whether its weights are needed.
+        seed: Of the random weights that will stand in for them.
+
+    Raises:
+        FileNotFoundError: No such folder, no config.json, or no weights.
+        ValueError: Weights in another format than safetensors, a config.json that is no JSON, or
+            one of the original LLaVA code.
+    """
+    folder, revision = locate(id_or_dir, weights=weights)
+    if not (folder / "config.json").is_file() and (why := not_a_checkpoint(folder)):
+        raise FileNotFoundError(f"{folder}: {why}")
+    config = read_json(folder / "config.json")
+    if why := original_llava(config, id_or_dir):
+        raise ValueError(f"{folder / 'config.json'}: {why}")
+    files = _weight_files(folder) if weights else ()
+    return Weights(folder=folder, files=files, config=config, revision=revision, seed=seed)
+
+
+def locate(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
+    """Folder of a model or processor, and its commit if it comes from the hub.
+
+    Args:
+        id_or_dir: Folder, or hub id (downloaded unless cached).
+        weights: Whether its weights are needed.
+
+    Raises:
+        FileNotFoundError: Neither.
+    """
+    folder = Path(id_or_dir).expanduser()
+    if folder.is_dir():
+        return folder, None
+    if folder.is_file() and (why := not_a_checkpoint(folder)):
+        raise FileNotFoundError(f"{id_or_dir}: {why}")
+    if not _HUB_ID.fullmatch(id_or_dir):
+        raise FileNotFoundError(
+            f"{id_or_dir}: expected a folder or a hub id (owner/name), found neither"
+        )
+    patterns = [p for p in _HUB_FILES if weights or p != "*.safetensors"]
+    ignore = ["original/*", "consolidated*"]
+    cached = fetch(id_or_dir, patterns=patterns, ignore=ignore, what="model")
+    return cached, cached.name
+
+
+def fetch(name: str, *, patterns: list[str], ignore: list[str], what: str) -> Path:
+    """Files of a hub repository, downloaded unless cached.
+
+    Args:
+        name: owner/name.
+        patterns: Of the files wanted.
+        ignore: Of files among them that are not.
+        what: What it should be, for the message.
+
+    Returns:
+        A folder; its name is the commit.
+
+    Raises:
+        FileNotFoundError: The hub did not give it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignore))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name}: expected a folder or a hub {what}, found no such folder, and the hub did "
+            f"not give it: {cause(error)}"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A checkpoint's JSON file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It is no JSON.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file.parent}: expected a checkpoint folder with {file.name}, found no such file"
+        )
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON, found {cause(error)}") from error
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        files = tuple(folder / name for name in names)
+        for file in files:
+            tensor_names(file)  # a file cut short fails here, by name, before anything is loaded
+        return files
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise ValueError(
+            f"{folder}: expected weights as safetensors, found {pickles[0]}; pickles are not "
+            "loaded, convert it with transformers' save_pretrained"
+        )
+    raise FileNotFoundError(f"{folder}: expected weights, found no {missing[0]}")
+
+
+def tensor_names(file: Path) -> set[str]:
+    """Names of a safetensors file's tensors; its header and length are checked.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return set(tensors.keys())
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: expected readable safetensors, found {cause(error)}; fetch it again"
+        ) from error
+
+
+def load_config(folder: Path) -> Any:
+    """The Hugging Face config."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def initialise(config: Any, *, seed: int, dtype: str | torch.dtype, attn: str | None) -> Any:
+    """A model with fresh random weights; the global random state is left as it was."""
+    from transformers import AutoModelForImageTextToText
+
+    if dtype == "auto":
+        dtype = config.dtype or torch.float32  # read first: building overwrites the config's dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        # In float32 first: the same seed then gives the same weights, rounded, in every dtype.
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=torch.float32, **_given(attn_implementation=attn)
+        )
+    return model.to(dtype)
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype,
+    device: str | None,
+    quant: str | None,
+    attn: str | None,
+    keep: tuple[str, ...],
+) -> Any:
+    """Load the weights.
+
+    Args:
+        folder: A checked checkpoint folder.
+        dtype: "auto" or a torch dtype.
+        device: See `load_mlm`.
+        quant: None, "nf4" or "int8".
+        attn: Attention implementation.
+        keep: Module paths that are not quantised.
+
+    Raises:
+        ValueError: The weights do not fill the model.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    already = quantised(load_config(folder))
+    if already is not None and quant is not None:
+        raise ValueError(
+            f"{folder}: expected an unquantised checkpoint for quant={quant}, found one that is "
+            f"quantised by {already.method}; leave quant out"
+        )
+    try:
+        with no_bars():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map="auto" if device == "auto" else {"": pick_device(device)},
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **_given(
+                    attn_implementation=attn,
+                    quantization_config=_quantization(quant, dtype, folder, keep),
+                ),
+            )
+    except Exception as error:
+        if already is None:
+            raise
+        raise ValueError(f"{folder}: {abilities(already)} ({cause(error)})") from error
+    model, info = loaded
+    # transformers fills holes with random numbers and goes on; a diagnosis must not.
+    holes = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if holes:
+        raise ValueError(
+            f"{folder}: expected weights for the whole model, found {len(holes)} missing or "
+            f"misshapen: {holes[0]}"
+        )
+    if quant == "nf4" or (already is not None and already.method == "nf4"):
+        forbid_repacking(model)
+    return model
+
+
+def forbid_repacking(model: Any) -> None:
+    """Keep nf4 weights as they were loaded.
+
+    On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a weight in its first pass in eval mode
+    without gradients. That rounds its scales and computes in bfloat16 whatever was asked for, DoRA
+    reads the new order as the old one, and every later pass, in training too, uses a kernel without
+    a backward: gradients were off by 50 to 80 % here, with one warning. Decoding is slower without.
+    Delete when bitsandbytes registers a backward for `gemv_4bit` and keeps the weights' bits.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def pick_device(device: str | None) -> str:
+    """The asked device, else the GPU if there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _quantization(
+    quant: str | None, dtype: str | torch.dtype, folder: Path, keep: tuple[str, ...]
+) -> Any | None:
+    if quant is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    skip = [*keep, "lm_head"]
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    compute = (load_config(folder).dtype or torch.bfloat16) if dtype == "auto" else dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=compute,  # same numbers; ZeRO-3 partitions floating tensors only
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,280 @@
+"""`kvfix score`: the options of its commands, and what they show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kvfix.terminal import RichWatch, command_line, console, fail, note
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kvfix.score.record import Options, Outcome
+
+score_app = typer.Typer(help="Official metrics on predictions that were made elsewhere.")
+
+Out = Annotated[Path | None, typer.Option(help="Also write a scored folder, for `kvfix compare`.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the bootstrap.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print every figure to stdout at full precision.")
+]
+
+
+def _run(score: Callable[[], Outcome]) -> Outcome:
+    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
+        return score()
+
+
+def _show(outcome: Outcome, table: Table, notes: Iterator[str], as_json: bool) -> None:
+    """Table and notes for people, JSON if asked for, and why the exit code is 1."""
+    console.print(table)
+    for line in notes:
+        note(line)
+    if as_json:
+        typer.echo(json.dumps(outcome.record, indent=1))
+    if outcome.problem is not None:
+        fail(outcome.problem)
+
+
+def _score_units(score: Callable[..., Outcome], options: Options, as_json: bool) -> None:
+    """Score a benchmark whose record has the common form, and show it."""
+    from kvfix.score.show import figures_table, unit_notes
+
+    outcome = _run(lambda: score(options, command=command_line(), watch=RichWatch()))
+    _show(outcome, figures_table(outcome.record), unit_notes(outcome.record), as_json)
+
+
+@score_app.command("blink")
+def score_blink(
+    predictions: Annotated[
+        Path,
+        typer.Option(
+            help="Folder or file: official dump, {idx: text}, lmms-eval samples, VLMEvalKit table."
+        ),
+    ],
+    answers: Annotated[Path, typer.Option(help='JSON of right answers: {"val_..._1": "(A)"}.')],
+    profile: Annotated[
+        Literal[
+            "kvfix",
+            "official",
+            "lmms-eval",
+            "lmms-eval@before-1435",
+            "vlmevalkit",
+            "vlmevalkit@before-1552",
+        ],
+        typer.Option(help="Whose rules read the letter out of the text; none asks a judge."),
+    ] = "kvfix",
+    parsed: Annotated[
+        bool, typer.Option("--parsed", help="Trust the dump's parsed letters.")
+    ] = False,
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Multiple-choice accuracy of BLINK, macro over tasks and micro over questions.
+
+    Predictions: a file or a folder with a file a task, in one of the forms
+    official {"val": [{"idx", "answer", "full_prediction", "prediction"}]};
+    plain {"val_Art_Style_1": "text", ...}, or records like the official ones;
+    lmms-eval *_samples_*.jsonl; VLMEvalKit .xlsx, .csv or .tsv.
+    A question without prediction, or without parsed answer, is wrong.
+    The figures are printed even if more than 5 % of the questions have no
+    prediction, but then the exit code is 1.
+    """
+    from kvfix.score.blink import BlinkOptions
+    from kvfix.score.blink import score_blink as run
+    from kvfix.score.show import blink_notes, blink_table
+
+    options = BlinkOptions(predictions, answers, profile, parsed, out, seed)
+    outcome = _run(lambda: run(options, command=command_line()))
+    _show(outcome, blink_table(outcome.record), blink_notes(outcome.record), as_json)
+
+
+@score_app.command("davis")
+def score_davis(
+    pred: Annotated[
+        Path,
+        typer.Option(help="Results: <sequence>/<frame>.png, or <sequence>/<object>/<frame>.png."),
+    ],
+    gt: Annotated[Path, typer.Option(help="DAVIS folder (val), or masks like the results.")],
+    year: Annotated[
+        Literal[2016, 2017] | None,
+        typer.Option(help="Edition. Default: by the truth's list of val, else by its first mask."),
+    ] = None,
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """J, F, recall and decay of DAVIS-2017 or DAVIS-2016, semi-supervised.
+
+    Results are labels as pixels, or a folder of masks for each object (001,
+    002, ..., as SAM 2 writes them with --per_obj_png_file; of overlapping
+    ones the lower label counts).
+    The first and the last frame do not count and need no result.
+    2017: void (255) of the truth is background. The objects are those of the
+    truth's first frame: one that the results lack scores as an empty mask, a
+    label beyond them is an error.
+    2016: 255, or any label, is the one object of a sequence.
+    """
+    from kvfix.score.davis import DavisOptions
+    from kvfix.score.davis import score_davis as run
+    from kvfix.score.show import davis_notes, davis_table
+
+    options = DavisOptions(pred, gt, out, seed, year)
+    outcome = _run(lambda: run(options, command=command_line(), watch=RichWatch()))
+    _show(outcome, davis_table(outcome.record), davis_notes(outcome.record), as_json)
+
+
+@score_app.command("davis2016")
+def score_davis2016(
+    pred: Annotated[Path, typer.Option(help="Results: <sequence>/<frame>.png, one object.")],
+    gt: Annotated[Path, typer.Option(help="DAVIS folder (val of 2016), or masks alike.")],
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The same as `davis --year 2016`: one object a sequence, whatever the truth's labels are."""
+    score_davis(pred, gt, 2016, out, seed, as_json)
+
+
+@score_app.command("spair")
+def score_spair(
+    pred: Annotated[
+        Path, typer.Option(help='JSONL: {"pair": "000001-SRC-TRG:cat", "xy": [[x, y], ...]}.')
+    ],
+    gt: Annotated[Path, typer.Option(help="SPair-71k folder (test); photos are not needed.")],
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Correct keypoints (PCK) of SPair-71k, per image and per point.
+
+    A line a pair, named as in Layout/large/test.txt. "xy" holds a point for
+    each of the pair's keypoints, in the annotation's order and in pixels of
+    the original target photo.
+    A point counts at distance <= alpha * longer side of the target's box, and
+    of the target image; alpha is 0.05, 0.1, 0.15.
+    A pair without a line counts as all wrong; if more than 5 % have none, the
+    figures are printed, but the exit code is 1.
+    """
+    from kvfix.score.record import Options
+    from kvfix.score.spair import score_spair as run
+
+    options = Options(pred, gt, out, seed)
+    _score_units(run, options, as_json)
+
+
+@score_app.command("refcoco")
+def score_refcoco(
+    pred: Annotated[
+        Path,
+        typer.Option(help='JSONL: {"id": "...", "rle": {"size": [h, w], "counts": "..."}}.'),
+    ],
+    gt: Annotated[Path, typer.Option(help="Folder of testA's or testB's parquet files.")],
+    profile: Annotated[
+        Literal["lisa", "lavt"],
+        typer.Option(help="IoU of an empty mask against an empty truth: lisa 1, lavt 0."),
+    ] = "lisa",
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Referring segmentation of RefCOCO: cIoU, mIoU (gIoU) and P@0.5 to 0.9 over sentences.
+
+    A line a sentence: "id" is <split>-<row, 5 digits>-<sentence>, both counted
+    from 0 in the files' order, such as testA-00012-0. "rle" is COCO's
+    run-length mask of the original photo, counts as text or list.
+    A sentence without a line counts as an empty mask; if more than 5 % have
+    none, the figures are printed, but the exit code is 1.
+    """
+    from kvfix.score.refcoco import RefcocoOptions
+    from kvfix.score.refcoco import score_refcoco as run
+
+    options = RefcocoOptions(pred, gt, out, seed, profile)
+    _score_units(run, options, as_json)
+
+
+@score_app.command("pascal5i")
+def score_pascal5i(
+    pred: Annotated[Path, typer.Option(help="Masks: <episode id>.png, 400 x 400.")],
+    gt: Annotated[Path, typer.Option(help="VOC2012 folder.")],
+    class_maps: Annotated[
+        bool, typer.Option("--class-maps", help="Pixels are VOC class ids, not 0 and 1 or 255.")
+    ] = False,
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Few-shot segmentation of Pascal-5i: mIoU and FB-IoU over HSNet's episodes.
+
+    A PNG an episode, named by its id, such as
+    fold0-0007-2007_000762-bottle.png: a binary mask of the query (0 and 1, or
+    0 and 255), or with --class-maps a map of VOC class ids, of which the
+    episode's own is foreground. Masks are those of the 400 x 400 query.
+    Void pixels of the truth count nowhere.
+    An episode without a mask counts as an empty one; if more than 5 % have
+    none, the figures are printed, but the exit code is 1.
+    """
+    from kvfix.score.pascal5i import PascalOptions
+    from kvfix.score.pascal5i import score_pascal5i as run
+
+    options = PascalOptions(pred, gt, out, seed, class_maps)
+    _score_units(run, options, as_json)
+
+
+@score_app.command("imagenet_s")
+def score_imagenet_s(
+    pred: Annotated[
+        Path, typer.Option(help="Class maps: <wordnet id>/<image>.png, RGB, id = R + 256 * G.")
+    ],
+    gt: Annotated[Path, typer.Option(help="ImageNetS50, ImageNetS300 or ImageNetS919 folder.")],
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Semantic segmentation of ImageNet-S: mIoU over all classes and background.
+
+    A PNG an image, of its size and in the official encoding: the class id is
+    R + 256 * G, 0 for everything else. IoUs are pooled over the validation
+    images. Pixels that are 1000 in the truth do
+    not count. A class that the truth lacks counts 0, and is named: then the
+    figure is that of a subset.
+    An image without a map counts as background; if more than 5 % have none,
+    the figures are printed, but the exit code is 1.
+    """
+    from kvfix.score.imagenet_s import score_imagenet_s as run
+    from kvfix.score.record import Options
+
+    options = Options(pred, gt, out, seed)
+    _score_units(run, options, as_json)
+
+
+@score_app.command("msrc")
+def score_msrc(
+    pred: Annotated[Path, typer.Option(help="Masks: <group>/<image>.png or .bmp.")],
+    gt: Annotated[Path, typer.Option(help="MSRC folder: <group>/GroundTruth/<image>.bmp.")],
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Co-segmentation of MSRC: Jaccard index J and pixel precision P, means over groups.
+
+    A mask an image, named like it and of its size: 0 and 1, or 0 to 255 with
+    foreground above 127, as in the truth. J is the foreground IoU of an image,
+    P its share of right pixels, foreground and background; both are means over
+    a group's images, then over groups.
+    An image without a mask counts as an empty one; if more than 5 % have none,
+    the figures are printed, but the exit code is 1.
+    """
+    from kvfix.score.msrc import score_msrc as run
+    from kvfix.score.record import Options
+
+    options = Options(pred, gt, out, seed)
+    _score_units(run, options, as_json)

@@ -1,0 +1,369 @@
+"""Two run folders, unit by unit: what may be compared, and what is in one of them only.
+
+A run folder holds `run.json` and `samples/*.jsonl`. A line with `score` is a probe's score of one
+unit at one site, one with `correct` and no score an answered question. Lines of a control are left
+alone.
+
+Shapes: N units that both runs scored, S sites that both scored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvfix.eval.results import Table
+from kvfix.eval.source import Site
+from kvfix.eval.stats.paired import Ratio
+from kvfix.runs.fingerprint import flat, not_recorded
+from kvfix.runs.folder import read_run
+from kvfix.runs.samples import Row
+
+PROBE_KEYS = ("id", "cluster", "task", "dataset", "site", "layer", "head", "metric", "score")
+QUESTION_KEYS = ("id", "cluster", "task", "correct", "letter", "answer", "unparsed")
+# The same answers or features would get another score: no difference between the models.
+RULES = ("benchmark", "protocol", "profile", "parsed", "mcq.profile", "mcq.version")
+
+# Sums that rows may carry, and what their ratio over all units is called. Where the benchmark's
+# own figure is a mean over classes, the ratio is pooled within each class.
+POOLS = {("inter", "union"): "pooled IoU", ("correct", "points"): "PCK per point"}
+BY_CLASS = ("foreground_segmentation", "semantic_segmentation")
+
+Name = tuple[str, str]  # task, dataset
+
+
+@dataclass
+class Side:
+    """One run: its record and its rows by (task, dataset); `left_out` is unit -> why."""
+
+    folder: Path
+    record: dict[str, Any]
+    probes: dict[Name, list[Row]] = field(default_factory=dict)
+    questions: dict[Name, list[Row]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A ratio of sums over units before and after; with `classes` the mean of a ratio a class."""
+
+    metric: str
+    before: Ratio
+    after: Ratio
+    classes: list[str] | None  # one a unit
+
+
+@dataclass(frozen=True)
+class ProbePair:
+    """One probe on the units and sites that both runs scored, in the order of BEFORE."""
+
+    task: str
+    dataset: str
+    metric: str
+    whole_before: Table  # every unit of BEFORE: what its own report chose the best layer on
+    ids: list[str]
+    clusters: list[str]
+    sites: list[Site]
+    before_NS: np.ndarray
+    after_NS: np.ndarray
+    pooled: Pooled | None  # where the rows carry sums
+
+
+@dataclass(frozen=True)
+class QuestionPair:
+    """The questions of one dataset that both runs answered; tasks stand in `task`."""
+
+    dataset: str
+    before: list[Row]
+    after: list[Row]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """All that two runs share, and a list of what they do not."""
+
+    probes: list[ProbePair]
+    questions: list[QuestionPair]
+    units: list[dict[str, Any]]  # one a (task, dataset): shared, only_before, only_after, why
+    notes: list[str]
+
+
+def read_side(folder: Path) -> Side:
+    """Read a finished run.
+
+    Raises:
+        FileNotFoundError: no run or no samples there.
+        ValueError: an unfinished run, or a line that is no sample; file and line are named.
+    """
+    side = Side(folder, read_run(folder))
+    if side.record.get("complete") is False:
+        raise ValueError(
+            f"{folder}: expected a finished run, found one that was interrupted; start its command "
+            "again, it goes on where it stopped"
+        )
+    files = sorted((folder / "samples").glob("*.jsonl"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: expected samples/*.jsonl in a run folder, found none")
+    entries = side.record.get("data")
+    data = [d for d in entries if isinstance(d, dict)] if isinstance(entries, list) else []
+    named = {str(d.get("dataset")) for d in data}
+    fallback = named.pop() if len(named) == 1 else "questions"
+    for file in files:
+        for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+            _place(side, _row(line, f"{file}:{number}"), fallback)
+    return side
+
+
+def pair(before: Side, after: Side) -> Pairing:
+    """Align two runs by (task, dataset, site, layer, head, id).
+
+    Raises:
+        ValueError: other data or rules of scoring, or nothing that both runs scored.
+    """
+    _same_rules(before, after)
+    _same_data(before, after)
+    pairing = Pairing([], [], [], [])
+    for name in _union(before.questions, after.questions):
+        rows = [_by_id(s.questions.get(name, []), s.folder) for s in (before, after)]
+        shared = _list_units(pairing, name, before, after, *rows)
+        if shared:
+            was, now = ([side[i] for i in shared] for side in rows)
+            for a, b in zip(was, now, strict=True):
+                _same(f"question {a['id']}", ("task", "answer", "cluster"), a, b)
+            pairing.questions.append(QuestionPair(name[1], was, now))
+    for name in _union(before.probes, after.probes):
+        units = [_by_unit(s.probes.get(name, []), s.folder) for s in (before, after)]
+        shared = _list_units(pairing, name, before, after, *units)
+        if shared:
+            for i in shared:
+                _same(f"{name[0]}, unit {i}", ("cluster", "metric"), units[0][i][0], units[1][i][0])
+            pairing.probes.append(_probe(name, before, after, shared, pairing.notes))
+    if not pairing.questions and not pairing.probes:
+        raise ValueError(
+            f"expected units that both runs scored, found none: {before.folder} holds "
+            f"{_holds(before)}; {after.folder} holds {_holds(after)}"
+        )
+    return pairing
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything but the data in which the fingerprints of two records differ, key by key.
+
+    What an older kvfix did not record is no difference; `not_recorded` names it.
+    """
+    then, now = (fingerprint_of(r) for r in (before, after))
+    skipped = {"data", *not_recorded(then, now), *not_recorded(now, then)}
+    was, now = flat(then), flat(now)
+    return [
+        {"key": key, "before": was.get(key), "after": now.get(key)}
+        for key in _union(was, now)
+        if key.partition(".")[0] not in skipped and was.get(key) != now.get(key)
+    ]
+
+
+def fingerprint_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What moved the scores of a run, as far as its record says so."""
+    found = record.get("fingerprint")
+    return found if isinstance(found, dict) else {}
+
+
+def _same_rules(before: Side, after: Side) -> None:
+    for item in differences(before.record, after.record):
+        if item["key"] in RULES and None not in (item["before"], item["after"]):
+            raise ValueError(
+                f"{item['key']}: expected the same before and after, found {item['before']!r} in "
+                f"{before.folder} and {item['after']!r} in {after.folder}; the same answers would "
+                "get other scores, so score both in one way"
+            )
+
+
+def _same_data(before: Side, after: Side) -> None:
+    """Equal fingerprints wherever both runs name the same data; `n` may differ (`--limit`)."""
+    was, now = (_data(s.record) for s in (before, after))
+    for name in was.keys() & now.keys():
+        if was[name] != now[name]:
+            raise ValueError(
+                f"{name}: expected the same data before and after, found {was[name]} in "
+                f"{before.folder} and {now[name]} in {after.folder}"
+            )
+
+
+def _data(record: dict[str, Any]) -> dict[str, str]:
+    """`dataset/task` -> split and digest."""
+    entries = record.get("data")
+    entries = [d for d in entries if isinstance(d, dict)] if isinstance(entries, list) else []
+    found = {
+        f"{d.get('dataset')}/{d.get('task', 'all')}": f"split {d.get('split')}, SHA-256 "
+        f"{d.get('sha256')}"
+        for d in entries
+    }
+    if not found:
+        raise ValueError('run.json: expected a list "data" with SHA-256 digests, found none')
+    return found
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected one JSON object a line, found {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    if "left_out" in row or "without_readout" in row:
+        return row
+    question = _is_question(row)
+    missing = [k for k in (QUESTION_KEYS if question else PROBE_KEYS) if k not in row]
+    if missing:
+        raise ValueError(f"{where}: expected {', '.join(missing)}, found {sorted(row)}")
+    if not all(isinstance(row[k], str) for k in ("id", "cluster", "task")):
+        raise ValueError(f"{where}: expected texts as id, cluster and task, found other types")
+    value = row["correct" if question else "score"]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where}: expected a finite score, found {value!r}")
+    if question and value not in (0, 1):
+        raise ValueError(f"{where}: expected correct to be 0 or 1, found {value!r}")
+    return row
+
+
+def _is_question(row: Row) -> bool:
+    """Whether it is an answer; a probe's row may count correct keypoints beside its score."""
+    return "correct" in row and "score" not in row
+
+
+def _place(side: Side, row: Row, dataset: str) -> None:
+    if row.get("control") is not None or "without_readout" in row:
+        return
+    if "left_out" in row:
+        side.left_out[str(row.get("id"))] = str(row["left_out"])
+    elif _is_question(row):
+        name = ("mcq", str(row.get("dataset") or dataset))
+        side.questions.setdefault(name, []).append(row)
+    else:
+        side.probes.setdefault((row["task"], str(row["dataset"])), []).append(row)
+
+
+def _by_id(rows: Sequence[Row], folder: Path) -> dict[str, Row]:
+    found: dict[str, Row] = {}
+    for row in rows:
+        if found.setdefault(row["id"], row) is not row:
+            raise ValueError(f"{folder}: expected question {row['id']} once, found it again")
+    return found
+
+
+def _by_unit(rows: Sequence[Row], folder: Path) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["id"], []).append(row)
+    for name, unit in found.items():
+        places = [(r["site"], r["layer"], r["head"]) for r in unit]
+        if len(set(places)) < len(places) or len(unit) != unit[0].get("rows", len(unit)):
+            raise ValueError(
+                f"{folder}: expected one line a site for unit {name} and {unit[0].get('rows')} "
+                f"lines in all, found {len(unit)}; start the run's command again"
+            )
+    return found
+
+
+def _list_units(
+    pairing: Pairing, name: Name, before: Side, after: Side, was: dict, now: dict
+) -> list[str]:
+    """Note what is in one run only; the ids of the others, in the order of BEFORE."""
+    shared = [i for i in was if i in now]
+    only = [i for i in was if i not in now], [i for i in now if i not in was]
+    why = {
+        i: s.left_out[i] for s in (before, after) for i in (*only[0], *only[1]) if i in s.left_out
+    }
+    pairing.units.append(
+        {
+            "task": name[0],
+            "dataset": name[1],
+            "shared": len(shared),
+            "only_before": only[0],
+            "only_after": only[1],
+            "why": why,
+        }
+    )
+    return shared
+
+
+def _same(what: str, keys: Sequence[str], before: Row, after: Row) -> None:
+    for key in keys:
+        if before[key] != after[key]:
+            raise ValueError(
+                f"{what}: expected the same {key} before and after, found {before[key]!r} and "
+                f"{after[key]!r}; these are not the same data"
+            )
+
+
+def _probe(name: Name, before: Side, after: Side, shared: list[str], notes: list[str]) -> ProbePair:
+    wanted = set(shared)
+    rows = [[r for r in s.probes[name] if r["id"] in wanted] for s in (before, after)]
+    was, now = (_table(r) for r in rows)
+    sites = [s for s in was.sites if s in now.sites]
+    for side, table, other in (("BEFORE", was, now), ("AFTER", now, was)):
+        if alone := [s for s in table.sites if s not in other.sites]:
+            kinds = sorted(
+                {
+                    (s.site or "predictions") + (" by head" if s.head is not None else "")
+                    for s in alone
+                }
+            )
+            notes.append(
+                f"{name[0]} ({name[1]}): {len(alone)} sites are in {side} only and not compared "
+                f"({', '.join(kinds)})."
+            )
+    cluster_of = dict(zip(was.ids, was.clusters, strict=True))
+    return ProbePair(
+        *name,
+        rows[0][0]["metric"],
+        _table(before.probes[name]),
+        shared,
+        [cluster_of[i] for i in shared],
+        sites,
+        _pick(was, shared, sites),
+        _pick(now, shared, sites),
+        _pooled(name[0], rows, shared, sites),
+    )
+
+
+def _pooled(
+    task: str, rows: list[list[Row]], shared: list[str], sites: list[Site]
+) -> Pooled | None:
+    every = [r for side in rows for r in side]
+    for sums, metric in POOLS.items():
+        if not all(r.keys() >= set(sums) for r in every):
+            continue
+        before, after = (
+            Ratio(*(_pick(_table(side, key), shared, sites) for key in sums)) for side in rows
+        )
+        if task in BY_CLASS and all("category" in r for r in every):
+            category_of = {r["id"]: str(r["category"]) for r in rows[0]}
+            return Pooled("mIoU", before, after, [category_of[i] for i in shared])
+        return Pooled(metric, before, after, None)
+    return None
+
+
+def _table(rows: Sequence[Row], key: str = "score") -> Table:
+    blank = {"chance": math.nan, "ceiling": math.nan}
+    return Table([{**blank, **row, "score": row[key]} for row in rows])
+
+
+def _pick(table: Table, ids: Sequence[str], sites: Sequence[Site]) -> np.ndarray:
+    row_of = {name: i for i, name in enumerate(table.ids)}
+    column_of = {site: s for s, site in enumerate(table.sites)}
+    return table.score_NS[np.ix_([row_of[i] for i in ids], [column_of[s] for s in sites])]
+
+
+def _union(a: dict, b: dict) -> list:
+    return list(dict.fromkeys((*a, *b)))
+
+
+def _holds(side: Side) -> str:
+    names = [f"{task} ({dataset})" for task, dataset in (*side.questions, *side.probes)]
+    return ", ".join(names) or "no scored unit"

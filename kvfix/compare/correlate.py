@@ -1,0 +1,417 @@
+"""`kvfix compare --correlate`: does a model that gains more on its projector also answer better?
+
+The paper (arXiv 2510.04819) finds that how much the language model adds to what the projector
+passes in goes with the model's overall perception. Here a run is one point: on one side a probe's
+score of the image values minus its score of the projector, on the other the accuracy of the
+answers, both out of run.json. Spearman's rho over the runs, with an interval over runs: it says
+what other models of the same kind would show, not what other units would.
+
+Shapes: N runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+import kvfix
+from kvfix.compare.align import RULES, differences
+from kvfix.compare.run import Outcome
+from kvfix.eval.mcq.run import READOUT
+from kvfix.eval.probes.tasks import TASKS
+from kvfix.eval.stats.paired import holm
+from kvfix.report.correlate import write_correlation
+from kvfix.runs.fingerprint import versions
+from kvfix.runs.folder import read_run
+from kvfix.runs.lock import locked
+
+PLACES = ("best", "last")
+ALL = "all probes"  # the mean gain over the probes that every run has
+SAME_MODEL = ("weights", "adapter", "dtype", "quant")  # two runs equal in these are one point
+LEVEL = 0.05
+
+Record = dict[str, Any]
+Name = tuple[str, str, str]  # task, dataset, metric
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of `kvfix compare --correlate` can say."""
+
+    runs: tuple[Path, ...]
+    out: Path = Path("runs/correlate")
+
+
+class Gain(NamedTuple):
+    """What a run's values add to its projector at one probe; one entry a value layer."""
+
+    by_layer: tuple[float, ...]
+
+    @property
+    def best_layer(self) -> int:
+        """The layer of the highest score: the same optimism in every run, ranks bear it."""
+        return int(np.argmax(self.by_layer))
+
+    def at(self, place: str) -> float:
+        """At the `best` or the `last` layer."""
+        return self.by_layer[self.best_layer if place == "best" else -1]
+
+
+def correlate(options: Options, *, command: str) -> Outcome:
+    """Correlate over runs and write correlate.json, correlate.html and correlate.md.
+
+    Raises:
+        ValueError: runs that measured other things, the same model twice, or lack one side.
+        FileNotFoundError: a folder without a run.
+        InUse: another process is writing `out`.
+    """
+    with locked(options.out, command=command):
+        return _correlate(options, command)
+
+
+def _correlate(options: Options, command: str) -> Outcome:
+    start, started = time.monotonic(), datetime.now(UTC).isoformat()
+    records = [_finished(folder) for folder in options.runs]
+    _comparable(options.runs, records)
+    gains = [_gains(record) for record in records]
+    answers = [_answers(record) for record in records]
+    probes = _held_by_all(gains, options.runs, "probes at the projector and at value layers")
+    questions = _held_by_all(answers, options.runs, "answers to questions")
+    rows = _correlations(gains, probes, answers, questions)
+    record = {
+        "kvfix": kvfix.__version__,
+        "kind": "correlate",
+        "command": command,
+        "started": started,
+        "seconds": round(time.monotonic() - start, 1),
+        "runs": [
+            _card(folder, record, gain, answer)
+            for folder, record, gain, answer in zip(
+                options.runs, records, gains, answers, strict=True
+            )
+        ],
+        "correlations": rows,
+        "findings": [_finding(row) for row in rows if row["place"] in PLACES],
+        "notes": _notes(records, gains, probes, answers, questions),
+        "versions": versions(),
+    }
+    return Outcome(record, write_correlation(options.out, record), failed=False)
+
+
+def _finished(folder: Path) -> Record:
+    record = read_run(folder)
+    if record.get("complete") is False:
+        raise ValueError(
+            f"{folder}: expected a finished run, found one that was interrupted; start its command "
+            "again, it goes on where it stopped"
+        )
+    return record
+
+
+def _comparable(folders: Sequence[Path], records: Sequence[Record]) -> None:
+    """The same units under the same rules in every run, and no model twice.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    for (a, was), (b, now) in combinations(zip(folders, records, strict=True), 2):
+        for item in differences(was, now):
+            if item["key"] in RULES and None not in (item["before"], item["after"]):
+                raise ValueError(
+                    f"{item['key']}: expected one rule of scoring in all runs, found "
+                    f"{item['before']!r} in {a} and {item['after']!r} in {b}"
+                )
+        mine, other = _data(was), _data(now)
+        for name in mine.keys() & other.keys():
+            if mine[name] != other[name]:
+                raise ValueError(
+                    f"{name}: expected the same units in all runs, found {mine[name]} in {a} and "
+                    f"{other[name]} in {b}; run both on the same data with the same --limit"
+                )
+        models = [[(r.get("fingerprint") or {}).get(k) for k in SAME_MODEL] for r in (was, now)]
+        if models[0][0] is not None and models[0] == models[1]:
+            raise ValueError(
+                f"expected another model in every run, found the same weights and adapter in {a} "
+                f"and {b}; one model is one point"
+            )
+
+
+def _data(record: Record) -> dict[str, str]:
+    return {
+        f"{d.get('dataset')}/{d.get('task')}": f"n = {d.get('n')}, split {d.get('split')}, SHA-256 "
+        f"{d.get('sha256')}"
+        for d in record.get("data") or []
+    }
+
+
+def _gains(record: Record) -> dict[Name, Gain]:
+    """By task, dataset and metric: each value layer's score minus the projector's."""
+    rows = [
+        r
+        for r in record.get("results") or []
+        if r.get("control") is None and r.get("head") is None and r.get("value") is not None
+    ]
+    found: dict[Name, Gain] = {}
+    for row in rows:
+        name = (row["task"], row["dataset"], row["metric"])
+        probe = TASKS.get(row["task"])
+        is_own = row["metric"] == (probe.metric if probe else "accuracy")
+        if row.get("site") != "projector" or not is_own:
+            continue
+        layers = {
+            r["layer"]: r["value"] - row["value"]
+            for r in rows
+            if r.get("site") == "value" and (r["task"], r["dataset"], r["metric"]) == name
+        }
+        if layers and sorted(layers) == list(range(len(layers))):
+            found[name] = Gain(tuple(layers[i] for i in range(len(layers))))
+    return found
+
+
+def _answers(record: Record) -> dict[tuple[str, str], float]:
+    """Macro accuracy by dataset and way of answering."""
+    return {
+        (r["dataset"], r["scoring"]): r["value"]
+        for r in record.get("results") or []
+        if r.get("task") == "mcq" and r.get("metric") == "accuracy_macro"
+    }
+
+
+def _held_by_all(sides: Sequence[dict], folders: Sequence[Path], what: str) -> list:
+    """The names that every run holds.
+
+    Raises:
+        ValueError: none.
+    """
+    shared = [name for name in sides[0] if all(name in side for side in sides)]
+    if not shared:
+        empty = [str(f) for f, side in zip(folders, sides, strict=True) if not side]
+        raise ValueError(
+            f"expected {what} that all runs share, found none"
+            + (f" in {', '.join(empty)}" if empty else "")
+            + "; `kvfix diagnose` and `kvfix eval` measure both sides"
+        )
+    return shared
+
+
+def _correlations(
+    gains: Sequence[dict[Name, Gain]],
+    probes: Sequence[Name],
+    answers: Sequence[dict[tuple[str, str], float]],
+    questions: Sequence[tuple[str, str]],
+) -> list[Record]:
+    """One row a probe, place and way of answering; Holm's p over the rows of `PLACES`."""
+    rows = []
+    for dataset, scoring in questions:
+        y = [run[dataset, scoring] for run in answers]
+        said: dict[str, str | None] = {"questions": dataset, "scoring": scoring}
+        for name in probes:
+            mine = [run[name] for run in gains]
+            of = said | dict(zip(("task", "dataset", "metric"), name, strict=True))
+            for place in PLACES:
+                rows.append(_row([g.at(place) for g in mine], y, place=place, layer=None, **of))
+            if len({len(g.by_layer) for g in mine}) == 1:
+                for layer in range(len(mine[0].by_layer)):
+                    x = [g.by_layer[layer] for g in mine]
+                    rows.append(_row(x, y, place="layer", layer=layer, **of))
+        if len(probes) > 1:
+            for place in PLACES:
+                x = [float(np.mean([run[name].at(place) for name in probes])) for run in gains]
+                of = said | {"task": ALL, "dataset": None, "metric": None}
+                rows.append(_row(x, y, place=place, layer=None, **of))
+    tested = [r for r in rows if r["place"] in PLACES and r["p"] is not None]
+    for row, p in zip(tested, holm([r["p"] for r in tested]), strict=True):
+        row["p_holm"] = float(p)
+        row["clear"] = bool(p < LEVEL)
+    return rows
+
+
+def _row(x: Sequence[float], y: Sequence[float], **named: Any) -> Record:
+    got = rank_correlation(np.array(x), np.array(y))
+    has_interval = not np.isnan(got.low)
+    return named | {
+        "rho": None if np.isnan(got.rho) else got.rho,
+        "ci": [got.low, got.high] if has_interval else None,
+        "p": got.p if has_interval else None,
+        "p_holm": None,
+        "n": got.n,
+        "clear": False,
+        "gains": list(x),
+        "accuracies": list(y),
+    }
+
+
+def _finding(row: Record) -> Record:
+    where = "best value layer" if row["place"] == "best" else "last value layer"
+    probe = row["task"].replace("_", " ")
+    if row["dataset"] not in (None, "scenes"):
+        probe += f" ({row['dataset']})"
+    said = "written answers" if row["scoring"] == "generation" else "answers by log-probability"
+    if row["rho"] is None:
+        what = "no order to compare: too few runs, or all alike on one side"
+    elif row["ci"] is None:
+        what = f"Spearman's rho {row['rho']:+.2f}, too few runs to tell (at least {FEWEST})"
+    else:
+        certain = "" if row["clear"] else ", not clear"
+        low, high = row["ci"]
+        what = (
+            f"Spearman's rho {row['rho']:+.2f} [{low:+.2f}, {high:+.2f}], p = {row['p']:.3f}, "
+            f"{row['p_holm']:.3f} after Holm's correction{certain}"
+        )
+    text = (
+        f"{probe}: gain of the LM over the projector ({where}) and accuracy of {said} "
+        f"({row['questions']}): {what} (n = {row['n']} runs)."
+    )
+    keys = ("task", "dataset", "ci", "n", "clear")
+    name = f"correlate.{row['place']}.{row['scoring']}"
+    return {"id": name, "text": text, "value": row["rho"], **{k: row[k] for k in keys}}
+
+
+def _card(
+    folder: Path, record: Record, gains: dict[Name, Gain], answers: dict[tuple[str, str], float]
+) -> Record:
+    """One point, as the report lists it."""
+    model = record.get("model") or {}
+    adapter = model.get("adapter")
+    return {
+        "folder": str(folder),
+        "name": str(model.get("id") or folder) + (f" + {adapter}" if adapter else ""),
+        "kind": record.get("kind"),
+        "command": record.get("command"),
+        "gains": [
+            {
+                **dict(zip(("task", "dataset", "metric"), name, strict=True)),
+                **{place: gain.at(place) for place in PLACES},
+                "best_layer": gain.best_layer,
+                "by_layer": list(gain.by_layer),
+            }
+            for name, gain in gains.items()
+        ],
+        "answers": [
+            {"dataset": d, "scoring": s, "accuracy_macro": v} for (d, s), v in answers.items()
+        ],
+    }
+
+
+def _notes(
+    records: Sequence[Record],
+    gains: Sequence[dict[Name, Gain]],
+    probes: Sequence[Name],
+    answers: Sequence[dict],
+    questions: Sequence[tuple[str, str]],
+) -> list[str]:
+    notes = [
+        "Runs count as independent points. Checkpoints of one training, or adapters of one base, "
+        "are not: their interval is too short."
+    ]
+    if len(records) < FEWEST:
+        notes.append(
+            f"{len(records)} runs are too few to tell: from {FEWEST} on there is an interval."
+        )
+    for side, held, what in ((gains, probes, "probe"), (answers, questions, "questions")):
+        some = dict.fromkeys(name for run in side for name in run if name not in held)
+        notes += [f"{what} {'/'.join(name)}: left out, not every run has it." for name in some]
+    by_text = sorted(
+        {
+            r["task"].replace("_", " ")
+            for record in records
+            for r in record.get("results") or []
+            if r.get("site") == "value"
+            and r.get("control") is None
+            and not r["task"].startswith(READOUT)
+            and not any(r["task"] == name[0] for run in gains for name in run)
+        }
+    )
+    if by_text:
+        notes.append(
+            f"{', '.join(by_text)}: no score at the projector (it holds no text), so no gain."
+        )
+    return notes
+
+
+FEWEST = 5
+
+
+MOST_EXACT = 8  # 8! = 40,320 orders
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's rho of N points.
+
+    Attributes:
+        rho: in [-1, 1]; NaN for fewer than three points, or where one side is constant.
+        low: lower end of the interval; NaN for fewer than `FEWEST` points.
+        high: upper end, same.
+        p: two-sided, of no association; NaN for fewer than `FEWEST` points.
+        n: points.
+    """
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def rank_correlation(x_N: np.ndarray, y_N: np.ndarray, *, level: float = 0.95) -> RankCorrelation:
+    """Spearman's rho (ties get their mean rank) with its interval and p-value.
+
+    Where rho is 1 or -1 Fisher's z is infinite: the inner end is then that of the next smaller rho
+    that N points without ties can have, 1 - 12 / (N^3 - N), and the outer end is rho itself.
+
+    Args:
+        x_N: one number a point.
+        y_N: the same.
+        level: of the interval.
+
+    Raises:
+        ValueError: lengths differ, or a number is not finite.
+    """
+    x, y = (np.asarray(v, dtype=np.float64) for v in (x_N, y_N))
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"expected two lists of one length, found shapes {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("expected finite numbers, found NaN or infinity; leave such points out")
+    n, nan = len(x), float("nan")
+    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return RankCorrelation(nan, nan, nan, nan, n)
+    found = stats.spearmanr(x, y)
+    rho = float(np.clip(found.statistic, -1, 1))
+    if n < FEWEST:
+        return RankCorrelation(rho, nan, nan, nan, n)
+    p = _exact_p(x, y) if n <= MOST_EXACT else float(found.pvalue)
+    return RankCorrelation(rho, *_interval(rho, n, level), p, n)
+
+
+def _interval(rho: float, n: int, level: float) -> tuple[float, float]:
+    inner = np.copysign(min(abs(rho), 1 - 12 / (n**3 - n)), rho)
+    reach = special.ndtri((1 + level) / 2) * np.sqrt((1 + inner**2 / 2) / (n - 3))
+    z = np.arctanh(inner)
+    whole = abs(rho) > abs(inner)
+    return (
+        rho if whole and rho < 0 else float(np.tanh(z - reach)),
+        rho if whole and rho > 0 else float(np.tanh(z + reach)),
+    )
+
+
+def _exact_p(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """The share of all pairings of the ranks whose rho is at least as far from 0."""
+    x, y = (v - v.mean() for v in (stats.rankdata(x_N), stats.rankdata(y_N)))
+
+    def covariance(x: np.ndarray, axis: int) -> np.ndarray:
+        # rho but for a factor that no order changes; a multiple of 1/4, made exact for ties.
+        return np.round(4 * (x * y).sum(axis))
+
+    tested = stats.permutation_test(
+        (x,), covariance, permutation_type="pairings", vectorized=True, n_resamples=np.inf, axis=-1
+    )
+    # Two-sided in scipy is twice the smaller tail; by distance from 0 is the usual one for rho.
+    return float((np.abs(tested.null_distribution) >= abs(tested.statistic)).mean())

@@ -1,0 +1,1 @@
+"""Procedural scenes: how they are painted, and all that can be asked of them."""

@@ -1,0 +1,344 @@
+"""What a repair learns from: one conversation about images, and what is known about them beside it.
+
+Made of procedural scenes, or of training data of any form (`kvfix.data.training`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kvfix.data.scenes.paint import SIZE, generator, render, sample_scene
+from kvfix.data.scenes.questions import (
+    SKILLS,
+    random_warp,
+    scene_question,
+    warp_image,
+    warp_points,
+)
+from kvfix.data.scenes.shapes import SHAPES
+from kvfix.data.scenes.talk import conversation
+from kvfix.data.scenes.units import MAKERS
+from kvfix.data.training import PLACEHOLDER, Conversation, Conversations
+from kvfix.data.units import Pair, Question, Sentence
+
+NO_OUTPUT = -1
+MOST_SHOWN = 10  # lines on what was left out; training.json has all
+_ANSWER = re.compile(r"\(([A-E])\)")
+_OPTION = re.compile(r"^\(([A-E])\) (.+)$", re.MULTILINE)
+
+
+class Turn(NamedTuple):
+    """What the user says, images and texts in their order, and what the assistant should answer.
+
+    `None` stands for the next image. An empty answer is none: nothing is learned from it.
+    """
+
+    user: tuple[str | None, ...]
+    answer: str
+    learned: bool = True  # an answer that is not is read, as what was said before
+
+
+class Known(NamedTuple):
+    """A mask on an image of an example."""
+
+    image: int
+    mask_HW: np.ndarray  # uint8, 0 or 1, 255 void
+    category: int = 0  # output of a mask head that learns it; NO_OUTPUT: none does
+    named: bool = False  # the first user's text ends with its name
+
+
+class Matched(NamedTuple):
+    """Points of two images that show the same, (x, y) in pixels, centres at integers."""
+
+    image_a: int
+    image_b: int
+    a_K2: np.ndarray
+    b_K2: np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sample.
+
+    Attributes:
+        id: Stable name.
+        images: RGB, possibly none.
+        turns: At least one; placeholders of all turns together are as many as the images.
+        masks: Known masks.
+        matches: Known matches.
+        question: The multiple-choice question that the (only) turn asks; a readout may answer it.
+        system: What the system turn says; empty for the chat template's own.
+    """
+
+    id: str
+    images: tuple[Image.Image, ...]
+    turns: tuple[Turn, ...]
+    masks: tuple[Known, ...] = ()
+    matches: tuple[Matched, ...] = ()
+    question: Question | None = None
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class Examples(Sequence[Example]):
+    """`n` examples, each made when it is asked for.
+
+    Args:
+        name: of the data.
+        n: how many.
+        make: index -> example.
+        left_out: bad lines of a file, and why.
+        notes: what its user should know, a line each.
+        forms: how many records of a file are of each form.
+        sha256: of what they are made of.
+    """
+
+    name: str
+    n: int
+    make: Callable[[int], Example] = field(repr=False)
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    forms: tuple[tuple[str, int], ...] = ()
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # one at a time
+        if not 0 <= index < self.n:
+            raise IndexError(f"expected an index below {self.n}, found {index}")
+        return self.make(index)
+
+    def said(self) -> list[str]:
+        """What a training tells about its data before it begins, a line each."""
+        forms = ", ".join(f"{n} of form {name}" for name, n in self.forms)
+        lines = [f"data: {self.name}: {forms}"] if forms else []
+        lines += [f"data: {note}" for note in self.notes]
+        lines += [f"left out: {line}" for line in self.left_out[:MOST_SHOWN]]
+        if (more := len(self.left_out) - MOST_SHOWN) > 0:
+            lines.append(f"... and {more} more left out: training.json lists them")
+        return lines
+
+
+def from_question(question: Question) -> Example:
+    """Images first, as `kvfix eval` asks; the answer is the letter in parentheses."""
+    user = (*[None] * len(question.images), question.prompt)
+    turn = Turn(user, question.letter)
+    return Example(question.id, question.images, (turn,), question=question)
+
+
+class Talk(NamedTuple):
+    """What is said in a conversation."""
+
+    turns: tuple[Turn, ...]
+    system: str
+
+
+def turns_of(line: Conversation) -> Talk:
+    """The turns of a record; no photo is decoded."""
+    turns: list[Turn] = []
+    user: tuple[str | None, ...] = ()
+    system = ""
+    for message in line.messages:
+        if message.role == "system":
+            system = message.content
+        elif message.role == "user":
+            user = _parts(message.content)
+        else:
+            turns.append(Turn(user, message.content, message.learned))
+    return Talk(tuple(turns), system)
+
+
+def from_conversation(line: Conversation) -> Example:
+    """One record of training data; what its masks cover together is the image's foreground."""
+    turns, system = turns_of(line)
+    masked = sorted({mask.image for mask in line.masks})
+    masks = tuple(Known(image, _union(line, image)) for image in masked)
+    pairs = sorted({(m.image_a, m.image_b) for m in line.points})
+    matches = tuple(
+        Matched(
+            a,
+            b,
+            line.upright_points(a, [m.a for m in line.points if (m.image_a, m.image_b) == (a, b)]),
+            line.upright_points(b, [m.b for m in line.points if (m.image_a, m.image_b) == (a, b)]),
+        )
+        for a, b in pairs
+    )
+    images = tuple(line.images)
+    question = asked(line, turns, images)
+    return Example(line.id, images, turns, masks, matches, question, system)
+
+
+def asked(
+    line: Conversation, turns: Sequence[Turn], pictures: tuple[Image.Image, ...]
+) -> Question | None:
+    """The multiple-choice question of a conversation that is one; None for any other.
+
+    It is one if it has a `sub_task`, a single turn whose images stand first, lettered options on
+    lines of their own, and a letter in parentheses as its answer.
+    """
+    *images, text = turns[0].user
+    letter = _ANSWER.fullmatch(turns[0].answer.strip())
+    if len(turns) != 1 or not line.sub_task or letter is None or text is None or any(images):
+        return None
+    choices = [choice for _, choice in _OPTION.findall(text)]
+    answer = ord(letter[1]) - ord("A")
+    if not 0 <= answer < len(choices):
+        return None
+    return Question(
+        line.id,
+        line.id,
+        line.sub_task,
+        pictures,
+        text,
+        tuple(choices),
+        answer,
+        official_prompt=text,
+    )
+
+
+def named_mask(line: Conversation, image: int, label: str) -> Example:
+    """The label alone as the text, and what it names: for the text-value loss."""
+    known = Known(0, _union(line, image, label), NO_OUTPUT, named=True)
+    return Example(
+        f"{line.id}/{image}/{label}", (line.images[image],), (Turn((None, label), ""),), (known,)
+    )
+
+
+def _union(line: Conversation, image: int, label: str | None = None) -> np.ndarray:
+    """All masks of a label on one image as one."""
+    chosen = [m for m in line.masks if m.image == image and label in (None, m.label)]
+    return np.maximum.reduce([line.upright_mask(mask) for mask in chosen])
+
+
+def conversation_examples(lines: Conversations) -> Examples:
+    """Every line, and one more example for each label that its masks have.
+
+    Lines are read once, for their labels; photos and masks when an example is asked for.
+    """
+    index: list[tuple[int, int, str] | tuple[int, None, None]] = []
+    whole = hashlib.sha256()
+    for number, line in enumerate(lines):
+        index.append((number, None, None))
+        whole.update(line.digest())
+        names = dict.fromkeys((m.image, m.label) for m in line.masks)
+        index += [(number, image, label) for image, label in names]
+
+    def make(i: int) -> Example:
+        number, image, label = index[i]
+        if image is None or label is None:
+            return from_conversation(lines[number])
+        return named_mask(lines[number], image, label)
+
+    return Examples(
+        lines.name,
+        len(index),
+        make,
+        left_out=tuple(str(bad) for bad in lines.bad),
+        notes=lines.notes,
+        forms=lines.forms,
+        sha256=whole.hexdigest(),
+    )
+
+
+def _parts(content: str) -> tuple[str | None, ...]:
+    """A message with `<image>` marks as texts and images, without the blanks around the marks."""
+    parts: list[str | None] = []
+    for i, text in enumerate(content.split(PLACEHOLDER)):
+        if i:
+            parts.append(None)
+        if text.strip():
+            parts.append(text.strip())
+    return tuple(parts)
+
+
+# Of every twelve examples of scenes: nine questions, then one of the others each.
+MIX = ("question",) * 9 + ("talk", "named", "pair")
+HELD_OUT = ("Semantic_Correspondence", "Relative_Depth")
+TRAINED = tuple(skill for skill in SKILLS if skill not in HELD_OUT)
+# Two of three questions are of the kind whose readout is nearly always right: what surfaces at all
+# in some hundred steps of a nano surfaces there, and only if it is seen often (recipes/RESULTS.md).
+MORE_OFTEN = {"Visual_Similarity": 12}
+TURNS = 4
+
+
+def scene_examples(split: str, n: int, *, skills: Sequence[str] = TRAINED) -> Examples:
+    """Perception questions of some skills, talk, named masks and matched views, in a fixed mix.
+
+    Args:
+        split: Of the scenes: train or val.
+        n: How many.
+        skills: Out of `SKILLS`. By default two are held out: the repair never sees their kind.
+
+    Raises:
+        ValueError: An unknown skill.
+    """
+    unknown = [skill for skill in skills if skill not in SKILLS]
+    if unknown or not skills:
+        raise ValueError(f"expected skills out of {', '.join(SKILLS)}, found {list(skills)}")
+    order = tuple(skill for skill in skills for _ in range(MORE_OFTEN.get(skill, 1)))
+
+    def make(index: int) -> Example:
+        turn, place = divmod(index, len(MIX))
+        kind = MIX[place]
+        if kind == "question":
+            number = turn * MIX.count("question") + place
+            return from_question(scene_question(split, order[number % len(order)], number))
+        return _SCENES[kind](split, index)
+
+    return Examples("scenes", n, make, sha256=f"scenes {' '.join(skills)}")
+
+
+def _talk(split: str, index: int) -> Example:
+    rng = generator(split, index, "repair talk")
+    scene = sample_scene(rng)
+    said = conversation(scene, rng, turns=TURNS)
+    turns = [
+        Turn((None, turn.question) if i == 0 else (turn.question,), turn.answer)
+        for i, turn in enumerate(said)
+    ]
+    return Example(f"{split}_talk_{index}", (render(scene).image,), tuple(turns))
+
+
+def _named(split: str, index: int) -> Example:
+    """A class name or an expression as the text, without an answer, and the mask that it names."""
+    kind = ("semantic_segmentation", "referring_segmentation")[index // len(MIX) % 2]
+    unit = MAKERS[kind](split, index)
+    assert isinstance(unit, Sentence)
+    known = Known(0, unit.mask, SHAPES.index(unit.category), named=True)
+    turn = Turn((None, unit.text), "")
+    return Example(f"repair_{unit.id}", (unit.image,), (turn,), masks=(known,))
+
+
+def _pair(split: str, index: int) -> Example:
+    """Two views of a scene, or two objects of one shape with their parts."""
+    name = f"{split}_repair_pair_{index}"
+    ask = Turn((None, None, "Compare the images."), "")
+    if zlib.crc32(name.encode()) % 2:
+        unit = MAKERS["semantic_correspondence"](split, index)
+        assert isinstance(unit, Pair)
+        match = Matched(0, 1, unit.source_xy, unit.target_xy)
+        return Example(name, (unit.source, unit.target), (ask,), matches=(match,))
+    rng = generator(split, index, "repair pair")
+    image = render(sample_scene(rng)).image
+    warp = random_warp(rng)
+    xy = rng.uniform(0.05, 0.95, (32, 2)) * SIZE
+    there = warp_points(xy, warp)
+    seen = ((there > 0) & (there < SIZE - 1)).all(1)
+    match = Matched(0, 1, xy[seen], there[seen])
+    return Example(name, (image, warp_image(image, warp)), (ask,), matches=(match,))
+
+
+_SCENES: dict[str, Callable[[str, int], Example]] = {
+    "talk": _talk,
+    "named": _named,
+    "pair": _pair,
+}

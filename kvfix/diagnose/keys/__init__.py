@@ -1,0 +1,1 @@
+"""Which image keys depend on no image, and what they do."""

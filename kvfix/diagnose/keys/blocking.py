@@ -1,0 +1,280 @@
+"""What do chosen image keys do? Block them, and see whether answers and values change.
+
+Text queries first: without edges from the text to the chosen keys the image's states stay the same
+to the last bit, so only answers can move. Then image queries: without edges from later image
+tokens to them the values themselves move, and probes can tell.
+
+Every effect stands beside the same with equally many random keys of the same layers and heads, and
+beside a control that blocks nothing and must reproduce the model bit for bit.
+
+Shapes: L layers, H KV heads, N units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from kvfix.data.left_out import Attempts, LeftOut
+from kvfix.data.units import Episode, Question
+from kvfix.eval.mcq.answer import Scores, score_options
+from kvfix.eval.mcq.ask import McqProtocol, ask
+from kvfix.eval.mcq.letters.parse import EVERY_LETTER
+from kvfix.eval.probes.tasks import TASKS
+from kvfix.eval.source import MlmSource
+from kvfix.eval.stats.bootstrap import paired_bootstrap
+from kvfix.findings import FEWEST_CLUSTERS, Finding
+from kvfix.mlm.intervene import Edit, Keys, intervene, on_tokens, random_keys
+from kvfix.mlm.layout import Layout
+from kvfix.mlm.load import Encoded, Mlm
+from kvfix.mlm.prompts import Around
+
+CONDITIONS = ("base", "nothing", "chosen", "random")
+TASK = "key_blocking"
+
+
+@dataclass
+class Effects:
+    """Scores of the same units under each condition.
+
+    Attributes:
+        metric: of the scores.
+        unit: what a unit is.
+        scores: condition -> one number a unit.
+        clusters: one label a unit.
+        skipped: units of another grid than the keys', which no condition scores.
+        left_out: why units have no score, by id.
+    """
+
+    metric: str
+    unit: str
+    scores: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in CONDITIONS})
+    clusters: list[str] = field(default_factory=list)
+    skipped: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def _blocked(mlm: Mlm, queries: str, keys_of: Callable[[Encoded], Keys] | None) -> Around:
+    """Blocks edges from the queries to keys; None blocks an empty set."""
+
+    def around(encoded: Encoded) -> AbstractContextManager[None]:
+        edits = [] if keys_of is None else [Edit(queries, keys_of(encoded), scale=0.0)]  # type: ignore[arg-type]
+        return intervene(mlm, encoded, edits)
+
+    return around
+
+
+def conditions(mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, seed: int) -> dict[str, Around]:
+    """What each condition holds open; `base` is no condition of these.
+
+    Args:
+        mlm: the model.
+        queries: "text" or "image".
+        cells_LHHW: bool, chosen keys on the image's grid, by layer and KV head.
+        seed: of the random keys, drawn again for every batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def chosen(encoded: Encoded) -> Keys:
+        return [[on_tokens(cells_LHHW, s.layout) for s in spans] for spans in encoded.images]
+
+    def random(encoded: Encoded) -> Keys:
+        # From the grid's cells only: base tile and newlines cannot be chosen either.
+        everything = torch.ones(cells_LHHW.shape[-2:], dtype=torch.bool)
+
+        def drawn(layout: Layout) -> torch.Tensor:
+            among = on_tokens(everything, layout)
+            keys = random_keys(on_tokens(cells_LHHW, layout), generator, among=among)
+            assert isinstance(keys, torch.Tensor)
+            return keys
+
+        return [[drawn(s.layout) for s in spans] for spans in encoded.images]
+
+    return {
+        "nothing": _blocked(mlm, queries, None),
+        "chosen": _blocked(mlm, queries, chosen),
+        "random": _blocked(mlm, queries, random),
+    }
+
+
+def answer_effects(
+    mlm: Mlm,
+    questions: Sequence[Question],
+    cells_LHHW: torch.Tensor,
+    protocol: McqProtocol,
+    *,
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Effects]:
+    """Accuracy by log-probability, and the log-probability of the right option, in nats.
+
+    Args:
+        mlm: the model, attention "sdpa" or "eager".
+        questions: asked as `protocol` says; all images on the grid of the keys.
+        cells_LHHW: bool, the chosen keys.
+        protocol: how questions are asked.
+        seed: of the random keys.
+        tick: called after each question and condition.
+
+    Raises:
+        ValueError: attention that cannot be changed.
+    """
+    accuracy = Effects("accuracy by log-probability", "question")
+    nats = Effects("log-probability of the right option", "question")
+    around = conditions(mlm, "text", cells_LHHW, seed)
+    attempts = Attempts(len(questions))
+
+    def scored(batch: list[Question]) -> list[dict[str, Scores]]:
+        by_condition = {
+            name: score_options(
+                mlm, batch, protocol, **({} if name == "base" else {"around": around[name]})
+            )
+            for name in CONDITIONS
+        }
+        return [{name: by_condition[name][i] for name in CONDITIONS} for i in range(len(batch))]
+
+    for start in range(0, len(questions), protocol.batch):
+        batch = questions[start : start + protocol.batch]
+        found = attempts.batch(batch, lambda question: question, scored)
+        for question, got in zip(batch, found, strict=True):
+            for _ in CONDITIONS:
+                tick()
+            if isinstance(got, LeftOut):
+                accuracy.left_out[question.id] = got.why
+                continue
+            accuracy.clusters.append(question.cluster)
+            for name in CONDITIONS:
+                right = got[name].letter == EVERY_LETTER[question.answer]
+                accuracy.scores[name].append(float(right))
+                # Of the options only: what other words are likely does not count.
+                among = torch.tensor(got[name].logprobs, dtype=torch.float64).log_softmax(0)
+                nats.scores[name].append(float(among[question.answer]))
+    nats.clusters, nats.left_out = accuracy.clusters, accuracy.left_out
+    return [accuracy, nats]
+
+
+def on_grid(mlm: Mlm, question: Question, grid_hw: tuple[int, int], protocol: McqProtocol) -> bool:
+    """Whether every image of a question lies on the keys' grid when it is asked."""
+    [spans] = mlm.encode([ask(question, protocol)]).images
+    return all(s.layout.grid_hw == grid_hw for s in spans)
+
+
+def probe_effects(
+    mlm: Mlm,
+    episodes: Sequence[Episode],
+    cells_LHHW: torch.Tensor,
+    *,
+    layer: int,
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> Effects:
+    """Few-shot foreground IoU of one value layer with image -> image edges blocked.
+
+    Args:
+        mlm: the model.
+        episodes: all images on the grid of the keys.
+        cells_LHHW: bool, the chosen keys.
+        layer: the value layer that is probed.
+        seed: of the random keys.
+        tick: called after each episode and condition.
+    """
+    effects = Effects("IoU", "episode")
+    around = conditions(mlm, "image", cells_LHHW, seed)
+    attempts = Attempts(len(episodes))
+
+    def scored(episode: Episode) -> list[float]:
+        found = []
+        for name in CONDITIONS:
+            held = {} if name == "base" else {"around": around[name]}
+            source = MlmSource(mlm, kinds=("value",), position=False, **held)  # type: ignore[arg-type]
+            scores = TASKS["foreground_segmentation"].run(episode, source, None)
+            found.append(float(scores["value"].score_S[layer]))
+        return found
+
+    for episode in episodes:
+        got = attempts.do(partial(scored, episode))
+        for _ in CONDITIONS:
+            tick()
+        if isinstance(got, LeftOut):
+            effects.left_out[episode.id] = got.why
+            continue
+        effects.clusters.append(episode.cluster)
+        for name, score in zip(CONDITIONS, got, strict=True):
+            effects.scores[name].append(score)
+    return effects
+
+
+def effect_record(effects: Effects, *, queries: str, chosen: str, seed: int) -> dict[str, Any]:
+    """Means and paired differences, for run.json."""
+    differences = {}
+    for name, (after, before) in {
+        "chosen_base": ("chosen", "base"),
+        "random_base": ("random", "base"),
+        "chosen_random": ("chosen", "random"),
+    }.items():
+        got = paired_bootstrap(
+            np.array(effects.scores[before]),
+            np.array(effects.scores[after]),
+            effects.clusters,
+            seed=seed,
+        )
+        low, high = float(got.low_S[0]), float(got.high_S[0])
+        enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
+        differences[name] = {
+            "value": float(got.value_S[0]),
+            "ci": None if np.isnan(low) else [low, high],
+            "clear": enough and (low > 0 or high < 0),
+        }
+    same = effects.scores["nothing"] == effects.scores["base"]
+    return {
+        "queries": queries,
+        "keys": chosen,
+        "metric": effects.metric,
+        "n": len(effects.clusters),
+        "unit": effects.unit,
+        "skipped": effects.skipped,
+        "means": {c: float(np.mean(s)) for c, s in effects.scores.items()},
+        "differences": differences,
+        "nothing_is_base": same,
+    }
+
+
+def effect_finding(record: dict[str, Any], *, dataset: str) -> Finding:
+    """One sentence on one record."""
+    against, base = record["differences"]["chosen_random"], record["differences"]["chosen_base"]
+    verb = {"text": "for the text", "image": "for later image tokens"}[record["queries"]]
+    certain = "" if against["clear"] else " (no clear difference to random keys)"
+    means = record["means"]
+    text = (
+        f"Blocking {record['keys']} {verb}: {record['metric']} {means['base']:.3f} -> "
+        f"{means['chosen']:.3f}, {means['random']:.3f} with equally many random keys; against the "
+        f"base {_figures(base)}, against random {_figures(against)} "
+        f"(n = {record['n']}){certain}."
+    )
+    if record["skipped"]:
+        text += (
+            f" Left out: {record['skipped']} {record['unit']}s whose images lie on another grid "
+            "than these keys, as several images in one prompt do where one alone is tiled."
+        )
+    return {
+        "id": f"keys.block_{record['queries']}",
+        "text": text,
+        "task": TASK,
+        "dataset": dataset,
+        "value": against["value"],
+        "ci": against["ci"],
+        "n": record["n"],
+        "clear": against["clear"],
+    }
+
+
+def _figures(difference: dict[str, Any]) -> str:
+    ci = difference["ci"]
+    span = "no interval" if ci is None else f"{ci[0]:+.3f}, {ci[1]:+.3f}"
+    return f"{difference['value']:+.3f} [{span}]"

@@ -1,0 +1,1 @@
+"""How often the values hold the answer that the model does not give."""

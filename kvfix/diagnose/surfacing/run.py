@@ -1,0 +1,195 @@
+"""`kvfix diagnose --only surfacing`: the model's answers beside what its values would answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvfix.data.left_out import Attempts, LeftOut, too_many
+from kvfix.data.units import Question, UnitSet
+from kvfix.diagnose.surfacing.table import (
+    SCORINGS,
+    Surfacing,
+    align,
+    surfacing,
+    surfacing_finding,
+    surfacing_result,
+)
+from kvfix.diagnose.surfacing.trained import TRAINED, n_trained, trained_readouts
+from kvfix.eval.mcq.ask import McqProtocol, concatenate
+from kvfix.eval.mcq.readouts import READOUTS
+from kvfix.eval.mcq.run import (
+    READOUT,
+    answer_results,
+    readout_path,
+    run_answers,
+    run_readouts,
+    without_readout,
+)
+from kvfix.eval.results import Table, summarise
+from kvfix.eval.source import MlmSource
+from kvfix.eval.suite import TaskRun
+from kvfix.mlm.load import Mlm
+from kvfix.runs.recorder import left_out_of
+from kvfix.runs.samples import Row
+from kvfix.session import Part, Watch
+
+SHOWN = 2  # example questions a subtask
+MOST_QUESTIONS = 160  # of a dataset, where the user sets no limit
+
+
+def diagnose_surfacing(
+    question_sets: Sequence[UnitSet],
+    mlm: Mlm,
+    folder: Path,
+    protocol: McqProtocol,
+    *,
+    limit: int | None,
+    seed: int,
+    watch: Watch,
+) -> Part:
+    """Answer and read out every question, and count what the answers leave unsaid.
+
+    Args:
+        question_sets: of task `mcq`, as `readable` leaves them.
+        mlm: the model.
+        folder: the run folder.
+        protocol: how questions are asked.
+        limit: questions to train a readout on at most, where the user sets a limit.
+        seed: of halves, folds and bootstrap.
+        watch: told how far it is.
+    """
+    part, records, trained = Part(), [], []
+    source = MlmSource(mlm, kinds=("value",), position=False)
+    for units in question_sets:
+        if not units.ids:
+            part.notes.append(
+                f"Surfacing of {units.dataset}: not measured, expected questions whose sub_task "
+                f"has a readout ({', '.join(READOUTS)}), found none; `kvfix eval` answers all"
+            )
+            continue
+        with watch.phase("answering", len(units)) as tick:
+            answers = run_answers(units, mlm, protocol, folder, tick=tick)
+        with watch.phase("reading out", len(units)) as tick:
+            readouts = run_readouts(units, source, folder, tick=tick)
+        part.results += answer_results(answers, seed=seed)
+        part.results += [r for run in readouts for r in summarise(run, seed=seed)]
+        part.left_out += answers.left_out
+        part.failed |= answers.too_many_left_out
+        unread = left_out_of(units, readout_path(folder, units))
+        part.left_out += unread
+        part.failed |= too_many(len(unread), len(units))
+        part.entries.setdefault("without_readout", {})[units.dataset] = without_readout(
+            units, folder
+        )
+        reported: dict[str, list[str]] = {}
+        for run in readouts:
+            found = _subtask(run, answers, part, folder, seed)
+            records += found.records
+            reported[found.subtask] = found.reported
+        with watch.phase("reading out, trained", n_trained(units, reported, limit)) as tick:
+            learned = trained_readouts(
+                units, reported, source, folder, limit=limit, seed=seed, tick=tick
+            )
+        part.notes += learned.notes
+        part.left_out += learned.left_out
+        part.failed |= learned.failed
+        for run in learned.runs:
+            trained += _trained(run, answers, part, seed)
+    part.entries |= {"surfacing": records, "surfacing_trained": trained}
+    return part
+
+
+class _Found(NamedTuple):
+    """A subtask's records, and the ids of the questions that they report on."""
+
+    subtask: str
+    records: list[dict[str, Any]]
+    reported: list[str]
+
+
+def _subtask(run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int) -> _Found:
+    """Both scorings of one subtask; its findings and examples go to `part`."""
+    subtask = run.units.task.removeprefix(f"{READOUT}_")
+    mine = [row for row in answers.rows if row["task"] == subtask]
+    records, reported = [], []
+    for scoring in SCORINGS:
+        readings, table = align(run.rows, mine, scoring)
+        columns = table.columns("value")
+        if not readings.ids or not columns:
+            continue
+        found = surfacing(readings, columns=columns, seed=seed)
+        reported = list(found.ids)
+        named = {"dataset": run.units.dataset, "subtask": subtask, "scoring": scoring}
+        records.append(surfacing_result(found, table, **named))
+        part.findings.append(surfacing_finding(found, table, **named))
+        if scoring == "generation":
+            part.overlays += _examples(found, table, run, mine, folder, part.notes)
+    return _Found(subtask, records, reported)
+
+
+def _trained(run: TaskRun, answers: TaskRun, part: Part, seed: int) -> list[dict[str, Any]]:
+    """Both scorings of one subtask by its trained readout."""
+    subtask = run.units.task.removeprefix(f"{READOUT}_")
+    mine = [row for row in answers.rows if row["task"] == subtask]
+    training = next(iter(run.rows))["training"]
+    how = (
+        f"linear, on {training['n']} questions of the {training['split']} split, layer by "
+        f"{training['folds']}-fold cross-validation on them"
+    )
+    part.results += summarise(run, control=TRAINED, seed=seed)
+    records = []
+    for scoring in SCORINGS:
+        readings, table = align(run.rows, mine, scoring)
+        found = surfacing(readings, columns=table.columns("value"), chosen=True, seed=seed)
+        named = {"dataset": run.units.dataset, "subtask": subtask, "scoring": scoring}
+        records.append(surfacing_result(found, table, **named) | {"training": training})
+        part.findings.append(surfacing_finding(found, table, **named, trained=how))
+    return records
+
+
+def _examples(
+    found: Surfacing,
+    table: Table,
+    run: TaskRun,
+    answers: Sequence[Row],
+    folder: Path,
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    """Pictures of the first unsurfaced questions, with what was read and what was answered."""
+    site = table.sites[found.column]
+    said = {row["id"]: row for row in answers}
+    overlays = []
+    attempts = Attempts(SHOWN, proven=True)  # what was counted stands without its pictures
+    for k, name in enumerate(found.examples[:SHOWN]):
+        file = f"figures/overlays/{run.units.task}.{run.units.dataset}.{k}.png"
+        question = attempts.do(partial(_draw, run.units, name, folder / file))
+        if isinstance(question, LeftOut):
+            notes.append(f"Picture of {name}: not drawn, {question.why}")
+            continue
+        right = question.choices[question.answer]
+        overlays.append(
+            {
+                "task": run.units.task,
+                "dataset": run.units.dataset,
+                "site": site.site,
+                "layer": site.layer,
+                "id": name,
+                "score": None,
+                "file": file,
+                "caption": f"{question.question} Right, and read from the values: {right}. "
+                f"The model answers: {said[name]['text'] or 'nothing'}",
+            }
+        )
+    return overlays
+
+
+def _draw(units: UnitSet, name: str, path: Path) -> Question:
+    """A question, whose images are saved side by side."""
+    question = units.load(units.ids.index(name))
+    assert isinstance(question, Question), type(question)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    concatenate(question.images).save(path)
+    return question

@@ -1,0 +1,296 @@
+"""How often the answer lies in the image values and does not surface in what the model answers.
+
+A readout answers a multiple-choice question from features alone. Beside the model's own answer to
+the same question this gives a 2 x 2 table; a question is unsurfaced if the readout is right and the
+answer is wrong. The rule is kvfix's own reading of arXiv 2510.04819, whose exact one is not public.
+
+A readout that guesses is right now and then too. So beside the share stands what the same readout
+yields on the features of the other questions of the task (shuffled features): the share beyond that
+is evidence that the answer was there.
+
+Shapes: N questions of one subtask, S sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from kvfix.eval.results import Result, Table
+from kvfix.eval.stats.bootstrap import (
+    Interval,
+    clustered_bootstrap,
+    halves,
+    pooled_ratio_bootstrap,
+)
+from kvfix.findings import FEWEST_CLUSTERS, Finding
+from kvfix.runs.samples import Row
+
+SCORINGS = {"generation": "correct", "logprob": "logprob_correct"}
+
+
+class Share(NamedTuple):
+    """A share in [0, 1], or a difference of two, with its 95 % interval; NaN where unknown."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def ci(self) -> list[float] | None:
+        """The interval for JSON."""
+        return None if np.isnan(self.low) else [self.low, self.high]
+
+
+class Readings(NamedTuple):
+    """One subtask under one scoring of the answers.
+
+    Attributes:
+        ids: N question ids.
+        clusters: N labels.
+        answer_N: index of the right option.
+        answered_N: bool, the model's answer is right.
+        choice_NS: the option that the readout of each site takes.
+        options_N: number of options.
+    """
+
+    ids: list[str]
+    clusters: list[str]
+    answer_N: np.ndarray
+    answered_N: np.ndarray
+    choice_NS: np.ndarray
+    options_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class Surfacing:
+    """What surfaced of one subtask, at the site whose readout was best on other questions.
+
+    Attributes:
+        column: index of the site.
+        held_out: False if too few clusters were there to choose the site on other questions.
+        counts: both right, unsurfaced, answer right alone, neither.
+        readout: accuracy of the readout.
+        answer: accuracy of the answers.
+        chance: of a guess among the options.
+        of_all: unsurfaced / all questions.
+        of_wrong: unsurfaced / questions that were answered wrong.
+        shuffled: unsurfaced / all with the features of other questions.
+        beyond: `of_all` minus `shuffled`.
+        clear: the interval of `beyond` leaves 0 out, and there are clusters enough to tell.
+        examples: ids of unsurfaced questions.
+        ids: of the questions that all figures are of.
+    """
+
+    column: int
+    held_out: bool
+    n: int
+    counts: tuple[int, int, int, int]
+    readout: Share
+    answer: Share
+    chance: float
+    of_all: Share
+    of_wrong: Share
+    shuffled: Share
+    beyond: Share
+    clear: bool
+    examples: tuple[str, ...]
+    ids: tuple[str, ...]
+
+
+def surfacing(
+    readings: Readings, *, columns: Sequence[int], chosen: bool = False, seed: int = 0
+) -> Surfacing:
+    """The 2 x 2 table of a subtask and its shares.
+
+    The site is chosen by the readout's accuracy on one half of the clusters; all figures are of the
+    other half. With fewer than four clusters both are the whole.
+
+    Args:
+        readings: readout and answers of the same questions.
+        columns: sites that may be chosen.
+        chosen: the site, the first of `columns`, was chosen on questions that are not among these,
+            so that all of these report.
+        seed: of halves and bootstrap.
+
+    Raises:
+        ValueError: no question, or no site.
+    """
+    if not readings.ids or not columns:
+        raise ValueError(
+            f"expected questions and sites, found {len(readings.ids)} and {len(columns)}"
+        )
+    everyone = np.ones(len(readings.ids), bool)
+    right_NS = readings.choice_NS == readings.answer_N[:, None]
+    if chosen:
+        held_out, at, column = True, everyone, columns[0]
+    else:
+        held_out = len(set(readings.clusters)) >= 4
+        chooses_N = halves(readings.clusters, seed=seed) if held_out else everyone
+        column = columns[int(right_NS[chooses_N][:, list(columns)].mean(0).argmax())]
+        at = ~chooses_N if held_out else everyone
+    right_N, wrong_N = right_NS[at, column], ~readings.answered_N[at]
+    clusters = [c for c, use in zip(readings.clusters, at, strict=True) if use]
+    unsurfaced_N = right_N & wrong_N
+    by_others_N = wrong_N * others_right(readings.choice_NS[at, column], readings.answer_N[at])
+    parts = (right_N, ~wrong_N, unsurfaced_N, by_others_N, unsurfaced_N - by_others_N)
+    got = clustered_bootstrap(np.stack(parts, axis=1).astype(float), clusters, seed=seed)
+    readout, answer, of_all, shuffled, beyond = (_share(got, i) for i in range(len(parts)))
+    of_wrong = pooled_ratio_bootstrap(
+        unsurfaced_N.astype(float), wrong_N.astype(float), clusters, seed=seed
+    )
+    enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
+    ids = [name for name, use in zip(readings.ids, at, strict=True) if use]
+    return Surfacing(
+        column,
+        held_out,
+        len(ids),
+        (
+            int((right_N & ~wrong_N).sum()),
+            int(unsurfaced_N.sum()),
+            int((~right_N & ~wrong_N).sum()),
+            int((~right_N & wrong_N).sum()),
+        ),
+        readout,
+        answer,
+        float((1 / readings.options_N[at]).mean()),
+        of_all,
+        _share(of_wrong, 0),
+        shuffled,
+        beyond,
+        enough and (beyond.low > 0 or beyond.high < 0),
+        tuple(name for name, use in zip(ids, unsurfaced_N, strict=True) if use),
+        tuple(ids),
+    )
+
+
+def others_right(choice_N: np.ndarray, answer_N: np.ndarray) -> np.ndarray:
+    """(N,) share of the OTHER questions whose readout, taken for this one, would be right.
+
+    This is the exact mean over all ways to give a question the features of another.
+    """
+    n = len(choice_N)
+    if n < 2:
+        return np.full(n, np.nan)
+    same_NN = choice_N[None, :] == answer_N[:, None]
+    return (same_NN.sum(1) - same_NN.diagonal()) / (n - 1)
+
+
+def _share(got: Interval, s: int) -> Share:
+    return Share(float(got.value_S[s]), float(got.low_S[s]), float(got.high_S[s]))
+
+
+def align(readouts: Iterable[Row], answers: Iterable[Row], scoring: str) -> tuple[Readings, Table]:
+    """Readout rows and answer rows of one subtask -> readings of the questions that have both.
+
+    Args:
+        readouts: one row a question and site, with `choice`.
+        answers: one row a question.
+        scoring: `generation` or `logprob`.
+
+    Returns:
+        The readings, and the table whose sites are their columns.
+
+    Raises:
+        ValueError: an unknown scoring, or a question without a choice at some site.
+    """
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring: expected one of {', '.join(SCORINGS)}, found {scoring!r}")
+    of = {row["id"]: row for row in answers}
+    blank = {"chance": np.nan, "ceiling": np.nan}
+    table = Table({**r, **blank, "score": r["choice"]} for r in readouts if r["id"] in of)
+    if np.isnan(table.score_NS).any():
+        raise ValueError("expected a readout at every site of every question, found gaps")
+    mine = [of[name] for name in table.ids]
+    readings = Readings(
+        table.ids,
+        table.clusters,
+        np.array(["ABCDE".index(r["answer"]) for r in mine], dtype=int),
+        np.array([bool(r[SCORINGS[scoring]]) for r in mine], dtype=bool),
+        table.score_NS.astype(int),
+        np.array([len(r["logprobs"]) for r in mine], dtype=int),
+    )
+    return readings, table
+
+
+def surfacing_result(
+    found: Surfacing, table: Table, *, dataset: str, subtask: str, scoring: str
+) -> Result:
+    """The record of one subtask for run.json."""
+    numbers = {
+        name: {"value": None if np.isnan(share.value) else share.value, "ci": share.ci}
+        for name in ("readout", "answer", "of_all", "of_wrong", "shuffled", "beyond")
+        for share in (getattr(found, name),)
+    }
+    site = table.sites[found.column]
+    names = ("both_right", "unsurfaced", "answer_alone", "neither")
+    return {
+        "dataset": dataset,
+        "subtask": subtask,
+        "scoring": scoring,
+        **site._asdict(),
+        "held_out": found.held_out,
+        "n": found.n,
+        "counts": dict(zip(names, found.counts, strict=True)),
+        "chance": found.chance,
+        **numbers,
+        "clear": found.clear,
+        "examples": list(found.examples),
+    }
+
+
+def surfacing_finding(
+    found: Surfacing,
+    table: Table,
+    *,
+    dataset: str,
+    subtask: str,
+    scoring: str,
+    trained: str | None = None,
+) -> Finding:
+    """One sentence a subtask.
+
+    Args:
+        found: the shares.
+        table: whose sites are the columns of `found`.
+        dataset: name.
+        subtask: name.
+        scoring: of the answers.
+        trained: for a readout with training: on what, and how its layer was chosen.
+    """
+    site = table.sites[found.column]
+    where = subtask.replace("_", " ") + ("" if dataset == "scenes" else f" ({dataset})")
+    how = "written answer" if scoring == "generation" else "answer by log-probability"
+    chosen = "chosen on the other half" if found.held_out else "too few questions to split"
+    readout = "readout" if trained is None else "trained readout"
+    certain = "beyond" if found.clear else "not clearly beyond"
+    text = (
+        f"{where}: in {_percent(found.of_all)} of {found.n} questions the {readout} of {site.site} "
+        f"layer {site.layer} ({trained or chosen}) is right and the {how} wrong, in "
+        f"{_percent(found.of_wrong)} of the wrong answers; {certain} the "
+        f"{100 * found.shuffled.value:.0f} % of shuffled features "
+        f"(difference {_percent(found.beyond, signed=True)})."
+    )
+    return {
+        "id": f"surfacing.{scoring}" if trained is None else f"surfacing_trained.{scoring}",
+        "text": text,
+        "task": "mcq",
+        "subtask": subtask,
+        "dataset": dataset,
+        "value": found.of_all.value,
+        "ci": found.of_all.ci,
+        "n": found.n,
+        "clear": found.clear,
+    }
+
+
+def _percent(share: Share, *, signed: bool = False) -> str:
+    form = "+.0f" if signed else ".0f"
+    if np.isnan(share.value):
+        return "none"
+    if np.isnan(share.low):
+        return f"{100 * share.value:{form}} %"
+    return f"{100 * share.value:{form}} % [{100 * share.low:{form}}, {100 * share.high:{form}}]"

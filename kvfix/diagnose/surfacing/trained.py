@@ -1,0 +1,196 @@
+"""The trained linear readout of a dataset that has a train split, beside the ones without training.
+
+Training questions are read once, their options' features kept in memory (some MiB, whatever the
+number of images). What the readout chooses goes to `samples/readout.trained.jsonl`, one line a
+reported question, so that a finished run need not train again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from kvfix.data.left_out import naming, too_many
+from kvfix.data.scenes.questions import SKILLS
+from kvfix.data.scenes.units import scene_units
+from kvfix.data.units import MCQ, Question, UnitSet
+from kvfix.eval.mcq.readouts import Marked, question_views
+from kvfix.eval.mcq.run import READOUT, readable
+from kvfix.eval.mcq.trained_readout import (
+    FOLDS,
+    Options,
+    TrainedReadout,
+    option_features,
+    train_readout,
+)
+from kvfix.eval.source import MlmSource
+from kvfix.eval.suite import TaskRun, Tick, sample_path
+from kvfix.runs.recorder import Entry, Listing, Recorder, left_out_of
+from kvfix.runs.samples import Row, Rows, SampleFile
+
+TRAINED = "trained"  # control of its rows: they are not the model's own
+KIND = "value"
+A_SUBTASK = 48  # training questions, where the user sets no limit
+
+
+def _scenes() -> UnitSet:
+    return readable(scene_units(MCQ, split="train", n=A_SUBTASK * len(SKILLS)))
+
+
+# Datasets with questions to train on, apart from those that are reported.
+TRAIN_SPLITS: dict[str, Callable[[], UnitSet]] = {"scenes": _scenes}
+
+
+class Learned(NamedTuple):
+    """One run a subtask, and what could not be trained."""
+
+    runs: list[TaskRun]
+    notes: list[str]
+    left_out: list[Entry]
+    failed: bool
+
+
+class _Taught(NamedTuple):
+    """What training questions taught, by subtask, and which could not be read."""
+
+    options: dict[str, list[Options]]
+    left_out: list[Entry]
+    looked: int
+
+
+def n_trained(units: UnitSet, reported: Mapping[str, Sequence[str]], limit: int | None) -> int:
+    """Questions that `trained_readouts` reads: to train, and to report on."""
+    if units.dataset not in TRAIN_SPLITS:
+        return 0
+    return len(_train_units(units, limit)) + sum(map(len, reported.values()))
+
+
+def _train_units(units: UnitSet, limit: int | None) -> UnitSet:
+    return readable(TRAIN_SPLITS[units.dataset](), limit)
+
+
+def trained_readouts(
+    units: UnitSet,
+    reported: Mapping[str, Sequence[str]],
+    source: MlmSource,
+    folder: Path,
+    *,
+    limit: int | None,
+    seed: int,
+    tick: Tick = lambda task: None,
+) -> Learned:
+    """Train a readout for every subtask, and let it answer the reported questions.
+
+    Args:
+        units: the questions of the run.
+        reported: subtask -> ids of the questions that the readout without training reports on.
+        source: where features come from.
+        folder: the run folder.
+        limit: training questions in all; None for `A_SUBTASK` a subtask.
+        seed: of the folds.
+        tick: called after each question, of training and reported.
+    """
+    if units.dataset not in TRAIN_SPLITS:
+        return Learned([], [], [], False)
+    path = sample_path(folder, replace(units, task=READOUT), TRAINED)
+    file = SampleFile(path)
+    runs: list[TaskRun] = []
+    refused: dict[str, list[str]] = {}  # why -> subtasks
+    train = _train_units(units, limit)
+    todo = {t: ids for t, ids in reported.items() if not set(ids) <= file.done}
+    taught = _read_all(train, source, todo, tick)
+    left_out: list[Entry] = []
+    order = [name for ids in reported.values() for name in ids]
+    for subtask, ids in reported.items():
+        if not ids:
+            continue
+        if subtask in todo:
+            try:
+                readout = train_readout(taught.options.get(subtask, []), seed=seed)
+            except ValueError as error:
+                refused.setdefault(str(error), []).append(subtask)
+                continue
+            subset = units.subset([units.ids.index(name) for name in ids])
+            with Recorder(subset, path, order=order) as recorder:
+                for name in ids:
+                    row = partial(_row, units, name, source, readout, train.split)
+                    recorder.unit(name, row)
+                    tick(READOUT)
+        run_units = replace(units, task=f"{READOUT}_{subtask}")
+        scored = Rows(path, partial(_is_scored, set(ids)))
+        left_out += left_out_of(units.subset([units.ids.index(name) for name in ids]), path)
+        if scored:
+            runs.append(TaskRun(run_units, scored, []))
+    notes = [f"Trained readout of {', '.join(t)}: not measured, {w}" for w, t in refused.items()]
+    n = sum(map(len, reported.values())) + taught.looked
+    failed = too_many(len(left_out) + len(taught.left_out), n)
+    return Learned(runs, notes, [*taught.left_out, *left_out], failed)
+
+
+def _read_all(
+    train: UnitSet, source: MlmSource, todo: Mapping[str, Sequence[str]], tick: Tick
+) -> _Taught:
+    """Training questions by subtask; one without a readout teaches nothing."""
+    listing = Listing(len(train))
+    taught: dict[str, list[Options]] = {}
+
+    def features(index: int) -> tuple[str, Options] | tuple[()]:
+        question = _question(train, index)
+        if question.sub_task not in todo:
+            return ()
+        with naming(question.images):
+            marked = question_views(question, source)
+            if not isinstance(marked, Marked):
+                return ()
+            features = option_features(marked, KIND)
+        return question.sub_task, Options(features, question.answer, question.cluster)
+
+    for i in range(len(train) if todo else 0):
+        tick(READOUT)
+        if found := listing.unit(train, train.ids[i], partial(features, i)):
+            taught.setdefault(found[0], []).append(found[1])
+    return _Taught(taught, listing.left_out, listing.looked)
+
+
+def _row(
+    units: UnitSet, name: str, source: MlmSource, readout: TrainedReadout, split: str
+) -> list[Row]:
+    question = _question(units, units.ids.index(name))
+    with naming(question.images):
+        marked = question_views(question, source)
+        assert isinstance(marked, Marked), marked  # it was read out before
+        choice = readout.choose(option_features(marked, KIND))
+    row: Row = {
+        "id": question.id,
+        "cluster": question.cluster,
+        "task": f"{READOUT}_{question.sub_task}",
+        "dataset": units.dataset,
+        "control": TRAINED,
+        **source.sites(KIND)[readout.site]._asdict(),
+        "metric": "accuracy",
+        "score": float(choice == question.answer),
+        "chance": 1 / len(question.choices),
+        "ceiling": 1.0,
+        "choice": choice,
+        "training": {
+            "split": split,
+            "n": readout.n,
+            "folds": FOLDS,
+            "penalty": readout.penalty,
+            "cv_accuracy": readout.cv_accuracy,
+        },
+    }
+    return [row]
+
+
+def _question(units: UnitSet, index: int) -> Question:
+    question = units.load(index)
+    assert isinstance(question, Question), type(question)
+    return question
+
+
+def _is_scored(ids: set[str], row: Row) -> bool:
+    return row["id"] in ids and "left_out" not in row

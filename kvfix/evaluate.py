@@ -1,0 +1,161 @@
+"""`kvfix eval`: the suite on one model: probes over sites, multiple-choice answers, readouts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvfix.data.catalog import WrongSpec, load_units
+from kvfix.data.left_out import too_many
+from kvfix.data.units import UnitSet
+from kvfix.eval.mcq.answer import McqProtocol
+from kvfix.eval.mcq.run import (
+    answer_results,
+    readout_path,
+    run_answers,
+    run_readouts,
+    without_readout,
+)
+from kvfix.eval.pooled import pooled_results
+from kvfix.eval.probes.tasks import TASKS
+from kvfix.eval.results import summarise
+from kvfix.eval.source import NEUTRAL, MlmSource
+from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
+from kvfix.mlm.capture import SITES
+from kvfix.mlm.load import Mlm
+from kvfix.report.html import write_report
+from kvfix.runs.fingerprint import data_fingerprint
+from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
+from kvfix.runs.recorder import left_out_of, once
+from kvfix.session import ModelOptions, Outcome, Watch, host_of, peak_memory_mib
+
+
+@dataclass(frozen=True)
+class Options(ModelOptions):
+    """What the command line of `kvfix eval` can say."""
+
+    data: tuple[str, ...] = ("scenes",)  # NAME or NAME=DIR
+    tasks: tuple[str, ...] = ()  # empty: every task the data offers
+    sites: tuple[str, ...] = SITES  # where features are read
+    heads: bool = False  # every KV head apart
+    limit: int | None = None  # units a task
+    out: Path = Path("runs/eval")
+    seed: int = 0
+    mcq: McqProtocol = field(default_factory=McqProtocol)
+
+
+def evaluate(options: Options, *, command: str, watch: Watch) -> Outcome:
+    """Run the suite; a second call with the same `out` goes on where the first stopped.
+
+    Raises:
+        ValueError: options, data or model that do not fit, or a folder that holds another run.
+        FileNotFoundError: a model or data folder that is not there.
+        InUse: another process is writing the folder.
+    """
+    with claimed(options.out, command=command):
+        return _evaluate(options, command, watch)
+
+
+def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
+    start = time.monotonic()
+    _check_sites(options.sites)
+    unit_sets = load_units(
+        options.data, tasks=options.tasks or None, limit=options.limit, questions=True
+    )
+    watch.say(f"loading {options.name}")
+    mlm = options.load()
+    folder = RunFolder(
+        options.out,
+        kind="eval",
+        command=command,
+        fingerprint=_fingerprint(options, mlm, unit_sets),
+        host=host_of(mlm),
+    )
+    folder.save(
+        seed=options.seed,
+        model=model_card(mlm),
+        data=data_card(unit_sets),
+        resumed=folder.resumed,
+        mcq=asdict(options.mcq),
+    )
+    probes = [u for u in unit_sets if u.task in TASKS]
+    asked = [u for u in unit_sets if u.task not in TASKS]
+    runs = _probe(probes, mlm, options, watch)
+    answers = _answer(asked, mlm, options, watch)
+    readouts = _read_out(asked, mlm, options, watch)
+    unread = [e for u in asked for e in left_out_of(u, readout_path(options.out, u))]
+    record = folder.save(
+        seconds=time.monotonic() - start,
+        complete=True,
+        results=_results(runs, answers, readouts, options.seed),
+        findings=[],
+        left_out=once([e for run in (*runs, *answers) for e in run.left_out] + unread),
+        without_readout={u.dataset: without_readout(u, options.out) for u in asked},
+        peak_memory_mib=peak_memory_mib(),
+    )
+    report = write_report(folder.folder)
+    failed = any(run.too_many_left_out for run in (*runs, *answers))
+    failed |= any(
+        too_many(len(left_out_of(u, readout_path(options.out, u))), len(u)) for u in asked
+    )
+    return Outcome(record, report, failed)
+
+
+def _check_sites(sites: Sequence[str]) -> None:
+    unknown = [site for site in sites if site not in SITES]
+    if unknown or not sites:
+        raise WrongSpec(f"site: expected one of {', '.join(SITES)}, found {unknown or 'none'}")
+
+
+def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> dict[str, Any]:
+    """All that moves a score; samples of another fingerprint are never mixed in."""
+    return options.fingerprint(mlm) | {
+        "sites": sorted(options.sites),
+        "heads": options.heads,
+        "prompt": NEUTRAL,
+        "protocol": PROTOCOL,
+        "mcq": asdict(options.mcq),
+        "seed": options.seed,
+        "data": data_fingerprint(unit_sets),
+    }
+
+
+def _probe(unit_sets: Sequence[UnitSet], mlm: Mlm, options: Options, watch: Watch) -> list[TaskRun]:
+    if not unit_sets:
+        return []
+    source = MlmSource(mlm, kinds=options.sites, heads=options.heads)
+    with watch.phase("probing", sum(len(u) for u in unit_sets)) as tick:
+        return run_suite(unit_sets, source, options.out, tick=tick)
+
+
+def _answer(
+    unit_sets: Sequence[UnitSet], mlm: Mlm, options: Options, watch: Watch
+) -> list[TaskRun]:
+    if not unit_sets:
+        return []
+    with watch.phase("answering", sum(len(u) for u in unit_sets)) as tick:
+        return [run_answers(u, mlm, options.mcq, options.out, tick=tick) for u in unit_sets]
+
+
+def _read_out(
+    unit_sets: Sequence[UnitSet], mlm: Mlm, options: Options, watch: Watch
+) -> list[TaskRun]:
+    if not unit_sets:
+        return []
+    # Where a patch is says nothing about which option is right: no position control here.
+    source = MlmSource(mlm, kinds=options.sites, heads=options.heads, position=False)
+    with watch.phase("reading out", sum(len(u) for u in unit_sets)) as tick:
+        return [r for u in unit_sets for r in run_readouts(u, source, options.out, tick=tick)]
+
+
+def _results(
+    runs: Sequence[TaskRun], answers: Sequence[TaskRun], readouts: Sequence[TaskRun], seed: int
+) -> list[dict[str, Any]]:
+    results = [
+        r for run in runs for r in (*summarise(run, seed=seed), *pooled_results(run, seed=seed))
+    ]
+    results += [r for run in answers for r in answer_results(run, seed=seed)]
+    return results + [r for run in readouts for r in summarise(run, seed=seed)]

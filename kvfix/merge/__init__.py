@@ -1,0 +1,1 @@
+"""A model and its adapter as one checkpoint, proved on disk."""

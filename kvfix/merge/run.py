@@ -1,0 +1,94 @@
+"""`kvfix merge`: a model and its adapter -> one checkpoint folder for serving, which is proven."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from kvfix import adapters
+from kvfix.checkpoint.folder import GATE
+from kvfix.merge.proof import Difference, Words, compare, words_of
+from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.repair.lora import merge as merge_adapter
+from kvfix.runs.atomic import atomic_folder
+from kvfix.session import ModelOptions
+
+
+class Merged(NamedTuple):
+    """What was written, and how far its logits are from the adapter's.
+
+    Attributes:
+        folder: Weights, config and processor.
+        differences: By prompt.
+    """
+
+    folder: Path
+    differences: list[Difference]
+
+
+def merge(
+    model: str | None,
+    *,
+    adapter: str,
+    out: Path,
+    dtype: str = "auto",
+    processor: str | None = None,
+    force_adapter: bool = False,
+    command: str = "kvfix merge",
+) -> Merged:
+    """Write merged weights and processor; needs a process that has not started DeepSpeed.
+
+    What was saved is loaded again and compared with the model and its adapter; one of the two is
+    in memory at a time. Nothing is left behind where anything fails.
+
+    Args:
+        model: Hub id or folder; None is the shipped nano.
+        adapter: PEFT LoRA folder or hub id.
+        out: Folder to write: new, or empty.
+        dtype: "auto" or a torch dtype's name; below float32 the sum is rounded once.
+        processor: Hub id or folder of a processor; None is the model's own.
+        force_adapter: Merge an adapter that was trained on another model, too.
+        command: For a second process that would write the same folder.
+
+    Raises:
+        FileNotFoundError: No such model or adapter.
+        ValueError: A folder that holds something, a quantised checkpoint, an adapter that does not
+            fit or has a gate beside it, or a merged model that gives other logits.
+    """
+    with atomic_folder(out, command=command) as folder:
+        found = adapters.find(adapter)
+        if (found.folder / GATE).exists():
+            raise ValueError(
+                f"{found.folder}: expected an adapter alone, found {GATE} beside it; weights "
+                "cannot hold a gate: it acts in kvfix alone. Train with losses.gate.weight=0, or "
+                "move the file away to merge without it"
+            )
+        tuned, merged = _save(
+            ModelOptions(
+                model=model,
+                adapter=adapter,
+                force_adapter=force_adapter,
+                dtype=dtype,
+                processor=processor,
+            ).load(),
+            folder,
+        )
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        kind = dtype if dtype == "auto" else getattr(torch, dtype)
+        again = load_mlm(str(folder), dtype=kind)
+        differences = compare(tuned, merged, words_of(again, like=tuned), again.dtype)
+    return Merged(out, differences)
+
+
+def _save(mlm: Mlm, folder: Path) -> tuple[Words, Words]:
+    """Merge and save; what was said before and after. The memory is free when this returns."""
+    tuned = words_of(mlm)
+    merged = merge_adapter(mlm)
+    merged.model.save_pretrained(folder)
+    merged.processor.save_pretrained(folder)
+    return tuned, words_of(merged, like=tuned)

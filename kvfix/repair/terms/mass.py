@@ -1,0 +1,159 @@
+"""A term that turns attention away from chosen keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kvfix.bounds import number
+from kvfix.repair.batch import Batch
+from kvfix.repair.queries import text_queries
+from kvfix.repair.step import Step
+from kvfix.repair.terms.mean import Mean, masked_mean, pooled
+from kvfix.repair.terms.term import Head, LayerTerm, Needs, _given
+
+SMALL = 2**18  # logits that backward keeps: 1 MiB costs less than computing them twice
+
+
+def attention_mass(
+    q_TQD: Tensor,
+    k_LHD: Tensor,
+    *,
+    at_T: Tensor,
+    real_L: Tensor,
+    chosen_HL: Tensor,
+    scale: float,
+    bias_H: Tensor | None = None,
+    chunk: int = 32,
+) -> Tensor:
+    """Attention that each text query of one sample gives to the chosen keys, in one layer.
+
+    Only [queries of a chunk, all keys] is alive at a time, and no full [L, L] matrix ever; chunks
+    are computed again in backward, unless all of them together are small. Query head h reads KV
+    head h // (Q / H).
+
+    Args:
+        q_TQD: Queries, post-RoPE.
+        k_LHD: Keys of the whole sequence, post-RoPE.
+        at_T: Positions of the queries; keys after a query do not exist for it.
+        real_L: Bool, positions that are not padding.
+        chosen_HL: Bool, keys whose share is asked for; on any device.
+        scale: What the layer multiplies its logits with (`self_attn.scaling`).
+        bias_H: Nats that a gate adds to the logits of the chosen keys; None is none.
+        chunk: Queries at a time.
+
+    Returns:
+        mass_QT in [0, 1], float32: sum of the softmax weights of chosen keys.
+    """
+    heads, group, device = len(chosen_HL), q_TQD.shape[1] // len(chosen_HL), q_TQD.device
+    with_K = chosen_HL.any(-1).nonzero().flatten()
+    chosen_KL, with_K = chosen_HL[with_K].to(device), with_K.to(device)
+    bias_K1L = torch.zeros(len(with_K), 1, len(real_L), device=device)
+    if bias_H is not None:
+        bias_K1L = torch.where(chosen_KL[:, None], bias_H.float()[with_K, None, None], bias_K1L)
+    bias_K1L = bias_K1L.masked_fill(~real_L, -torch.inf)
+    at_L = torch.arange(len(real_L), device=device)
+
+    def mass_of(q_TQD: Tensor, at_T: Tensor) -> Tensor:
+        q_TKGD = q_TQD.unflatten(1, (heads, group))[:, with_K].float() * scale
+        k_KDL = k_LHD[:, with_K].float().permute(1, 2, 0)
+        logits_KNL = q_TKGD.permute(1, 2, 0, 3).flatten(1, 2) @ k_KDL
+        logits_KGTL = logits_KNL.unflatten(1, (group, len(at_T)))
+        # In place: backward does not read the logits.
+        logits_KGTL += bias_K1L.masked_fill(at_L > at_T[:, None], -torch.inf)[:, None]
+        mass_KGT = (logits_KGTL.softmax(-1) @ chosen_KL[:, None, :, None].float()).squeeze(-1)
+        mass_HGT = mass_KGT.new_zeros(heads, group, len(at_T))
+        return mass_HGT.index_copy(0, with_K, mass_KGT).flatten(0, 1)
+
+    if q_TQD.shape[0] * q_TQD.shape[1] * len(real_L) <= SMALL:
+        return mass_of(q_TQD, at_T)
+    chunks = zip(q_TQD.split(chunk), at_T.split(chunk), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([mass_of(*part) for part in chunks], dim=1)
+    return torch.cat(
+        [
+            checkpoint(mass_of, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in chunks
+        ],
+        dim=1,
+    )
+
+
+def mass_hinge(mass_QT: Tensor, counts_H: Tensor, *, ceiling: float) -> Mean:
+    """max(0, mass - ceiling): attention to the chosen keys beyond what is allowed.
+
+    Args:
+        mass_QT: Of `attention_mass`.
+        counts_H: Bool, KV heads that have a chosen key; the others' queries count for nothing.
+        ceiling: In [0, 1).
+
+    Returns:
+        Mean over text queries and the query heads of such KV heads, in [0, 1]; as much as queries
+        times KV heads.
+    """
+    beyond_HGT = (mass_QT - ceiling).clamp(min=0).unflatten(0, (len(counts_H), -1))
+    return masked_mean(beyond_HGT.mean(1), counts_H[:, None].to(mass_QT.device))
+
+
+@dataclass(frozen=True)
+class MassTerm(LayerTerm):
+    """Hinge on the attention that text after the images gives to the chosen keys.
+
+    Attributes:
+        ceiling: Share of a query's attention that is allowed, in [0, 1).
+        chunk: Queries at a time.
+    """
+
+    ceiling: float = number(0.05, least=0, below=1)
+    chunk: int = number(32, least=1)
+
+    def needs(self) -> Needs:
+        """Queries and keys of its layers, and which keys are meant; nothing of `Capture`."""
+        return Needs(attention=frozenset(self.layers), agnostic=True)
+
+    def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
+        """Text queries times the KV heads that have a chosen key, over layers."""
+        keys_SHV = _given(keys_SHV)
+        heads = int(keys_SHV[list(self.layers)].any(-1).sum())
+        return heads * sum(
+            len(at_T)
+            for at_T, spans, extras in zip(
+                text_queries(batch.encoded), batch.encoded.images, batch.extras, strict=True
+            )
+            if not extras.stand_in
+            and any(len(span.positions_V) == keys_SHV.shape[-1] for span in spans)
+        )
+
+    def loss(self, step: Step, head: Head | None) -> Mean:
+        """Mean of what is beyond the ceiling over layers, text queries, heads with such keys."""
+        keys_SHV, means = _given(step.agnostic_SHV), []
+        for layer in self.layers:
+            bias_H = None if step.gate_SH is None else step.gate_SH[layer]
+            for sample, of in enumerate(step.attended(layer)):
+                chosen_HL = _positions(step, sample, keys_SHV[layer], len(of.real_L))
+                if step.extras[sample].stand_in:
+                    chosen_HL[:] = False
+                mass_QT = attention_mass(
+                    of.q_TQD,
+                    of.k_LHD,
+                    at_T=of.at_T,
+                    real_L=of.real_L,
+                    chosen_HL=chosen_HL,
+                    scale=of.scale,
+                    bias_H=bias_H,
+                    chunk=self.chunk,
+                )
+                means.append(mass_hinge(mass_QT, chosen_HL.any(-1), ceiling=self.ceiling))
+        return pooled(means)
+
+
+def _positions(step: Step, sample: int, chosen_HV: Tensor, length: int) -> Tensor:
+    """chosen_HL: the chosen tokens of every image of the calibrated size in one sample."""
+    chosen_HL = torch.zeros(chosen_HV.shape[0], length, dtype=torch.bool)
+    for span in step.encoded.images[sample]:
+        if len(span.positions_V) == chosen_HV.shape[-1]:
+            chosen_HL[:, span.positions_V] = chosen_HV.cpu()
+    return chosen_HL

@@ -1,0 +1,119 @@
+"""What must be the same for a training to go on: its config field by field, and hashes of the rest.
+
+The fingerprint lies in every checkpoint, so that it is compared with what the checkpoint is of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kvfix.checkpoint.folder import sha256_of
+from kvfix.mlm.load import Mlm
+from kvfix.wording import shown
+
+FINGERPRINT = "fingerprint.json"
+MEND = "choose another out="
+# What moves no weight, and names of what is known by its hash. `steps` may grow.
+FREE = (
+    *("out", "resume", "stop_at", "save_every", "save_minutes", "keep"),
+    *("log_every", "report_to", "workers", "threads", "model", "data", "adapter"),
+    *("images", "processor", "verify"),
+)
+_SHOWN = 6  # fields that differ, in a message
+
+
+def fields_of(config: Any) -> dict[str, Any]:
+    """Every field of a config that moves a weight, by its dotted name."""
+    return {k: v for k, v in _flat(asdict(config)).items() if k not in FREE}
+
+
+def check_same(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with something else.
+
+    Args:
+        out: Run folder, for the message.
+        then: Fingerprint of the earlier starts.
+        now: As much of this start's as is known.
+
+    Raises:
+        ValueError: A field differs.
+    """
+    differ = []
+    for name, value in now.items():
+        before = then.get(name, value)  # a field of a later kvfix: nobody could have set it
+        if before == _plain(value) or (name == "steps" and value >= before):
+            continue
+        differ.append(f"{name}: then {_short(before)}, now {_short(value)}")
+    if differ:
+        more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        raise ValueError(
+            f"{out} holds a training of something else: {'; '.join(differ[:_SHOWN])}{more}; set "
+            f"what it had to go on with it, or {MEND}"
+        )
+
+
+def model_fields(mlm: Mlm) -> dict[str, Any]:
+    """Of the base model and its processor; reads all weights: half a minute for 16 GB."""
+    return {
+        "model.sha256": mlm.sha256,
+        "model.config": sha256_of([mlm.weights.folder / "config.json"]),
+        "processor.sha256": mlm.processor_sha256,
+    }
+
+
+def adapter_fields(adapter: str) -> dict[str, Any]:
+    """Of the adapter that training starts from."""
+    if not adapter:
+        return {"adapter.sha256": ""}
+    return {"adapter.sha256": sha256_of(sorted(Path(adapter).glob("*.safetensors")))}
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = _plain(value)
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return f"{value[:12]}..."  # a hash
+    return f"{value:g}" if isinstance(value, float) else shown(value)
+
+
+class Identity:
+    """The fingerprint of a start; big files are read beside the work."""
+
+    def __init__(self, known: Mapping[str, Any], mlm: Mlm):
+        """Begin to read.
+
+        Args:
+            known: Fields that need no reading.
+            mlm: The base model.
+        """
+        self._known = dict(known)
+        with ThreadPoolExecutor(1) as pool:
+            self._read = pool.submit(model_fields, mlm)
+            pool.shutdown(wait=False)
+
+    def fields(self) -> dict[str, Any]:
+        """All of it; waits for what is still being read."""
+        return self._known | self._read.result()
+
+    def write(self, folder: Path) -> None:
+        """Into a checkpoint."""
+        text = json.dumps(self.fields(), indent=1)
+        (folder / FINGERPRINT).write_text(text + "\n", encoding="utf-8")

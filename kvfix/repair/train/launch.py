@@ -1,0 +1,142 @@
+"""What a training needs around it: ranks, a backend, a DeepSpeed config, a compiler.
+
+Both `deepspeed recipes/x.py` and `python recipes/x.py` start; the second is one process.
+
+When a rank dies, its launcher ends the others. Without a launcher they notice by themselves: gloo
+(CPU) at once, as the connection closes; NCCL (GPU) when a collective has waited for its timeout, 30
+minutes as transformers sets it (`ddp_timeout`). SIGTERM to the DeepSpeed launcher reaches one rank,
+which has 30 seconds before SIGKILL: all ranks save at the end of the step after the next flag is
+exchanged, so that steps of more than ten seconds may not make it; then the last checkpoint counts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from kvfix.checkpoint.folder import read_json
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Launch(NamedTuple):
+    """How this process was started.
+
+    Attributes:
+        deepspeed: The config, None without DeepSpeed.
+        stage: ZeRO stage, 0 without DeepSpeed.
+        offload_params: Whether parameters are on the CPU.
+        rank: Of this process.
+        world: Processes.
+        device: Where this rank's model goes.
+    """
+
+    deepspeed: dict[str, Any] | None
+    stage: int
+    offload_params: bool
+    rank: int
+    world: int
+    device: str
+
+
+def plan_launch(zero: str, presets: Path, environment: Mapping[str, str] = os.environ) -> Launch:
+    """Read the environment and the ZeRO preset; nothing is started yet.
+
+    Args:
+        zero: "" for none (under the DeepSpeed launcher: 0), "0" to "3", "2_offload", "3_offload",
+            or the path of a DeepSpeed config.
+        presets: Folder of `zero<name>.json`.
+        environment: Variables of a launcher.
+
+    Raises:
+        FileNotFoundError: No such preset or file.
+        ValueError: A config that is no JSON, or a machine on which DeepSpeed cannot start.
+    """
+    world = int(environment.get("WORLD_SIZE", "1"))
+    local = int(environment.get("LOCAL_RANK", "0"))
+    launched = "LOCAL_RANK" in environment
+    config = _config(zero or ("0" if launched else ""), presets)
+    if config is not None:
+        check_tools()
+    stage = int((config or {}).get("zero_optimization", {}).get("stage", 0))
+    offload = (config or {}).get("zero_optimization", {}).get("offload_param", {})
+    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    return Launch(
+        config,
+        stage,
+        offload.get("device", "none") not in ("none", None),
+        int(environment.get("RANK", "0")),
+        world,
+        device,
+    )
+
+
+def _config(zero: str, presets: Path) -> dict[str, Any] | None:
+    if not zero:
+        return None
+    file = presets / f"zero{zero}.json"
+    if not file.is_file():
+        file = Path(zero)
+    if not file.is_file():
+        names = sorted(p.stem.removeprefix("zero") for p in presets.glob("zero*.json"))
+        raise FileNotFoundError(
+            f"zero={zero}: expected one of {', '.join(names)} or a DeepSpeed config, found neither"
+        )
+    return read_json(file)
+
+
+def check_tools() -> None:
+    """DeepSpeed builds its CPU communication on first use.
+
+    Raises:
+        ValueError: On a machine without a GPU, when a compiler or ninja is missing.
+    """
+    if torch.cuda.is_available():
+        return
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    if "ninja" in missing:
+        try:
+            import ninja  # noqa: F401
+
+            missing.remove("ninja")
+        except ImportError:
+            pass
+    if missing:
+        raise ValueError(
+            f"expected {' and '.join(missing)} on this machine, which DeepSpeed needs on its first "
+            "start without a GPU, found none; apt install g++ (pip install ninja), or leave out "
+            "zero="
+        )
+
+
+def typed(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The command line as it was typed, the launcher in front.
+
+    Args:
+        argv: Of this process.
+        environment: Variables of a launcher.
+    """
+    words = [word for word in argv if not word.startswith("--local_rank")]
+    if "LOCAL_RANK" not in environment:
+        return ["python", *words]
+    world = environment.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return ["torchrun", "--nproc_per_node", world, *words]
+    return ["deepspeed", "--num_accelerators", world, *words]
+
+
+def set_rank_variables(launch: Launch) -> None:
+    """Stand in for the launcher, so that `python recipes/x.py zero=2` starts, too."""
+    if launch.deepspeed is None or "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = ("0", "0", "1", "127.0.0.1", str(port))
+    os.environ.update(dict(zip(RANK_VARIABLES, values, strict=True)))

@@ -1,0 +1,117 @@
+"""Checkpoints of a training: there whole or not at all, the newest whole one found again.
+
+A checkpoint is written beside its place, with a manifest of sizes and hashes of all its files as
+its last one, and renamed. Older ones go only when the new one is in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+from kvfix.checkpoint.folder import GATE
+from kvfix.runs.atomic import atomic_folder, partial_of, sync_folder, torn
+
+PREFIX = "checkpoint-"
+BESIDE = "kvfix_heads.safetensors"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # those without which none is
+TRAINED_FILES = (*ADAPTER_FILES, BESIDE, GATE)
+
+
+class Found(NamedTuple):
+    """What a run folder has to go on from.
+
+    Attributes:
+        last: The newest whole checkpoint, None without.
+        torn: Newer ones that do not count, and why.
+    """
+
+    last: Path | None
+    torn: dict[Path, str]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which it was written."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """All of a run folder, whole or not, in the order of their steps."""
+    found = [p for p in out.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def newest_whole(out: Path) -> Found:
+    """Read checkpoints from the newest on, until one is as it was written."""
+    bad: dict[Path, str] = {}
+    for checkpoint in reversed(checkpoints(out)):
+        why = torn(checkpoint)
+        if why is None:
+            return Found(checkpoint, bad)
+        bad[checkpoint] = why
+    return Found(None, bad)
+
+
+@contextmanager
+def together(
+    target: Path, *, main: bool, wait: Callable[[], object], command: str
+) -> Iterator[Path]:
+    """A folder that all ranks write into; it is in its place when the last one is done.
+
+    Args:
+        target: What it becomes. What lies there was never whole, and goes.
+        main: Whether this is rank 0, which prepares, lists, syncs and renames it.
+        wait: For all ranks.
+        command: As it was typed.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        OSError: It cannot be written; nothing half-written stays that counts.
+    """
+    if main and target.exists():
+        shutil.rmtree(target)
+    with atomic_folder(target, command=command, manifest=True) if main else nullcontext():
+        wait()
+        yield partial_of(target)
+        wait()
+    wait()
+
+
+def rotate(newest: Path, *, keep: int, torn: Collection[Path] = ()) -> None:
+    """Remove checkpoints before the newest, which is whole, but for some.
+
+    Args:
+        newest: Just written.
+        keep: How many stay, the newest included.
+        torn: Known to be; they go first.
+    """
+    others = [p for p in checkpoints(newest.parent) if p != newest]
+    older = [p for p in others if p not in torn and step_of(p) < step_of(newest)]
+    kept = older[max(len(older) - (keep - 1), 0) :]
+    for checkpoint in others:
+        if checkpoint not in kept:
+            _remove(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    """By another name first: half removed, it is no checkpoint any more."""
+    aside = partial_of(checkpoint)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
+
+
+def publish(files: Sequence[Path], out: Path) -> None:
+    """Copy what was trained into the run folder, each file whole or not at all; weights last."""
+    for file in sorted(files, key=lambda f: f.suffix == ".safetensors"):
+        new = out / f"{file.name}.new"
+        shutil.copyfile(file, new)
+        with new.open("rb") as stream:
+            os.fsync(stream.fileno())
+        new.replace(out / file.name)
+    sync_folder(out)

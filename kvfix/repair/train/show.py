@@ -1,0 +1,93 @@
+"""The rich view of a training on rank 0, and its log: JSON lines, which are the truth."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import IO, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvfix.runs.atomic import write_text
+from kvfix.terminal import console
+
+LOG = "log.jsonl"
+
+
+class Monitor:
+    """Prints and writes what a training reports; on other ranks it does nothing."""
+
+    def __init__(self, steps: int, out: Path, *, main: bool):
+        """Nothing is shown before `with`, nothing written before `begin`.
+
+        Args:
+            steps: Of the run.
+            out: Run folder.
+            main: Whether this is rank 0.
+        """
+        self._main, self._file = main, out / LOG
+        self._log: IO[str] | None = None
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            disable=not main,
+        )
+        self._task = self._progress.add_task("", total=steps)
+
+    def __enter__(self) -> Monitor:
+        """Show."""
+        if self._main:
+            self._progress.start()
+        return self
+
+    def begin(self, since: int | None) -> None:
+        """Open the log.
+
+        Args:
+            since: Go on in the log of an earlier start after this step; None: a new log.
+        """
+        if self._main:
+            write_text(self._file, "".join(self._kept(since)))
+            self._log = self._file.open("a", encoding="utf-8")
+
+    def __exit__(self, *exc: object) -> None:
+        """Close it."""
+        self._progress.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def _kept(self, since: int | None) -> list[str]:
+        """Lines of an earlier start, without steps that it took after its last checkpoint."""
+        if since is None or not self._file.is_file():
+            return []
+        lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]  # a kill may cut the last one
+        return [line for line in whole if json.loads(line)["step"] <= since]
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if self._main:
+            self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def line(self, logs: dict[str, Any]) -> None:
+        """A line of the log."""
+        if self._log is None:
+            return
+        # JSON has no NaN.
+        finite = {
+            k: None if isinstance(v, float) and not isfinite(v) else v for k, v in logs.items()
+        }
+        self._log.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._log.flush()
+        if "loss" not in logs:
+            return
+        terms = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in logs.items() if "loss" in k]
+        speed = f"{logs.get('images_per_s', 0):.1f} images/s"
+        self._progress.update(
+            self._task, completed=logs["step"], description=f"{' '.join(terms)}  {speed}"
+        )

@@ -1,0 +1,1 @@
+"""What runs leave on disk: the folder, its samples, the lock; nothing is left half written."""

@@ -1,0 +1,163 @@
+"""Units onto disk: the rows of each, or one row that says why it was left out.
+
+What is left out because of an unexpected fault is held back until another unit has succeeded: a
+fault that hits every unit ends the run (see `kvfix.data.left_out`) and must leave no rows behind,
+which the next start would take for done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from kvfix.data.left_out import Attempts, LeftOut, too_many
+from kvfix.data.units import UnitSet
+from kvfix.runs.samples import Row, Rows, SampleFile
+
+T = TypeVar("T")
+Entry = dict[str, str]  # a unit that was left out, as run.json lists it
+
+
+class Listing:
+    """Attempts whose failures are listed, where no rows are written.
+
+    Args:
+        total: units that there are to do.
+    """
+
+    def __init__(self, total: int):
+        self._attempts = Attempts(total)
+        self.left_out: list[Entry] = []
+        self.looked = 0  # units so far
+
+    def unit(self, units: UnitSet, name: str, what: Callable[[], T]) -> T | None:
+        """What comes of a unit; None if it is left out."""
+        self.looked += 1
+        got = self._attempts.do(what)
+        if not isinstance(got, LeftOut):
+            return got
+        self.left_out.append(left_out_entry(units, name, got.why))
+        return None
+
+    @property
+    def too_many_left_out(self) -> bool:
+        """Whether more than 5 % of the units so far were left out."""
+        return too_many(len(self.left_out), self.looked)
+
+
+class Recorder:
+    """Scores units and appends their rows; a context manager that writes what was held back.
+
+    Args:
+        units: whose units they are.
+        path: of the samples.
+        order: ids of all units of the file, as an undisturbed run writes them; None for those of
+            `units`.
+    """
+
+    def __init__(self, units: UnitSet, path: Path, *, order: Sequence[str] | None = None):
+        self.units, self.file = units, SampleFile(path)
+        self.order = units.ids if order is None else order
+        todo = sum(name not in self.file.done for name in units.ids)
+        proven = any("left_out" not in row for row in self.file.rows)
+        self._attempts, self._held = Attempts(todo, proven), list[list[Row]]()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._write()
+            self.file.sort(self.order)
+
+    def unit(self, name: str, score: Callable[[], list[Row]]) -> None:
+        """Score a unit, unless it is on disk."""
+        if name not in self.file.done:
+            self._append(name, self._attempts.do(lambda: _checked(score())))
+
+    def batch(
+        self,
+        names: Sequence[str],
+        load: Callable[[str], T],
+        score: Callable[[list[T]], list[list[Row]]],
+    ) -> None:
+        """Read units one by one and score them together, unless all of them are on disk.
+
+        Args:
+            names: ids of the units.
+            load: reads a unit.
+            score: gives the rows of each unit that was read, in order.
+        """
+        if all(name in self.file.done for name in names):
+            return
+        found = self._attempts.batch(names, load, lambda some: [_checked(r) for r in score(some)])
+        for name, rows in zip(names, found, strict=True):
+            if name not in self.file.done:
+                self._append(name, rows)
+
+    def _append(self, name: str, rows: list[Row] | LeftOut) -> None:
+        if isinstance(rows, LeftOut):
+            rows = [{"id": name, "task": self.units.task, "left_out": rows.why}]
+        self._held.append(rows)
+        if self._attempts.settled:
+            self._write()
+
+    def _write(self) -> None:
+        for rows in self._held:
+            self.file.append(rows)
+        self._held.clear()
+
+
+def _checked(rows: list[Row]) -> list[Row]:
+    """Rows that JSON can hold: NaN is no score.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    for row in rows:
+        try:
+            json.dumps(row, allow_nan=False)
+        except ValueError as error:
+            bad = [name for name, value in row.items() if not _plain(value)]
+            raise ValueError(
+                f"expected finite numbers, found NaN or infinity in {', '.join(bad)}"
+            ) from error
+    return rows
+
+
+def _plain(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def left_out_of(units: UnitSet, path: Path) -> list[Entry]:
+    """The units of a set that were left out, and why, from the samples on disk."""
+    wanted = set(units.ids)
+    return [
+        left_out_entry(units, row["id"], row["left_out"])
+        for row in Rows(path, lambda row: row["id"] in wanted and "left_out" in row)
+    ]
+
+
+def left_out_entry(units: UnitSet, name: str, why: str) -> Entry:
+    """A unit that was left out, as run.json lists it."""
+    return {"task": units.task, "dataset": units.dataset, "id": name, "why": why}
+
+
+def once(entries: Sequence[Entry]) -> list[Entry]:
+    """Each unit once, with the first of its causes: several measurements read the same units."""
+    found: dict[tuple[str, str, str], Entry] = {}
+    for entry in entries:
+        found.setdefault((entry["task"], entry["dataset"], entry["id"]), entry)
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""The files in which other tools leave multiple-choice predictions."""

@@ -1,0 +1,201 @@
+"""Predictions as `kvfix score` takes them: JSON lines, or a folder of mask images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from kvfix.data.files import digest
+from kvfix.data.pictures.read import opened
+from kvfix.data.units import BadUnit
+from kvfix.score.record import Predictions
+
+T = TypeVar("T")
+_SHOWN = 3  # names in a message before it only counts
+
+
+class Lines(Generic[T]):
+    """Predictions of a JSONL file by unit id.
+
+    Args:
+        path: one JSON object a line.
+        ids: units that there are to predict.
+        key: the field that names the unit.
+        read: the object and its place -> prediction; raises ValueError for another form.
+
+    Raises:
+        ValueError: a line that is no such object, a unit twice, or no unit of `ids`.
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        ids: Sequence[str],
+        *,
+        key: str,
+        read: Callable[[dict[str, Any], str], T],
+    ):
+        """Read and check the whole file."""
+        self.path, self.found = path, dict[str, T]()
+        whole = hashlib.sha256()
+        for where, value in _objects(path, whole):
+            name = value.get(key)
+            if not isinstance(name, str):
+                raise ValueError(f'{where}: expected "{key}", a unit\'s id, found {name!r}')
+            if name in self.found:
+                raise ValueError(f"{where}: expected every unit once, found {name} again")
+            self.found[name] = read(value, where)
+        known = set(ids)
+        self.unknown = [name for name in self.found if name not in known]
+        self.missing = [name for name in ids if name not in self.found]
+        self.card = Predictions(path, len(ids) - len(self.missing), whole.hexdigest())
+        if len(self.missing) == len(ids):
+            raise ValueError(
+                f"{path}: expected predictions for units such as {ids[0]!r}, found "
+                f"{_some(self.unknown)}"
+            )
+
+    def get(self, name: str) -> T | None:
+        """The prediction for a unit, or None."""
+        return self.found.get(name)
+
+
+class Masks:
+    """Predicted mask images of a folder, by unit id: `<folder>/<id>.png`.
+
+    Args:
+        folder: also searched below.
+        ids: units that there are to predict; `a/b` lies in a folder `a`.
+        suffixes: of the images.
+
+    Raises:
+        ValueError: one id twice, or no unit of `ids`.
+        FileNotFoundError: no such folder.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str], *, suffixes: Sequence[str] = (".png",)):
+        """List the folder; images are read when they are asked for."""
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "no such folder"
+            raise FileNotFoundError(f"{folder}: expected a folder of masks, found {found}")
+        self.folder = folder
+        self._paths: dict[str, Path] = {}
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() not in suffixes or path.name.startswith("."):
+                continue
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in self._paths:
+                raise ValueError(
+                    f"{path}: expected one mask of this name, found {self._paths[name].name} too"
+                )
+            self._paths[name] = path
+        known = set(ids)
+        self.unknown = [name for name in self._paths if name not in known]
+        self.missing = [name for name in ids if name not in self._paths]
+        if len(self.missing) == len(ids):
+            found = _some([f"{n}{self._paths[n].suffix}" for n in self.unknown])
+            raise ValueError(
+                f"{folder}: expected masks such as {ids[0]}{suffixes[0]}, found {found}"
+            )
+        used = [self._paths[name] for name in ids if name in self._paths]
+        self.card = Predictions(folder, len(used), digest(folder, annotations=used, photos=()))
+
+    def path(self, name: str) -> Path | None:
+        """Where the mask of a unit lies; None if there is none."""
+        return self._paths.get(name)
+
+
+class Pixels(NamedTuple):
+    """A mask image as it is stored: (height, width), or (height, width, 3) of mode RGB."""
+
+    mode: str
+    values: np.ndarray
+
+
+def read_pixels(path: Path, modes: Sequence[str]) -> Pixels:
+    """The stored values of a predicted mask: palette indices, grey values or colours.
+
+    Raises:
+        ValueError: no image, or one of another mode.
+    """
+    try:
+        with opened(path, expected="a mask") as image:
+            mode = image.mode
+            values = np.asarray(image) if mode in modes else None
+    except BadUnit as error:
+        raise ValueError(str(error)) from error  # here the prediction is at fault, not the unit
+    if values is None:
+        raise ValueError(f"{path}: expected a mask of mode {' or '.join(modes)}, found {mode}")
+    return Pixels(mode, values)
+
+
+def read_binary(path: Path, *, soft: bool = False) -> np.ndarray:
+    """A predicted binary mask, bool (height, width), from an image of 0 and 1, or 0 and 255.
+
+    Args:
+        path: of mode 1, L or P (a palette's indices count, not its colours).
+        soft: also take an anti-aliased mask, in colours of grey too: above 127 is foreground.
+
+    Raises:
+        ValueError: no image, or one with other values.
+    """
+    mode, values = read_pixels(path, ("1", "L", "P", *(("RGB", "RGBA") if soft else ())))
+    if mode == "1":
+        return values
+    grey_HW = values[..., :3].mean(axis=2) if values.ndim == 3 else values
+    top = grey_HW.max(initial=0)
+    if top <= 1:
+        return grey_HW > 0
+    if not soft and (strange := set(np.unique(grey_HW).tolist()) - {0, 255}):
+        raise ValueError(
+            f"{path}: expected a binary mask of 0 and 1, or 0 and 255, found {min(strange):g}"
+        )
+    return grey_HW > 127
+
+
+def check_size(path: Path, predicted_HW: np.ndarray, truth_HW: np.ndarray) -> None:
+    """Refuse a mask that is not of its truth's size.
+
+    Raises:
+        ValueError: another size.
+    """
+    if predicted_HW.shape[:2] != truth_HW.shape[:2]:
+        (h, w), (found_h, found_w) = truth_HW.shape[:2], predicted_HW.shape[:2]
+        raise ValueError(
+            f"{path}: expected {w} x {h} pixels like the truth, found {found_w} x {found_h}"
+        )
+
+
+def _objects(path: Path, whole: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        found = "a folder" if path.exists() else "no such file"
+        raise FileNotFoundError(
+            f"{path}: expected predictions, one JSON object a line, found {found}"
+        )
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            whole.update(line)
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{where}: expected one JSON object a line, found {error}"
+                ) from error
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
+            yield where, value
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    shown = ", ".join(names[:_SHOWN]) or "none"
+    return shown + (f" and {more} more" if more > 0 else "")

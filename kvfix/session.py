@@ -1,0 +1,153 @@
+"""What every command that runs a model shares: how it is asked for, who watches, what it took."""
+
+from __future__ import annotations
+
+import resource
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from kvfix.adapters import AdapterWarning
+from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.mlm.gate import gated
+from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.runs.fingerprint import model_fingerprint
+from kvfix.shipped import nano_dir
+from kvfix.terminal import note
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a command line asks for a model."""
+
+    model: str | None = None  # hub id or folder; None: the shipped nano
+    adapter: str | None = None  # PEFT folder or hub id
+    force_adapter: bool = False  # although it was trained on another model
+    dtype: str = "auto"
+    device: str | None = None
+    quant: str | None = None
+    attn: str | None = None
+    processor: str | None = None  # hub id or folder; None: the checkpoint's own
+
+    @property
+    def name(self) -> str:
+        """What a person calls the model."""
+        return self.model or "the shipped nano"
+
+    @property
+    def one_device(self) -> str | None:
+        """Controls and reference encoders are not spread over devices."""
+        return None if self.device == "auto" else self.device
+
+    def load(self) -> Mlm:
+        """The model with its adapter, and the adapter's gate if it has one.
+
+        Raises:
+            ValueError: options or files that do not fit; see `load_mlm`.
+            FileNotFoundError: no such folder, or it lacks a file.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AdapterWarning)  # shown below, as lines of ours
+            mlm = load_mlm(
+                self.model or str(nano_dir()),
+                adapter=self.adapter,
+                force_adapter=self.force_adapter,
+                dtype=self._dtype(),
+                device=self.device,
+                quant=self.quant,
+                attn=self.attn,
+                processor=self.processor,
+            )
+        for text in mlm.warnings:
+            note(text)
+        return gated(mlm)
+
+    def load_random(self, seed: int) -> Mlm:
+        """The control: the architecture alone, without adapter or quantised weights."""
+        return load_mlm(
+            self.model or str(nano_dir()),
+            dtype=self._dtype(),
+            device=self.one_device,
+            attn=self.attn,
+            processor=self.processor,
+            random_weights=seed,
+        )
+
+    def _dtype(self) -> str | torch.dtype:
+        return self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    def fingerprint(self, mlm: Mlm) -> dict[str, Any]:
+        """What of a model moves a score."""
+        return model_fingerprint(mlm, quant=self.quant)
+
+
+class Watch(Protocol):
+    """Who is told how far a run is."""
+
+    def say(self, text: str) -> None:
+        """Tell what begins."""
+
+    def phase(self, name: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Show a phase of `total` units; yields what to call after each unit."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The record that was written, and whether more than 5 % of a task's units were left out."""
+
+    record: dict[str, Any]
+    report: Path
+    failed: bool
+
+
+@dataclass
+class Part:
+    """What one of several diagnoses adds to the record of a run."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    overlays: list[dict[str, Any]] = field(default_factory=list)
+    entries: dict[str, Any] = field(default_factory=dict)  # further keys of run.json
+    notes: list[str] = field(default_factory=list)  # what was not measured, and why
+    failed: bool = False  # more than 5 % of a task's units were left out
+
+
+def host_of(mlm: Mlm) -> dict[str, Any]:
+    """What of the machine moves the last bits of a score, beside its processor."""
+    cuda = mlm.device.type == "cuda"
+    return {
+        "accelerator": torch.cuda.get_device_name(mlm.device) if cuda else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory_mib() -> float:
+    """Most memory this process ever held, resident and on the accelerator together."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return round(resident + device, 1)
+
+
+PARTS = ("flow", "keys", "prefix", "surfacing")
+
+
+@dataclass(frozen=True)
+class Options(ModelOptions):
+    """What the command line of `kvfix diagnose` can say."""
+
+    data: tuple[str, ...] = ("scenes",)  # NAME or NAME=DIR
+    tasks: tuple[str, ...] = ()  # empty: every task the data offers
+    only: tuple[str, ...] = PARTS  # which diagnoses
+    limit: int | None = None  # units a task
+    out: Path = Path("runs/diagnose")
+    heads: bool = False  # every KV head apart
+    reference_encoder: str | None = None
+    control: bool = True  # the same architecture with random weights
+    seed: int = 0
+    mcq: McqProtocol = field(default_factory=McqProtocol)
