@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import adapter_folders
 import pytest
 import torch
 
@@ -28,10 +29,27 @@ from kvfix.runs.folder import OtherRun, RunFolder, read_run
 
 OLD = {"weights": "aa", "adapter": None, "dtype": "float32", "protocol": 1}
 NEW = OLD | {"attn": "sdpa", "config": "c", "device": "cpu", "processor": "p"}
+NEW |= {"adapter_settings": None}
 
 
 def claim(folder: Path, fingerprint: dict[str, Any], **more: Any) -> RunFolder:
     return RunFolder(folder, kind="eval", command="kvfix eval", fingerprint=fingerprint, **more)
+
+
+def test_the_same_adapter_weights_with_another_alpha_are_another_adapter(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base, adapter = checkpoint("llava_onevision"), tmp_path / "adapter"
+    adapter_folders.make(base, adapter)
+
+    def found() -> dict[str, Any]:
+        return model_fingerprint(load_mlm(str(base), adapter=str(adapter)), quant=None)
+
+    before = found()
+    adapter_folders.change_config(adapter, base_model_name_or_path=str(base), task_type=None)
+    assert differences(before, found()) == []
+    adapter_folders.change_config(adapter, lora_alpha=64)
+    assert [d.partition(":")[0] for d in differences(before, found())] == ["adapter_settings"]
 
 
 def test_everything_of_a_model_that_moves_a_score_is_in(

@@ -427,6 +427,19 @@ def test_a_picture_that_is_cut_off_is_refused(format: str, tmp_path: Path) -> No
         assert path.name in _line(path)
 
 
+@pytest.mark.parametrize("start", [0.05, 0.5, 0.9])
+def test_a_png_whose_pixels_were_overwritten_is_refused(start: float) -> None:
+    """Pillow shows the rest as black, without a word."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    whole = stream.getvalue()
+    kept = int(len(whole) * start)
+    with pytest.raises(BadUnit, match="checksum"):
+        read_picture(whole[:kept] + bytes(len(whole) - kept))
+    assert (np.asarray(read_picture(whole).image) == pixels).all()
+
+
 def test_the_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(_bytes(_photo()))

@@ -31,9 +31,14 @@ PACKAGES = (
     "pillow",
 )
 HOST = ("processor", "accelerator")
+# Who wrote a config, and where: these move no score.
+ADAPTER_WRITER = (
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"),
+    "peft_version",
+)
 WRITER = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 # Fields that kvfix 0.1.0 did not write at first; a run without them cannot be gone on with.
-LATER = ("attn", "config", "device", "processor")
+LATER = ("attn", "config", "device", "processor", "adapter_settings")
 
 
 def model_fingerprint(mlm: Any, *, quant: str | None) -> dict[str, Any]:
@@ -48,11 +53,18 @@ def model_fingerprint(mlm: Any, *, quant: str | None) -> dict[str, Any]:
         "config": _sha256(json.dumps(_meaning(mlm.weights.config), sort_keys=True).encode()),
         "processor": mlm.processor_sha256,
         "adapter": None if mlm.adapter is None else mlm.adapter.sha256,
+        "adapter_settings": None if mlm.adapter is None else _settings_sha256(mlm.adapter.settings),
         "dtype": str(mlm.dtype).removeprefix("torch."),
         "quant": quant,
         "attn": attention_of(mlm.config),
         "device": mlm.device.type,
     }
+
+
+def _settings_sha256(settings: dict[str, Any]) -> str:
+    """Of what scales and places an adapter's weights: its alpha, for instance."""
+    kept = {key: value for key, value in settings.items() if key not in ADAPTER_WRITER}
+    return _sha256(json.dumps(kept, sort_keys=True, default=str).encode())
 
 
 def _meaning(config: Any) -> Any:

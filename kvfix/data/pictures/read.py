@@ -8,6 +8,9 @@ than `MAX_PIXELS`, which is read from the header, before anything is decoded; an
 more than `MAX_RATIO` times, which Qwen's processors refuse and the others squeeze to a few pixels:
 one rule for all models, so that all are measured on the same units.
 
+Pillow does not look at a PNG's checksums and shows what was overwritten as black; kvfix looks at
+those of the pixels. A JPEG, a BMP and a TIFF have none.
+
 EXIF turns are applied. Annotations belong to the pixels as they are stored, because the official
 tools of the benchmarks read photos without their EXIF; they are turned with the photo
 (`Header.mask`, `Header.points`), unless their size says that they were drawn on the photo as it is
@@ -21,6 +24,7 @@ import errno
 import io
 import stat
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +40,8 @@ from kvfix.wording import cause, short_path
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; Pillow warns above it
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+BLOCK = 1 << 20  # bytes that are summed at once
 MAX_RATIO = 200  # of the longer side to the shorter
 # What an OSError says that is the machine's fault, and no file's.
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -152,6 +158,8 @@ def opened(
     try:
         with _stream(source, wanted) as stream, Image.open(stream, formats=FORMATS) as image:
             _check_size(image.size, wanted)
+            if image.format == "PNG":
+                _check_png(stream, wanted)
             scale_key(image)
             yield image
     except BadUnit:
@@ -207,6 +215,24 @@ def _stream(source: Path | bytes, wanted: str) -> BinaryIO:
         raise
     except ValueError as error:  # a zero byte in the name
         raise BadUnit(f"{wanted}, found a name that no file can have") from error
+
+
+def _check_png(stream: BinaryIO, wanted: str) -> None:
+    """Compare the checksums of a PNG's pixels; where the file stops, the decoder says so."""
+    at = stream.tell()
+    stream.seek(len(PNG_SIGNATURE))
+    while len(head := stream.read(8)) == 8 and head[4:].isalpha():
+        length, kind = int.from_bytes(head[:4]), head[4:]
+        if kind not in (b"IDAT", b"fdAT"):
+            stream.seek(length + 4, io.SEEK_CUR)
+            continue
+        sum_found, left = zlib.crc32(kind), length
+        while left and (part := stream.read(min(left, BLOCK))):
+            sum_found, left = zlib.crc32(part, sum_found), left - len(part)
+        stated = stream.read(4)
+        if not left and len(stated) == 4 and int.from_bytes(stated) != sum_found:
+            raise BadUnit(f"{wanted}, found a broken file (a checksum of its pixels is wrong)")
+    stream.seek(at)
 
 
 def _check_size(size: tuple[int, int], wanted: str) -> None:
