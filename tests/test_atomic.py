@@ -26,7 +26,7 @@ from kvfix.runs.lock import LOCK, InUse
 WRITER = """
 import os, signal, sys, time
 from pathlib import Path
-import kvfix.atomic as atomic
+import kvfix.runs.atomic as atomic
 
 target, stop = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0

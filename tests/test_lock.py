@@ -22,7 +22,7 @@ from kvfix.runs.lock import LOCK, InUse, locked
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from kvfix.lock import InUse, locked
+from kvfix.runs.lock import InUse, locked
 
 def say(word):
     print(word, flush=True)
@@ -152,7 +152,7 @@ def test_many_in_turn_never_meet(tmp_path: Path) -> None:
     script = """
 import os, random, sys, time
 from pathlib import Path
-from kvfix.lock import InUse, locked
+from kvfix.runs.lock import InUse, locked
 folder, inside, done = Path(sys.argv[1]), Path(sys.argv[2]), 0
 end = time.monotonic() + 3
 while time.monotonic() < end:

@@ -212,7 +212,7 @@ def _saves_last(mlm, folder):
 def test_a_merge_that_was_killed_does_not_stand_in_the_way(checkpoint, tmp_path) -> None:
     made.make(checkpoint("llava"), tmp_path / "adapter")
     script = (
-        "import os, sys; from kvfix.commands import merge as m; "
+        "import os, sys; from kvfix.merge import run as m; "
         "m.compare = lambda *a: os._exit(9); "
         "from pathlib import Path; "
         "m.merge(sys.argv[1], adapter=sys.argv[2], out=Path(sys.argv[3]))"

@@ -174,8 +174,8 @@ def test_a_training_leaves_bad_pictures_out_and_says_so(tmp_path, checkpoint, ca
 
 RANK = """
 import json, os, sys
-from kvfix.repair.launch import Launch
-from kvfix.repair.ranks import agreed
+from kvfix.repair.train.launch import Launch
+from kvfix.repair.train.ranks import agreed
 rank = int(os.environ["RANK"])
 launch = Launch(None, 0, False, rank, 2, "cpu")
 def make():
