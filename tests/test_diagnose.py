@@ -101,7 +101,8 @@ def test_every_task_has_findings_with_numbers(finished: Finished) -> None:
 def test_results_are_the_means_of_the_samples(finished: Finished) -> None:
     for r in finished.run["results"]:
         name = r["task"] + (f".{r['control']}" if r["control"] else "") + ".jsonl"
-        rows = [json.loads(line) for line in (finished.folder / "samples" / name).open()]
+        lines = (finished.folder / "samples" / name).read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
         same = [
             s["score"]
             for s in rows

@@ -144,7 +144,7 @@ def test_a_trained_readout_is_reported_apart_and_trained_once(
     rows = [r for r in run["results"] if r["control"] == "trained"]
     assert len(rows) == 4 and all(r["task"].startswith("readout_") for r in rows)
     file = tmp_path / "run/samples/readout.trained.jsonl"
-    assert all(json.loads(line)["id"].startswith("test_") for line in file.open())
+    assert all(json.loads(line)["id"].startswith("test_") for line in file.read_text().splitlines())
     assert "trained, L" in ended.err
     for page in ("report.html", "report.md"):
         assert "6 questions of the train split, 5 folds" in (tmp_path / "run" / page).read_text()

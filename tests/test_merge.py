@@ -164,6 +164,12 @@ def test_bfloat16_merges_within_its_rounding(tmp_path: Path) -> None:
             str(base), adapter=str(tmp_path / f"{name}_adapter"), out=tmp_path / f"{name}_out"
         )
         assert all(1e-4 < x.allowed < 0.2 and x.largest < x.allowed for x in found.differences)
+        # The bound tells rounding from a mistake: without the adapter it is passed ten times over.
+        tuned = words_of(load_mlm(str(base), adapter=str(tmp_path / f"{name}_adapter")))
+        without = words_of(load_mlm(str(base)), like=tuned)
+        apart = ((tuned.text_LV, without.text_LV), (tuned.image_LV, without.image_LV))
+        for (one, other), x in zip(apart, found.differences, strict=True):
+            assert (one.float() - other.float()).abs().max() > 10 * x.allowed
 
 
 def test_a_merge_that_went_wrong_is_not_kept(checkpoint, tmp_path, monkeypatch) -> None:
