@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from commands import KVFIX
+from commands import ENV, KVFIX
 
 RUNS = ("eval", "diagnose")  # commands that go on where they stopped
 TIMES = ("started", "seconds", "command", "before", "after")  # of compare.json
@@ -76,6 +76,7 @@ def start(words: list[str], out: Path) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        env=ENV,  # threads move the last bits of a score
     )
 
 
