@@ -52,7 +52,7 @@ from kvfix.repair.terms.losses import Losses
 from kvfix.repair.terms.mask import MaskTerm
 from kvfix.shipped import nano_dir
 
-CONFIGS = Path(__file__).parent.parent / "tests" / "configs"
+CONFIGS = Path(__file__).parent.parent / "tests" / "helpers" / "configs"
 RUNS = ("diagnose", "train")
 TASK = "referring_segmentation"
 DTYPE = torch.bfloat16

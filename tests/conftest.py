@@ -11,7 +11,7 @@ import tiny
 from hypothesis import HealthCheck, settings
 
 # CI: the same examples every time, few enough that all fuzzing takes two minutes.
-# `HYPOTHESIS_PROFILE=deep pytest tests/test_fuzz_*.py` looks for new ones.
+# `HYPOTHESIS_PROFILE=deep pytest -k fuzz` looks for new ones.
 _COMMON = {
     "deadline": 10_000,  # milliseconds: a hang, also on a machine that does other work
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

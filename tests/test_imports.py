@@ -8,8 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 # A room may import what stands before it. A room is a folder or a file directly below kvfix/.
 ORDER = (
     *("wording", "bounds", "launchers", "quiet", "shipped", "findings", "data", "checkpoint"),

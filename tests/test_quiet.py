@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from commands import ENV, launch
+from places import ROOT
 from transformers.utils import logging as transformers_logging
 
 from kvfix.quiet import LOG_LINES, WARNINGS, no_bars, quiet
 
-ROOT = Path(__file__).resolve().parents[1]
 UNWANTED = re.compile(
     r"warn|deprecat|tqdm|it/s|Loading weights|gemm_4bit|Setting (ds_)?accelerator", re.I
 )

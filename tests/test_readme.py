@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import typer.main
+from places import ROOT
 
 from kvfix import cli
 from kvfix.config import load_config
 
-ROOT = Path(__file__).parents[1]
 README = "README.md"
 PAGES = (
     *(

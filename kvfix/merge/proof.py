@@ -73,7 +73,7 @@ def compare(tuned: Words, merged: Words, saved: Words, dtype: torch.dtype) -> li
     sum of weight and update is rounded, by at most u = 2^-9 of it in bfloat16, and so is every
     product after it; over n of them such errors add up like a random walk, to u sqrt(n) of
     the largest logit. They may differ by 4 u sqrt(n): right merges of tiny models reach 2.6 of it,
-    a model without its adapter differs by more than ten times the bound (tests/test_merge.py).
+    a model without its adapter differs by more than ten times the bound (see test_merge.py).
 
     Args:
         tuned: Of the model with its adapter.
