@@ -19,8 +19,7 @@ from pathlib import Path
 
 from paper_claims import CLAIMS, UNTESTED, Row, found, percent, plain, short, signed, span
 
-from kvfix.compare.correlate import Options as RunsOptions
-from kvfix.compare.correlate import correlate
+from kvfix.compare.correlate import CorrelateOptions, correlate
 from kvfix.diagnose.prefix import CONTRASTS
 from kvfix.diagnose.run import diagnose
 from kvfix.runs.folder import read_run
@@ -80,7 +79,7 @@ def verdicts(models: Models, nanos: Sequence[Path]) -> str:
 def _over_runs(models: Models, nanos: Sequence[Path]) -> list[str]:
     """One correlation over the nanos; other models saw other questions."""
     record = correlate(
-        RunsOptions(tuple(nanos), nanos[0].parent / "correlate"),
+        CorrelateOptions(tuple(nanos), nanos[0].parent / "correlate"),
         command="kvfix compare --correlate " + " ".join(f"runs/paper/{n.name}" for n in nanos),
     ).record
     [row] = [

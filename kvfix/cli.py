@@ -304,13 +304,13 @@ def compare(
 
 
 def _correlate(runs: list[Path], out: Path, as_json: bool) -> None:
-    from kvfix.compare.correlate import Options, correlate
+    from kvfix.compare.correlate import CorrelateOptions, correlate
     from kvfix.report.correlate import table
 
     if len(runs) < 2:
         raise typer.BadParameter(f"expected the folders of several runs, found {len(runs)}")
     with redirect_stdout(sys.stderr):
-        outcome = correlate(Options(tuple(runs), out), command=command_line())
+        outcome = correlate(CorrelateOptions(tuple(runs), out), command=command_line())
     console.print(table(outcome.record))
     for line in outcome.record["notes"]:
         note(line)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from commands import call
 
-from kvfix.compare.correlate import ALL, Options, correlate
+from kvfix.compare.correlate import ALL, CorrelateOptions, correlate
 
 GAINS = (-0.2, -0.1, 0.0, 0.05, 0.1, 0.3)
 RISING = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7)
@@ -68,7 +68,9 @@ def folders(tmp_path: Path, accuracies: Sequence[float] = RISING, **changed: Any
 
 
 def found(tmp_path: Path, runs: Sequence[Path]) -> dict[str, Any]:
-    return correlate(Options(tuple(runs), tmp_path / "out"), command="kvfix compare").record
+    return correlate(
+        CorrelateOptions(tuple(runs), tmp_path / "out"), command="kvfix compare"
+    ).record
 
 
 def row(record: dict[str, Any], place: str, **named: Any) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     runs = folders(tmp_path, model={"id": HOSTILE}, command=HOSTILE)
-    correlate(Options(tuple(runs), tmp_path / "out"), command=HOSTILE)
+    correlate(CorrelateOptions(tuple(runs), tmp_path / "out"), command=HOSTILE)
     for name in ("correlate.html", "correlate.md"):
         page = (tmp_path / "out" / name).read_text()
         assert "<script" not in page and "alert(" in page

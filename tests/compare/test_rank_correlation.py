@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kvfix.compare.correlate import FEWEST, rank_correlation
+from kvfix.compare.rank_correlation import FEWEST, rank_correlation
 
 
 def test_a_value_by_hand() -> None:
