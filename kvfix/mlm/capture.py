@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from kvfix.mlm.intervene import intervene
+from kvfix.mlm.language_models import Part
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Encoded, Mlm, Prompt
 from kvfix.mlm.prompts import Around
@@ -73,7 +74,7 @@ def extract(
         prompts: One batch; memory grows with it, so give one unit at a time.
         sites: Out of SITES.
         layers: 0-based decoder layers for hidden, key and value; None is all.
-        rope: Keys as the model attends to them, rotated; else as `k_proj` puts them out.
+        rope: Keys as the model attends to them; else before RoPE, after a key norm.
         grad: Keep the graph; else none is built.
         text: Also read hidden, key and value at the last token of each text.
         padding_side: "left" or "right".
@@ -204,9 +205,17 @@ class Capture(AbstractContextManager):
         device = self.mlm.device
         f_SNC = torch.stack([self._kept[site, number][at].to(device) for number in self.layers])
         if site == "key" and self.rope:
-            cos_ND, sin_ND = (self._kept[part, 0][at].to(device) for part in ("cos", "sin"))
-            f_SNC = rotate(f_SNC, cos_ND, sin_ND)
+            f_SNC = torch.stack(
+                [self._rotated(k_NC, n, at) for k_NC, n in zip(f_SNC, self.layers, strict=True)]
+            )
         return f_SNC
+
+    def _rotated(self, k_NC: Tensor, number: int, at: slice) -> Tensor:
+        mlm = self.mlm
+        if not mlm.language_model.rotates(mlm.config.text_config, number):
+            return k_NC
+        cos_ND, sin_ND = (self._kept[part, number][at].to(mlm.device) for part in ("cos", "sin"))
+        return mlm.language_model.rotate(k_NC[None], cos_ND, sin_ND, head_dim=mlm.head_dim)[0]
 
     def _register(self) -> Iterable[Any]:
         """Set hook after hook, handing over each handle as soon as it exists."""
@@ -221,14 +230,19 @@ class Capture(AbstractContextManager):
             yield mlm.projector.register_forward_hook(
                 lambda module, args, output: self._keep_rows("projector", output, 1)
             )
-        if "key" in self.sites and self.rope:
-            yield mlm.lm.rotary_emb.register_forward_hook(self._keep_rope)
+        read: tuple[Part, ...] = ("key", "value")
         for number in self.layers:
-            layer = mlm.layer(number)
-            at = {"hidden": layer, "key": layer.self_attn.k_proj, "value": layer.self_attn.v_proj}
-            for site in LM_SITES:
+            if "key" in self.sites and self.rope:
+                yield mlm.layer(number).self_attn.register_forward_hook(
+                    self._rope_keeper(number), with_kwargs=True
+                )
+            if "hidden" in self.sites:
+                keeper = self._keeper("hidden", number, _same)
+                yield mlm.layer(number).register_forward_hook(keeper)
+            for site in read:
                 if site in self.sites:
-                    yield at[site].register_forward_hook(self._keeper(site, number))
+                    at = mlm.reading(number, site)
+                    yield at.module.register_forward_hook(self._keeper(site, number, at.take))
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse another batch than the encoded one: its image tokens are elsewhere."""
@@ -242,9 +256,11 @@ class Capture(AbstractContextManager):
             )
         self._forwards += 1
 
-    def _keeper(self, site: str, number: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output_BLC: Tensor) -> None:
-            self._keep((site, number), output_BLC.flatten(0, 1), self._positions_N)
+    def _keeper(
+        self, site: str, number: int, take: Callable[[Tensor], Tensor]
+    ) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            self._keep((site, number), take(output).flatten(0, 1), self._positions_N)
 
         return hook
 
@@ -252,12 +268,17 @@ class Capture(AbstractContextManager):
         """Rows on the projector's two sides: (tiles, patches, C), or (patches, C) in Qwen."""
         self._keep((site, 0), x.reshape(-1, merged * x.shape[-1]), self._rows_N)
 
-    def _keep_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
+    def _rope_keeper(self, number: int) -> Callable[[nn.Module, Any, dict[str, Any], Any], None]:
         batch = self.encoded.inputs["input_ids"].shape[0]
-        for part, x_BLD in zip(("cos", "sin"), output, strict=True):
-            # Batch 1 stands for all samples where they share their positions.
-            x_BLD = x_BLD.expand(batch, -1, -1)
-            self._keep((part, 0), x_BLD.flatten(0, 1), self._positions_N)
+
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            # Layers may rotate by angles of their own, as Gemma 3's do.
+            for part, x_BLD in zip(("cos", "sin"), kwargs["position_embeddings"], strict=True):
+                # Batch 1 stands for all samples where they share their positions.
+                x_BLD = x_BLD.expand(batch, -1, -1)
+                self._keep((part, number), x_BLD.flatten(0, 1), self._positions_N)
+
+        return hook
 
     def _keep(self, key: tuple[str, int], x_MC: Tensor, index_N: Tensor) -> None:
         if key in self._kept:
@@ -279,20 +300,6 @@ def _shrink(f_HWC: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         return f_HWC
     f_1CHW = f_HWC.movedim(-1, 0)[None]
     return F.interpolate(f_1CHW, list(grid_hw), mode="bilinear")[0].movedim(0, -1)
-
-
-def rotate(k_SNC: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """RoPE in the half-split form of Llama, Mistral, Qwen2 and Qwen2.5-VL.
-
-    Args:
-        k_SNC: Queries or keys, heads side by side.
-        cos_ND: Of the model's `rotary_emb`, one row a position; D channels of a head.
-        sin_ND: The same.
-    """
-    k_SNHD = k_SNC.unflatten(-1, (-1, cos_ND.shape[-1]))
-    first, second = k_SNHD.chunk(2, dim=-1)
-    turned_SNHD = torch.cat((-second, first), dim=-1)
-    return (k_SNHD * cos_ND[:, None] + turned_SNHD * sin_ND[:, None]).flatten(-2)
 
 
 def _positions(encoded: Encoded, *, text: bool) -> Tensor:

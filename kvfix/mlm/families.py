@@ -5,6 +5,7 @@ Every other file asks this table; a new family is a new row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from kvfix.mlm.image_shapes import (
     patch_rows,
     tiles,
 )
+from kvfix.mlm.language_models import language_model_of
 from kvfix.mlm.layout import (
     Layout,
     PixelView,
@@ -39,10 +41,6 @@ from kvfix.mlm.layout import (
     tile_layout,
 )
 from kvfix.wording import shown
-
-# Language models whose cache holds the outputs of v_proj and, after plain RoPE, of k_proj. Others
-# (Qwen3 normalises keys, Phi fuses projections) attend to something else than the hooks would read.
-LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ class Family:
         lm: Path of the language model (with `.layers` and `.rotary_emb`).
         patches_a_token: Vision rows that the projector merges into one image token.
         layouts: Layouts of one sample's images.
-        lora_lm: Names of the LoRA targets in the language model, for `re.fullmatch`.
-        lora_projector: The same in the projector.
+        lora_projector: Names of the LoRA targets in the projector, for `re.fullmatch`.
         lora_vision: The same in the vision tower, from the config: only layers whose output is
             used, as the others would get no gradient.
         positions_from_mask: Text position ids count real tokens only. False: the model derives its
@@ -78,7 +75,6 @@ class Family:
     lm: str
     patches_a_token: Callable[[Any], int]
     layouts: Callable[[LayoutRequest], list[Layout]]
-    lora_lm: str
     lora_projector: str
     lora_vision: Callable[[Any], str]
     positions_from_mask: bool
@@ -100,8 +96,9 @@ class Family:
         Raises:
             ValueError: An unknown part, or none.
         """
+        kind = language_model_of(config.text_config.model_type, where=self.model_type)
         table = {
-            "lm": self.lora_lm,
+            "lm": rf"{re.escape(self.lm)}\.layers\.\d+\.({kind.lora})",
             "projector": self.lora_projector,
             "vision": self.lora_vision(config),
         }
@@ -144,23 +141,6 @@ def family_of(model_type: str | None, *, where: str) -> Family:
             f"{shown(model_type)}{model_type_hint(model_type)}"
         )
     return FAMILIES[model_type]
-
-
-def check_language_model(model_type: str, *, where: str) -> None:
-    """Refuse a language model whose cache the hooks would not read.
-
-    Args:
-        model_type: Of the text config.
-        where: Named in the error.
-
-    Raises:
-        ValueError: kvfix does not know the type.
-    """
-    if model_type not in LANGUAGE_MODELS:
-        raise ValueError(
-            f"{where}: expected a language model out of {', '.join(LANGUAGE_MODELS)}, found "
-            f"{model_type!r}"
-        )
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:
@@ -261,7 +241,6 @@ def _qwen2_5_vl(request: LayoutRequest) -> list[Layout]:
     ]
 
 
-_LM_LORA = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _MLP_LORA = r"model\.multi_modal_projector\.linear_[12]"
 _QWEN_VISION_LORA = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)"
 
@@ -294,7 +273,6 @@ def _llava_like(
         lm="model.language_model",
         patches_a_token=lambda config: 1,
         layouts=layouts,
-        lora_lm=_LM_LORA,
         lora_projector=_MLP_LORA,
         lora_vision=_tower_lora,
         positions_from_mask=True,
@@ -339,7 +317,6 @@ FAMILIES: dict[str, Family] = {
         lm="model.language_model",
         patches_a_token=lambda config: config.vision_config.spatial_merge_size**2,
         layouts=_qwen2_5_vl,
-        lora_lm=_LM_LORA,
         lora_projector=r"model\.visual\.merger\.mlp\.[02]",
         lora_vision=lambda config: _QWEN_VISION_LORA,
         positions_from_mask=False,

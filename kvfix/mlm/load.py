@@ -14,7 +14,8 @@ from torch import Tensor
 from kvfix import adapters
 from kvfix.checkpoint import folder as checkpoint
 from kvfix.mlm.edges import Edit, no_edits
-from kvfix.mlm.families import FAMILIES, Family, check_language_model, family_of, submodule
+from kvfix.mlm.families import FAMILIES, Family, family_of, submodule
+from kvfix.mlm.language_models import LanguageModel, Part, Reading, language_model_of, reading
 from kvfix.mlm.processor import load_processor, processor_sha256
 from kvfix.mlm.prompts import Encoded, ImageSpan, Prompt, encode
 from kvfix.mlm.reference import ReferenceEncoder, load_reference_encoder
@@ -139,9 +140,19 @@ class Mlm:
         """A decoder layer of the language model, 0-based."""
         return submodule(self.lm, f"layers.{number}")
 
+    @property
+    def language_model(self) -> LanguageModel:
+        """The language model's row of the table of language models."""
+        return language_model_of(self.config.text_config.model_type, where=self.id)
+
+    def reading(self, layer: int, part: Part) -> Reading:
+        """Where a layer's queries, keys (both before RoPE) or values are read."""
+        widths = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        return reading(self.layer(layer).self_attn, self.language_model, part, widths=widths)
+
     def key_bias(self, layer: int) -> Tensor | None:
-        """Bias of a layer's `k_proj`, None without one: a constant that key statistics subtract."""
-        return self.layer(layer).self_attn.k_proj.bias
+        """What a layer adds to every key, None for nothing: key statistics subtract it."""
+        return self.reading(layer, "key").bias
 
     def lora_targets(self, *parts: str) -> str:
         """PEFT's `target_modules` for "lm", "projector" and/or "vision"; see `Family`."""
@@ -215,7 +226,7 @@ def load_mlm(
     where = str(weights.folder / "config.json")
     family = family_of(weights.config.get("model_type"), where=where)
     config = checkpoint.load_config(weights.folder)
-    check_language_model(config.text_config.model_type, where=where)
+    language_model_of(config.text_config.model_type, where=where)
     if found is not None:
         found = adapters.check_base(found, weights, name=str(id_or_dir), force=force_adapter)
     beside = weights.folder

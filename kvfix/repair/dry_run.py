@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kvfix.checkpoint.folder import Weights
-from kvfix.mlm.families import check_language_model, family_of
+from kvfix.mlm.families import family_of
+from kvfix.mlm.language_models import language_model_of
 from kvfix.mlm.load import Mlm
 from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.terms.kl import kl_anchor
@@ -99,7 +100,7 @@ def skeleton(config: Any, *, name: str, dtype: torch.dtype, processor: Any = Non
     from transformers.initialization import no_init_weights
 
     family = family_of(config.model_type, where=name)
-    check_language_model(config.text_config.model_type, where=name)
+    language_model_of(config.text_config.model_type, where=name)
     with torch.device("meta"), no_init_weights():
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     weights = Weights(folder=Path(), files=(), config={}, revision=None, seed=None)

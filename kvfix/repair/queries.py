@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from kvfix.mlm.capture import rotate
+from kvfix.mlm.language_models import Part, sliding_window
 from kvfix.mlm.load import Encoded, Mlm
 
 
@@ -61,7 +61,7 @@ class QueryKeys(AbstractContextManager):
             raise ValueError(f"expected layers 0..{mlm.n_layers - 1}, found {wrong}")
         self.mlm, self.encoded, self.layers = mlm, encoded, tuple(layers)
         self._real_BL = encoded.inputs["attention_mask"].bool()
-        _check_window(mlm.config.text_config, self._real_BL.shape[1])
+        _check_attention(mlm, self.layers, self._real_BL.shape[1])
         self._at = text_queries(encoded)
         length = self._real_BL.shape[1]
         self._rows_N = torch.cat([at_T + b * length for b, at_T in enumerate(self._at)])
@@ -87,19 +87,20 @@ class QueryKeys(AbstractContextManager):
         Raises:
             ValueError: No pass has run inside the block.
         """
-        if self.layers and ("cos", 0) not in self._kept:
+        if self.layers and ("cos", self.layers[0]) not in self._kept:
             raise ValueError("expected collect() after a forward pass inside the block, found none")
         return {layer: self._of(layer) for layer in self.layers}
 
     def _of(self, layer: int) -> list[Attention]:
-        device, batch = self.mlm.device, len(self._at)
-        q_NC, k_MC = (self._kept[part, layer].to(device) for part in ("q", "k"))
-        cos_MD, sin_MD = (self._kept[part, 0].to(device) for part in ("cos", "sin"))
-        rows_N, width = self._rows_N.to(device), cos_MD.shape[-1]
-        q_NQD = rotate(q_NC[None], cos_MD[rows_N], sin_MD[rows_N])[0].unflatten(-1, (-1, width))
-        k_BLHD = rotate(k_MC[None], cos_MD, sin_MD)[0].view(
-            batch, -1, k_MC.shape[1] // width, width
-        )
+        device, batch, width = self.mlm.device, len(self._at), self.mlm.head_dim
+        q_NC, k_MC = (self._kept[part, layer].to(device) for part in ("query", "key"))
+        if self.mlm.language_model.rotates(self.mlm.config.text_config, layer):
+            cos_MD, sin_MD = (self._kept[part, layer].to(device) for part in ("cos", "sin"))
+            rows_N, rotate = self._rows_N.to(device), self.mlm.language_model.rotate
+            q_NC = rotate(q_NC[None], cos_MD[rows_N], sin_MD[rows_N], head_dim=width)[0]
+            k_MC = rotate(k_MC[None], cos_MD, sin_MD, head_dim=width)[0]
+        q_NQD = q_NC.unflatten(-1, (-1, width))
+        k_BLHD = k_MC.view(batch, -1, k_MC.shape[1] // width, width)
         scale = self.mlm.layer(layer).self_attn.scaling
         queries = q_NQD.split([len(at_T) for at_T in self._at])
         return [
@@ -110,26 +111,29 @@ class QueryKeys(AbstractContextManager):
         ]
 
     def _register(self) -> Iterable[Any]:
-        if self.layers:
-            yield self.mlm.lm.rotary_emb.register_forward_hook(self._keep_rope)
         for number in self.layers:
-            attention = self.mlm.layer(number).self_attn
-            yield attention.q_proj.register_forward_hook(self._keeper("q", number, self._rows_N))
-            yield attention.k_proj.register_forward_hook(self._keeper("k", number, None))
+            yield self.mlm.layer(number).self_attn.register_forward_hook(
+                self._rope_keeper(number), with_kwargs=True
+            )
+            yield self._hook("query", number, self._rows_N)
+            yield self._hook("key", number, None)
 
-    def _keeper(
-        self, part: str, layer: int, rows_N: Tensor | None
-    ) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output_BLC: Tensor) -> None:
+    def _hook(self, part: Part, layer: int, rows_N: Tensor | None) -> Any:
+        at = self.mlm.reading(layer, part)
+
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if (part, layer) not in self._kept:  # checkpointing runs layers again in backward
-                x_MC = output_BLC.flatten(0, 1)
+                x_MC = at.take(output).flatten(0, 1)
                 self._kept[part, layer] = x_MC if rows_N is None else _rows(x_MC, rows_N)
 
-        return hook
+        return at.module.register_forward_hook(hook)
 
-    def _keep_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
-        for part, x_BLD in zip(("cos", "sin"), output, strict=True):
-            self._kept[part, 0] = x_BLD.expand(len(self._at), -1, -1).flatten(0, 1)
+    def _rope_keeper(self, layer: int) -> Callable[[nn.Module, Any, dict[str, Any], Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            for part, x_BLD in zip(("cos", "sin"), kwargs["position_embeddings"], strict=True):
+                self._kept[part, layer] = x_BLD.expand(len(self._at), -1, -1).flatten(0, 1)
+
+        return hook
 
 
 def _rows(x_MC: Tensor, rows_N: Tensor) -> Tensor:
@@ -150,7 +154,7 @@ def text_queries(encoded: Encoded) -> list[Tensor]:
 
 
 def key_biases(mlm: Mlm, layers: Iterable[int]) -> dict[int, Tensor | None]:
-    """Bias of `k_proj` by layer, None where the model has none; copies, float32.
+    """What each layer adds to every key, None where nothing; copies, float32.
 
     A constant added to every key makes all of them look input-agnostic, so statistics subtract it.
 
@@ -170,10 +174,19 @@ def key_biases(mlm: Mlm, layers: Iterable[int]) -> dict[int, Tensor | None]:
     }
 
 
-def _check_window(config: Any, length: int) -> None:
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < length:
+def _check_attention(mlm: Mlm, layers: Iterable[int], length: int) -> None:
+    """Refuse attention that is more than a softmax of scaled products with all earlier keys."""
+    text = mlm.config.text_config
+    windows = [sliding_window(text, layer) for layer in layers]
+    least = min((window for window in windows if window is not None), default=None)
+    if least is not None and least < length:
         raise ValueError(
             f"expected a language model that attends to all earlier tokens, found a sliding window "
-            f"of {window} in a batch of {length}; leave out the attention-mass term"
+            f"of {least} in a batch of {length}; leave out the attention-mass term, or choose "
+            "layers that see all"
+        )
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        raise ValueError(
+            f"expected attention logits as they are, found them soft-capped at "
+            f"{text.attn_logit_softcapping}; leave out the attention-mass term"
         )

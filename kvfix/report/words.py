@@ -44,8 +44,8 @@ GLOSSARY = (
     ),
     (
         "Key",
-        "What decides how much attention an image token gets (the output of k_proj, before the "
-        "rotary position is applied).",
+        "What decides how much attention an image token gets (the output of k_proj, after the "
+        "model's norm of keys if it has one, before the rotary position is applied).",
     ),
     ("Hidden", "The whole state of an image token after a layer."),
     (

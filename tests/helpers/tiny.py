@@ -16,6 +16,9 @@ from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
     Dinov2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Glm4Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -30,6 +33,8 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    MistralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -37,7 +42,9 @@ from transformers import (
     Qwen2Config,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3Config,
     SiglipVisionConfig,
+    SmolLM3Config,
 )
 
 FAMILIES = ("llava_onevision", "qwen2_5_vl", "llava_next", "llava")
@@ -88,6 +95,10 @@ def _lm_config(tok: PreTrainedTokenizerFast, kind: Any, **more: Any) -> Any:
     return kind(
         vocab_size=len(tok), pad_token_id=pad, eos_token_id=eos, bos_token_id=None, **_LM | more
     )
+
+
+def _rope(**more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 1e4, **more}
 
 
 def _clip() -> CLIPVisionConfig:
@@ -214,12 +225,15 @@ def llava(
     extra: int = 1,
     layer: int | list[int] = -2,
     width: int = 32,
+    text: tuple[Any, dict[str, Any]] = (LlamaConfig, {}),
 ) -> tuple[Any, Any]:
-    """CLIP tower with a centre crop unless told otherwise."""
-    tok = tokenizer()
+    """CLIP tower with a centre crop, and a Llama, unless told otherwise."""
+    tok, (kind, more) = tokenizer(), text
     config = LlavaConfig(
         vision_config=tower or _clip(),
-        text_config=_lm_config(tok, LlamaConfig, hidden_size=width, intermediate_size=2 * width),
+        text_config=_lm_config(
+            tok, kind, **{"hidden_size": width, "intermediate_size": 2 * width} | more
+        ),
         image_token_index=tok.convert_tokens_to_ids("<image>"),
         vision_feature_layer=layer,
         vision_feature_select_strategy=strategy,
@@ -257,6 +271,11 @@ def llava_full() -> tuple[Any, Any]:
     return llava(pixels=pixels, strategy="full", layer=[-2, -1])
 
 
+def llava_with(kind: Any, **more: Any) -> tuple[Any, Any]:
+    """Another language model under the same tower."""
+    return llava(text=(kind, more))
+
+
 def llava_bare_clip() -> tuple[Any, Any]:
     """The image processor of the first LLaVA-1.5 checkpoints; its crop is not whole patches."""
     pixels = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 50, "width": 50})
@@ -274,6 +293,17 @@ BUILDERS = {
     "llava_full": llava_full,
     "llava_bare_clip": llava_bare_clip,
     "llava_wide": lambda: llava(width=64),  # bitsandbytes wants whole blocks of 64
+    "llava_gemma2": lambda: llava_with(Gemma2Config, head_dim=8, sliding_window=20),
+    "llava_gemma3": lambda: llava_with(
+        Gemma3TextConfig, head_dim=16, sliding_window=20, sliding_window_pattern=2
+    ),
+    "llava_glm4": lambda: llava_with(Glm4Config, head_dim=8),
+    "llava_mistral": lambda: llava_with(MistralConfig, head_dim=8, sliding_window=20),
+    "llava_phi3": lambda: llava_with(
+        Phi3Config, rope_parameters=_rope(partial_rotary_factor=0.5), sliding_window=None
+    ),
+    "llava_qwen3": lambda: llava_with(Qwen3Config, head_dim=16, attention_bias=True),
+    "llava_smollm3": lambda: llava_with(SmolLM3Config, no_rope_layer_interval=2),
     "onevision_shrunk": lambda: llava_onevision(max_tiles=1),
     "onevision_gaps": lambda: llava_onevision(image_size=52),
 }

@@ -9,11 +9,12 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import DynamicCache
 
 from kvfix.mlm import families
 from kvfix.mlm.capture import SITES, Capture, extract, split_heads
 from kvfix.mlm.load import Mlm, Prompt, load_mlm
-from kvfix.mlm.renamed import cache_of, recompute_layers
+from kvfix.mlm.renamed import cache_argument, cache_of, recompute_layers
 
 
 @pytest.fixture
@@ -49,8 +50,10 @@ def _each_image(encoded):
 def test_values_and_keys_are_the_cached_ones(name, side, load):
     mlm = load(name)
     encoded = mlm.encode(_prompts(), padding_side=side)
+    cache = DynamicCache()  # made without the config, it keeps all positions of sliding layers, too
+    given = {cache_argument(mlm.base.model): cache}
     with torch.no_grad(), Capture(mlm, encoded, rope=True, text=True) as cap:
-        cache = cache_of(mlm.base.model(**encoded.inputs, use_cache=True))
+        mlm.base.model(**encoded.inputs, **given, use_cache=True)
         samples = cap.collect()
     for sample, image, at_HW in _each_image(encoded):
         features = samples[sample].images[image]
@@ -155,7 +158,7 @@ def _with_lora(mlm: Mlm, *parts: str) -> Mlm:
     return Mlm(**{**vars(mlm), "model": model.eval()})
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+@pytest.mark.parametrize("name", [*tiny.FAMILIES, "llava_phi3", "llava_qwen3"])
 def test_lora_counts_when_active_and_only_then(name, load):
     mlm = load(name)
     before = extract(mlm, _prompts())

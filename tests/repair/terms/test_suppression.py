@@ -201,7 +201,9 @@ def test_heads_without_a_chosen_key_count_for_nothing() -> None:
 
 @pytest.mark.parametrize("small", [0, SMALL])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    "name", [*tiny.FAMILIES, "llava_glm4", "llava_phi3", "llava_qwen3", "llava_smollm3"]
+)
 def test_attention_mass_is_the_models_own(name, side, small, load, monkeypatch) -> None:
     """Against the weights that the eager implementation returns."""
     monkeypatch.setattr(mass, "SMALL", small)
@@ -291,10 +293,17 @@ def test_query_hooks_are_gone_and_wrong_use_is_refused(load) -> None:
     mlm.config.text_config.sliding_window = 8
     with pytest.raises(ValueError, match="sliding window of 8"):
         QueryKeys(mlm, encoded, layers=[1])
+    gemma = load("llava_gemma2")
+    with pytest.raises(ValueError, match=r"sliding window of 20 .* layers that see all"):
+        QueryKeys(gemma, encoded, layers=[0, 1])
+    with pytest.raises(ValueError, match=r"found them soft-capped at 50"):
+        QueryKeys(gemma, encoded, layers=[1])
 
 
 def test_key_biases(load) -> None:
     biases = key_biases(load("qwen2_5_vl"), [1])
     bias = biases[1]
     assert list(biases) == [1] and bias is not None and bias.any() and not bias.requires_grad
-    assert key_biases(load("llava"), [1]) == {1: None}
+    # A norm follows Qwen3's bias: no constant is added to the keys that are attended to.
+    for name in ("llava", "llava_qwen3"):
+        assert key_biases(load(name), [1]) == {1: None}
