@@ -46,7 +46,6 @@ SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     PLAIN: ("train_surfacing", OFF),
     "surfacing recipe": ("train_surfacing", ()),
     "artifacts recipe": ("train_artifacts", RANK),
-    "artifacts with a gate": ("train_artifacts", (*RANK, "losses.gate.weight=0.01")),
 }
 
 

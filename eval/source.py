@@ -60,8 +60,7 @@ class MlmSource:
         heads: also every KV head apart, as kinds `key/head` and `value/head`.
         position: whether to add the position-only control.
         prefix: text before every image; None for none.
-        around: what to hold open during every pass, such as an intervention; None for nothing
-            but the model's own edits.
+        around: what to hold open during every pass, such as an intervention; None for nothing.
     """
 
     def __init__(

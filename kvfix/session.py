@@ -14,7 +14,6 @@ import torch
 
 from kvfix.adapters import AdapterWarning
 from kvfix.eval.mcq.ask import McqProtocol
-from kvfix.mlm.gate import gated
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.runs.fingerprint import model_fingerprint
 from kvfix.shipped import nano_dir
@@ -45,7 +44,7 @@ class ModelOptions:
         return None if self.device == "auto" else self.device
 
     def load(self) -> Mlm:
-        """The model with its adapter, and the adapter's gate if it has one.
+        """The model with its adapter.
 
         Raises:
             ValueError: options or files that do not fit; see `load_mlm`.
@@ -65,7 +64,7 @@ class ModelOptions:
             )
         for text in mlm.warnings:
             note(text)
-        return gated(mlm)
+        return mlm
 
     def load_random(self, seed: int) -> Mlm:
         """The control: the architecture alone, without adapter or quantised weights."""

@@ -11,6 +11,7 @@ Shapes: B questions of a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from kvfix.data.units import Question
@@ -18,7 +19,6 @@ from kvfix.eval.mcq.ask import McqProtocol, ask
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter, extract
 from kvfix.eval.mcq.options import OptionTree, answer_gap, option_tokens, option_tree
 from kvfix.eval.mcq.prefill import Prefill
-from kvfix.mlm.intervene import intervene
 from kvfix.mlm.load import Encoded, Mlm, Prompt
 from kvfix.mlm.prompts import Around
 from kvfix.runs.samples import Row
@@ -77,10 +77,9 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
         encoded, tree = _asked(mlm, batch, protocol)
-        with intervene(mlm, encoded, ()):
-            prefill = Prefill(mlm, encoded)
-            scores = _scored(prefill, tree)
-            texts = prefill.write(protocol.max_new_tokens)
+        prefill = Prefill(mlm, encoded)
+        scores = _scored(prefill, tree)
+        texts = prefill.write(protocol.max_new_tokens)
         for question, text, score in zip(batch, texts, scores, strict=True):
             letter = extract(text, protocol.profile, options=question.choices)
             out.append(Answer(text, letter, score.logprobs, score.letter, score.per_token))
@@ -116,14 +115,13 @@ def score_options(
         mlm: the model.
         questions: any number.
         protocol: everything that moves a score.
-        around: what to hold open while a batch is run, such as an intervention; None for nothing
-            but the model's own edits.
+        around: what to hold open while a batch is run, such as an intervention; None for nothing.
     """
     out: list[Scores] = []
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
         encoded, tree = _asked(mlm, batch, protocol)
-        with intervene(mlm, encoded, ()) if around is None else around(encoded):
+        with nullcontext() if around is None else around(encoded):
             out += _scored(Prefill(mlm, encoded), tree)
     return out
 

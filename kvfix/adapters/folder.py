@@ -12,7 +12,7 @@ from typing import Any
 
 from kvfix.adapters.settings import read_settings
 from kvfix.adapters.tensors import Tensors, check_tensors
-from kvfix.checkpoint.folder import GATE, fetch, sha256_of
+from kvfix.checkpoint.folder import fetch, sha256_of
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _HUB_PATH = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)")
@@ -23,6 +23,7 @@ _NO_WEIGHTS = (
     "rng_state*", "random_states_*", "training_args.bin", "*_states.pt",
 )  # fmt: skip
 _WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".npz", ".h5", ".msgpack")
+_GATE = "kvfix_gate.safetensors"  # written until 0.1, for a loss that is no longer there
 _WHOLE_MODEL = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model*.bin")
 
 
@@ -50,8 +51,8 @@ class Adapter:
 
     @cached_property
     def sha256(self) -> str:
-        """Of its weights, of a gate and of trained weights beside them, one after the other."""
-        return sha256_of([self.file, *self.folder.glob(GATE), *self.beside])
+        """Of its weights and of trained weights beside them, one after the other."""
+        return sha256_of([self.file, *self.beside])
 
 
 def find(path_or_id: str) -> Adapter:
@@ -66,6 +67,12 @@ def find(path_or_id: str) -> Adapter:
         ValueError: Not a LoRA adapter, or one that is damaged, empty or does nothing.
     """
     folder, revision = _folder(path_or_id)
+    if (folder / _GATE).exists():
+        raise ValueError(
+            f"{folder}: expected an adapter alone, found {_GATE} beside it, whose biases on "
+            "attention kvfix no longer applies; train again, or move the file away to use the "
+            "adapter without them"
+        )
     warnings = []
     if folder.name != Path(path_or_id).name and revision is None:
         warnings.append(f"{path_or_id}: the adapter in its subfolder {folder.name} is used")

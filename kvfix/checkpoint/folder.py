@@ -22,7 +22,6 @@ from kvfix.wording import cause
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _CHUNK = 1 << 22
-GATE = "kvfix_gate.safetensors"  # see kvfix.mlm.gate
 
 
 @dataclass(frozen=True)

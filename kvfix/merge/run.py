@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-from kvfix import adapters
-from kvfix.checkpoint.folder import GATE
 from kvfix.merge.proof import Difference, Words, compare, words_of
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.repair.lora import merge as merge_adapter
@@ -56,16 +54,9 @@ def merge(
     Raises:
         FileNotFoundError: No such model or adapter.
         ValueError: A folder that holds something, a quantised checkpoint, an adapter that does not
-            fit or has a gate beside it, or a merged model that gives other logits.
+            fit, or a merged model that gives other logits.
     """
     with atomic_folder(out, command=command) as folder:
-        found = adapters.find(adapter)
-        if (found.folder / GATE).exists():
-            raise ValueError(
-                f"{found.folder}: expected an adapter alone, found {GATE} beside it; weights "
-                "cannot hold a gate: it acts in kvfix alone. Train with losses.gate.weight=0, or "
-                "move the file away to merge without it"
-            )
         tuned, merged = _save(
             ModelOptions(
                 model=model,

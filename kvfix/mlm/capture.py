@@ -7,7 +7,7 @@ Shapes: B samples, L sequence positions, N kept positions (all grids' cells, the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from kvfix.mlm.intervene import intervene
 from kvfix.mlm.language_models import Part
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Encoded, Mlm, Prompt
@@ -79,7 +78,7 @@ def extract(
         text: Also read hidden, key and value at the last token of each text.
         padding_side: "left" or "right".
         around: What to hold open during the pass, such as `kvfix.mlm.intervene`, made for the
-            batch; None for nothing but the model's own edits.
+            batch; None for nothing.
 
     Returns:
         One entry a prompt, in the model's dtype on its device.
@@ -93,7 +92,7 @@ def extract(
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
         mode,
-        intervene(mlm, encoded, ()) if around is None else around(encoded),
+        nullcontext() if around is None else around(encoded),
         Capture(mlm, encoded, sites=sites, layers=layers, rope=rope, grad=grad, text=text) as cap,
     ):
         # The base model stops before the language model's head.

@@ -65,11 +65,6 @@ class Edit:
             raise ValueError(f"expected scale in 0..1, found {self.scale}")
 
 
-def no_edits(encoded: Encoded) -> Sequence[Edit]:
-    """What a model changes by itself that has nothing but weights."""
-    return ()
-
-
 class Change(NamedTuple):
     """What one edit adds at one head: `amounts_SH[layer, head]`, read when used, at `keys_BL`."""
 

@@ -58,17 +58,14 @@ def intervene(mlm: Mlm, encoded: Encoded, edits: Sequence[Edit]) -> Iterator[Non
     Args:
         mlm: The model, its language model under "sdpa" or "eager".
         encoded: The batch that will be run.
-        edits: Beside the model's own (`Mlm.edits`), to which they are added. Without any, or if
-            none changes a logit, nothing at all is installed.
+        edits: Without any, or if none changes a logit, nothing at all is installed.
 
     Raises:
         ValueError: An edit that does not fit, FlashAttention, a layer that another open block has;
             and inside the block: another batch (beams multiply it, too), or a cache whose keys are
             not at their positions (static or sliding).
     """
-    planned = resolve(
-        [*mlm.edits(encoded), *edits], encoded, n_layers=mlm.n_layers, n_kv_heads=mlm.n_kv_heads
-    )
+    planned = resolve(edits, encoded, n_layers=mlm.n_layers, n_kv_heads=mlm.n_kv_heads)
     with ExitStack() as stack:
         if planned:
             guard = mlm.base.model.register_forward_pre_hook(_guard(encoded), with_kwargs=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kvfix import adapters
 from kvfix.checkpoint import folder as checkpoint
-from kvfix.mlm.edges import Edit, no_edits
 from kvfix.mlm.families import FAMILIES, Family, family_of, submodule
 from kvfix.mlm.language_models import LanguageModel, Part, Reading, language_model_of, reading
 from kvfix.mlm.processor import load_processor, processor_sha256
@@ -45,9 +44,6 @@ class Mlm:
         weights: The checkpoint folder and what was read from it.
         adapter: The adapter folder, None without one.
         dtype: Of activations.
-        edits: Of attention, for a batch, in every pass that kvfix runs: what belongs to the adapter
-            beside its weights, such as a gate (`kvfix.mlm.gate`). `kvfix.mlm.intervene` adds to
-            them.
         processor_id: Whose processor it is; None: the checkpoint's own.
     """
 
@@ -58,7 +54,6 @@ class Mlm:
     weights: checkpoint.Weights = field(repr=False)
     adapter: adapters.Adapter | None
     dtype: torch.dtype
-    edits: Callable[[Encoded], Sequence[Edit]] = field(default=no_edits, repr=False)
     processor_id: str | None = None
 
     @property

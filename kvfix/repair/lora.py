@@ -1,7 +1,7 @@
 """LoRA on the language model, the projector and the vision tower, each by its own anchored regex.
 
-The order of a training: `attach`, then heads and gate (`get_peft_model` freezes what hangs on the
-model before it), then `parameter_groups`, then the optimizer.
+The order of a training: `attach`, then heads (`get_peft_model` freezes what hangs on the model
+before it), then `parameter_groups`, then the optimizer.
 """
 
 from __future__ import annotations
@@ -67,16 +67,14 @@ class Rates:
         projector: Of the projector's.
         vision: Of the vision tower's.
         heads: Of the heads that losses read values through.
-        gate: Of the gate on input-agnostic keys.
         weight_decay: Of the heads alone: decaying an adapter pulls it to the base model, which the
-            anchors do better; decaying a gate is its penalty term.
+            anchors do better.
     """
 
     lm: float = number(2e-4, least=0)
     projector: float = number(1e-4, least=0)
     vision: float = number(5e-5, least=0)
     heads: float = number(1e-3, least=0)
-    gate: float = number(1e-2, least=0)
     weight_decay: float = number(0.0, least=0)
 
     def __post_init__(self) -> None:
@@ -271,16 +269,14 @@ def parameter_groups(
     rates: Rates,
     *,
     heads: nn.Module | None = None,
-    gate: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """The optimizer's groups: each trainable parameter in exactly one, under its part's rate.
 
     Args:
-        mlm: With the adapter, without heads and gate hanging on it.
+        mlm: With the adapter, without heads hanging on it.
         report: Of `attach`.
         rates: By part.
         heads: Of the losses.
-        gate: A `KeyGate`.
 
     Returns:
         Groups with a `name`, for the log; empty parts have none.
@@ -288,8 +284,7 @@ def parameter_groups(
     of: dict[str, list[nn.Parameter]] = {part: [] for part in report.modules}
     for part, _, parameter in adapter_parameters(mlm, report.modules):
         of[part].append(parameter)
-    for name, module in (("heads", heads), ("gate", gate)):
-        of[name] = [] if module is None else list(module.parameters())
+    of["heads"] = [] if heads is None else list(heads.parameters())
     return [
         {
             "name": name,

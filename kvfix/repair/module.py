@@ -1,7 +1,7 @@
 """Everything that a repair trains, as one module whose forward pass is the loss of a micro-batch.
 
 What wraps a model for several ranks (DDP, a DeepSpeed engine) must see all of it in ONE call: the
-base model's pass, the tuned pass with its hooks, the heads and the gate.
+base model's pass, the tuned pass with its hooks, and the heads.
 
 Shapes: T loss terms, "lm" first; R rows of logits; S layers, H KV heads, V image tokens.
 """
@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from kvfix.mlm.capture import Capture
-from kvfix.mlm.gate import KeyGate
-from kvfix.mlm.intervene import intervene
 from kvfix.mlm.load import Mlm
 from kvfix.repair.base_pass import forward_inputs, logits_at, run_base
 from kvfix.repair.batch import Batch
@@ -31,7 +29,7 @@ LM = "lm"
 
 
 class Repair(nn.Module):
-    """A model with an adapter, the heads of its losses, and a gate.
+    """A model with an adapter, and the heads of its losses.
 
     Attributes:
         names: Of the T terms, in the order of every table.
@@ -47,7 +45,7 @@ class Repair(nn.Module):
         seed: int,
         keys: ChosenKeys | None = None,
     ):
-        """Make the heads and the gate that the losses ask for.
+        """Make the heads that the losses ask for.
 
         Args:
             mlm: With a fresh adapter.
@@ -71,21 +69,14 @@ class Repair(nn.Module):
         self.mlm, self.losses, self.lm = mlm, losses, lm
         self.model = mlm.model
         self.heads = Heads(losses, channels=mlm.n_kv_heads * mlm.head_dim, seed=seed)
-        self.gate: KeyGate | None = None
-        if losses.gate.weight > 0 and keys is not None:
-            self.gate = KeyGate(keys.keys_SHV, losses.gate.layers)
         self.keys = keys
         self._key_bias = key_biases(mlm, needs.layers)  # before anything is partitioned
         self._earlier = StepKeys()
-        self._open = ExitStack()
         self.names = (LM, *losses.active())
 
     def beside(self) -> nn.ModuleDict:
-        """Heads and gate: what is trained beside the adapter."""
-        parts: dict[str, nn.Module] = {"heads": self.heads}
-        if self.gate is not None:
-            parts["gate"] = self.gate
-        return nn.ModuleDict(parts)
+        """What is trained beside the adapter, by the names that it is saved under."""
+        return nn.ModuleDict({"heads": self.heads})
 
     def weights(self, number: int) -> list[float]:
         """Weight of each term at an optimizer step, 0-based."""
@@ -115,7 +106,6 @@ class Repair(nn.Module):
         Returns:
             The loss, 0-d, and (T, 2) totals and weights of this micro-batch, without a graph.
         """
-        self.close()
         with ExitStack() as passing:
             step = self._step(batch, number, passing)
             means = self._means_of(batch, step, number)
@@ -142,10 +132,6 @@ class Repair(nn.Module):
             )
         return found
 
-    def close(self) -> None:
-        """End what a pass left open for its backward; call it after that."""
-        self._open.close()
-
     def _step(self, batch: Batch, number: int, passing: ExitStack) -> Step:
         mlm, needs, encoded = self.mlm, self.losses.needs(number), batch.encoded
         self._earlier.begin(number)
@@ -160,10 +146,6 @@ class Repair(nn.Module):
                 sites=needs.base_sites,
                 layers=layers or None,
             )
-        gate_SH = None if self.gate is None else self.gate()
-        if self.gate is not None and gate_SH is not None:
-            # Checkpointed layers run again in backward, and must attend as they did.
-            self._open.enter_context(intervene(mlm, encoded, [self.gate.edit(encoded, gate_SH)]))
         capture = reader = None
         grad = torch.is_grad_enabled()
         if needs.sites:
@@ -189,8 +171,6 @@ class Repair(nn.Module):
             agnostic_SHV=None if self.keys is None else self.keys.keys_SHV,
             key_bias=self._key_bias,
             earlier=self._earlier,
-            gate=self.gate,
-            gate_SH=gate_SH,
         )
 
     def _rows(self, batch: Batch) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kvfix.eval.mcq.readouts import Images, Points
 from kvfix.mlm.capture import LM_SITES, SampleFeatures
-from kvfix.mlm.gate import KeyGate
 from kvfix.mlm.load import Encoded
 from kvfix.repair.queries import Attention
 from kvfix.repair.terms.mean import Mean
@@ -162,8 +161,6 @@ class Step:
             `random_keys` of `kvfix.mlm.edges` make it from the diagnosis's map).
         key_bias: `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
         earlier: Chosen keys of the step's micro-batches before this one.
-        gate: The gate; None without one.
-        gate_SH: What the gate gave for this step.
     """
 
     encoded: Encoded
@@ -176,8 +173,6 @@ class Step:
     agnostic_SHV: Tensor | None = None
     key_bias: dict[int, Tensor | None] = field(default_factory=dict)
     earlier: StepKeys = field(default_factory=StepKeys)
-    gate: KeyGate | None = None
-    gate_SH: Tensor | None = None
 
     def image(self, site: str, layers: Sequence[int], sample: int, image: int) -> Tensor:
         """f_SHWC of an image of the tuned model at some of the captured layers.
@@ -212,7 +207,7 @@ class Step:
                 f"expected attention of layers {sorted(self.attention)}, found {layer} asked for"
             )
         of = self.attention[layer]
-        if self.gate_SH is None and not any(a.q_TQD.requires_grad for a in of):
+        if not any(a.q_TQD.requires_grad for a in of):
             for a in of:
                 _with_graph(a.k_LHD, "key")
         return of

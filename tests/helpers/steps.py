@@ -14,8 +14,6 @@ from torch import Tensor
 
 from kvfix.eval.mcq.readouts import Images, Points
 from kvfix.mlm.capture import Capture
-from kvfix.mlm.gate import KeyGate
-from kvfix.mlm.intervene import intervene
 from kvfix.mlm.load import Mlm, Prompt, load_mlm
 from kvfix.repair.base_pass import logits_at, run_base
 from kvfix.repair.lora import LoraOptions, attach
@@ -99,7 +97,6 @@ def make_step(
     knows: Sequence[Extras],
     *,
     earlier: StepKeys | None = None,
-    gate: KeyGate | None = None,
     grad: bool = True,
 ) -> Step:
     """Run what the losses need, base first, and hand it over."""
@@ -116,9 +113,6 @@ def make_step(
         base = run_base(mlm, encoded, rows_N=rows_N, sites=needs.base_sites, layers=layers or None)
     with ExitStack() as stack:
         capture = reader = None
-        gate_SH = None if gate is None else gate()
-        if gate is not None and gate_SH is not None:
-            stack.enter_context(intervene(mlm, encoded, [gate.edit(encoded, gate_SH)]))
         if needs.sites:
             capture = stack.enter_context(
                 Capture(mlm, encoded, sites=needs.sites, layers=layers, grad=grad, text=needs.text)
@@ -144,8 +138,6 @@ def make_step(
             agnostic_SHV=agnostic(mlm, given) if needs.agnostic else None,
             key_bias=key_biases(mlm, layers),
             earlier=earlier or StepKeys(),
-            gate=gate,
-            gate_SH=gate_SH,
         )
 
 
@@ -154,7 +146,7 @@ def only(*names: str, **changed: Any) -> Losses:
     losses = Losses()
     for name in names:
         term = getattr(losses, name)
-        at = {"layers": (LAYER,)} if name in (*LAYER_TERMS, "gate") else {}
+        at = {"layers": (LAYER,)} if name in LAYER_TERMS else {}
         losses = replace(losses, **{name: replace(term, weight=1.0, **at, **changed)})
     return losses
 

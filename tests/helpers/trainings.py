@@ -28,7 +28,7 @@ def recipe(model: Path, data: Path, out: Path, **changed: Any) -> Recipe:
         "warmup": 1,
         "log_every": 1,
         "lora": LoraOptions(rank=2, dropout=0.1),
-        "rates": Rates(lm=2e-3, heads=5e-3, gate=2e-2),
+        "rates": Rates(lm=2e-3, heads=5e-3),
         "save_every": 2,
         "keep": 9,
     }

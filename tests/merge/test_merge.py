@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from kvfix.merge.proof import words_of
 from kvfix.merge.run import merge
-from kvfix.mlm.gate import KeyGate
 from kvfix.mlm.load import load_mlm
 from kvfix.repair.lora import LoraOptions, Rates, attach, parameter_groups
 from kvfix.repair.lora import merge as merge_adapter
@@ -101,8 +100,8 @@ def test_what_is_refused(checkpoint, tmp_path: Path) -> None:
     save_file(weights, still / "adapter_model.safetensors", metadata={"format": "pt"})
     assert "every update all zero" in refused(adapter=still)
     gated = shutil.copytree(adapter, tmp_path / "gated")
-    KeyGate(torch.ones(4, 2, 3, dtype=torch.bool), [2]).save(gated)
-    assert "weights cannot hold a gate" in refused(adapter=gated)
+    save_file({"bias": torch.zeros(1, 2)}, gated / "kvfix_gate.safetensors")
+    assert "found kvfix_gate.safetensors beside it" in refused(adapter=gated)
 
 
 def test_an_empty_folder_is_taken(checkpoint, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def _temperature(raw: Tensor) -> Tensor:
 
 
 def check_trained(module: nn.Module, groups: Iterable[dict]) -> None:
-    """See to it that training can move every parameter of the heads (or of a gate).
+    """See to it that training can move every parameter of the heads.
 
     `get_peft_model` freezes what hangs on the model already; then the loss stands still, or falls
     by the adapter alone, and nothing says so.

@@ -22,15 +22,14 @@ from kvfix.repair.terms.correspondence import CorrespondenceTerm
 from kvfix.repair.terms.dependence import DependenceTerm
 from kvfix.repair.terms.distil import DistilTerm
 from kvfix.repair.terms.evidence import EvidenceTerm
-from kvfix.repair.terms.gate import GateTerm
 from kvfix.repair.terms.gram import GramTerm
 from kvfix.repair.terms.kl import KlTerm
 from kvfix.repair.terms.mask import MaskTerm
 from kvfix.repair.terms.mass import MassTerm
-from kvfix.repair.terms.term import Head, Needs, Schedule, Term
+from kvfix.repair.terms.term import Head, Needs, Term
 from kvfix.repair.terms.text_value import TextValueTerm
 
-__all__ = ["Heads", "Losses", "Needs", "Schedule", "Term"]
+__all__ = ["Heads", "Losses", "Needs", "Term"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class Losses:
         gram: Similarities between an image's values, held to the base model's.
         dependence: Chosen keys shall depend on the image.
         mass: Late text shall not look at chosen keys.
-        gate: Learned biases at chosen keys, kept small.
     """
 
     mask: MaskTerm = field(default_factory=MaskTerm)
@@ -59,7 +57,6 @@ class Losses:
     gram: GramTerm = field(default_factory=GramTerm)
     dependence: DependenceTerm = field(default_factory=DependenceTerm)
     mass: MassTerm = field(default_factory=MassTerm)
-    gate: GateTerm = field(default_factory=GateTerm)
 
     def active(self) -> dict[str, Term]:
         """Terms with a weight, in the same order on every rank."""

@@ -26,7 +26,6 @@ def attention_mass(
     real_L: Tensor,
     chosen_HL: Tensor,
     scale: float,
-    bias_H: Tensor | None = None,
     chunk: int = 32,
 ) -> Tensor:
     """Attention that each text query of one sample gives to the chosen keys, in one layer.
@@ -42,7 +41,6 @@ def attention_mass(
         real_L: Bool, positions that are not padding.
         chosen_HL: Bool, keys whose share is asked for; on any device.
         scale: What the layer multiplies its logits with (`self_attn.scaling`).
-        bias_H: Nats that a gate adds to the logits of the chosen keys; None is none.
         chunk: Queries at a time.
 
     Returns:
@@ -51,10 +49,6 @@ def attention_mass(
     heads, group, device = len(chosen_HL), q_TQD.shape[1] // len(chosen_HL), q_TQD.device
     with_K = chosen_HL.any(-1).nonzero().flatten()
     chosen_KL, with_K = chosen_HL[with_K].to(device), with_K.to(device)
-    bias_K1L = torch.zeros(len(with_K), 1, len(real_L), device=device)
-    if bias_H is not None:
-        bias_K1L = torch.where(chosen_KL[:, None], bias_H.float()[with_K, None, None], bias_K1L)
-    bias_K1L = bias_K1L.masked_fill(~real_L, -torch.inf)
     at_L = torch.arange(len(real_L), device=device)
 
     def mass_of(q_TQD: Tensor, at_T: Tensor) -> Tensor:
@@ -63,7 +57,7 @@ def attention_mass(
         logits_KNL = q_TKGD.permute(1, 2, 0, 3).flatten(1, 2) @ k_KDL
         logits_KGTL = logits_KNL.unflatten(1, (group, len(at_T)))
         # In place: backward does not read the logits.
-        logits_KGTL += bias_K1L.masked_fill(at_L > at_T[:, None], -torch.inf)[:, None]
+        logits_KGTL.masked_fill_((at_L > at_T[:, None]) | ~real_L, -torch.inf)
         mass_KGT = (logits_KGTL.softmax(-1) @ chosen_KL[:, None, :, None].float()).squeeze(-1)
         mass_HGT = mass_KGT.new_zeros(heads, group, len(at_T))
         return mass_HGT.index_copy(0, with_K, mass_KGT).flatten(0, 1)
@@ -131,7 +125,6 @@ class MassTerm(LayerTerm):
         """Mean of what is beyond the ceiling over layers, text queries, heads with such keys."""
         keys_SHV, means = _given(step.agnostic_SHV), []
         for layer in self.layers:
-            bias_H = None if step.gate_SH is None else step.gate_SH[layer]
             for sample, of in enumerate(step.attended(layer)):
                 chosen_HL = _positions(step, sample, keys_SHV[layer], len(of.real_L))
                 if step.extras[sample].stand_in:
@@ -143,7 +136,6 @@ class MassTerm(LayerTerm):
                     real_L=of.real_L,
                     chosen_HL=chosen_HL,
                     scale=of.scale,
-                    bias_H=bias_H,
                     chunk=self.chunk,
                 )
                 means.append(mass_hinge(mass_QT, chosen_HL.any(-1), ceiling=self.ceiling))

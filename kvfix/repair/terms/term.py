@@ -1,13 +1,9 @@
-"""A loss term: its weight, its schedule, what it needs captured.
-
-Shapes: none.
-"""
+"""A loss term: its weight, what it needs captured, how it is computed."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,50 +13,7 @@ from kvfix.repair.step import Step
 from kvfix.repair.terms.heads import MaskHead, Temperature, TextProjection
 from kvfix.repair.terms.mean import Mean
 
-Kind = Literal["constant", "linear", "cosine"]
 Head = MaskHead | TextProjection | Temperature
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A factor on a term's weight over optimizer steps.
-
-    Attributes:
-        kind: "constant" is 1 throughout; "linear" and "cosine" go from `first` to `last`.
-        start: Last step at `first`, 0-based.
-        end: First step at `last`.
-        first: Factor up to `start`; 0 to 1 warms a term up.
-        last: Factor from `end` on; 1 to 0 fades it out.
-    """
-
-    kind: Kind = "constant"
-    start: int = number(0, least=0)
-    end: int = number(0, least=0)
-    first: float = number(0.0, least=0)
-    last: float = number(1.0, least=0)
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        check_numbers(self)
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"expected kind {', '.join(get_args(Kind))}, found {self.kind!r}")
-        if self.kind == "constant":
-            if (self.start, self.end, self.first, self.last) != (0, 0, 0.0, 1.0):
-                raise ValueError(
-                    "expected a constant schedule without start, end, first and last, found some; "
-                    "choose kind linear or cosine"
-                )
-        elif self.start >= self.end:
-            raise ValueError(f"expected start < end, found {self.start} and {self.end}")
-
-    def factor(self, step: int) -> float:
-        """At an optimizer step, 0-based."""
-        if self.kind == "constant":
-            return 1.0
-        done = min(max((step - self.start) / (self.end - self.start), 0.0), 1.0)
-        if self.kind == "cosine":
-            done = (1 - math.cos(math.pi * done)) / 2
-        return self.first + (self.last - self.first) * done
 
 
 @dataclass(frozen=True)
@@ -98,11 +51,9 @@ class Term:
 
     Attributes:
         weight: Of its mean in the total loss; 0 leaves it out.
-        schedule: Factor on the weight over the steps.
     """
 
     weight: float = number(0.0, least=0)
-    schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         """Refuse a negative weight, which would train the opposite, and all else out of bounds."""
@@ -110,7 +61,7 @@ class Term:
 
     def weight_at(self, step: int) -> float:
         """Weight at an optimizer step, 0-based."""
-        return self.weight * self.schedule.factor(step)
+        return self.weight
 
     def idle(self, step: int) -> bool:
         """Whether it is left out of an optimizer step; only terms without a head ever are."""

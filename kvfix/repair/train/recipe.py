@@ -1,7 +1,7 @@
 """A repair from its config to a folder with an adapter: what both training recipes run.
 
 `checkpoints/<run>/` then holds `adapter_model.safetensors` and `adapter_config.json` (plain PEFT
-loads them), the heads, the gate if there is one, `config.yaml` as resolved, `training.json`,
+loads them), the heads, `config.yaml` as resolved, `training.json`,
 `log.jsonl`, a model card, and the last checkpoints to resume from.
 """
 

@@ -13,13 +13,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from kvfix.checkpoint.folder import GATE
 from kvfix.runs.atomic import atomic_folder, partial_of, sync_folder, torn
 
 PREFIX = "checkpoint-"
 BESIDE = "kvfix_heads.safetensors"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # those without which none is
-TRAINED_FILES = (*ADAPTER_FILES, BESIDE, GATE)
+TRAINED_FILES = (*ADAPTER_FILES, BESIDE)
 
 
 class Found(NamedTuple):

@@ -63,7 +63,7 @@ class RepairTrainer(Trainer):
         """See `transformers.Trainer`.
 
         Args:
-            repair: The model with its adapter, heads and gate.
+            repair: The model with its adapter and heads.
             args: Of the Trainer.
             examples: What is learned from.
             collator: Makes batches of them.
@@ -104,11 +104,7 @@ class RepairTrainer(Trainer):
         """AdamW with a group a part."""
         if getattr(self, "optimizer", None) is None:
             groups = parameter_groups(
-                self.repair.mlm,
-                self._report,
-                self._rates,
-                heads=self.repair.heads,
-                gate=self.repair.gate,
+                self.repair.mlm, self._report, self._rates, heads=self.repair.heads
             )
             check_trained(self.repair.beside(), groups)
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
@@ -160,11 +156,8 @@ class RepairTrainer(Trainer):
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch; what its backward needed open is closed afterwards."""
-        try:
-            loss = super().training_step(*args, **kwargs)
-        finally:
-            self.repair.close()
+        """One micro-batch; after the last one of a step, what the step found is noted."""
+        loss = super().training_step(*args, **kwargs)
         self._left -= 1
         if self._left == 0:
             self.guard.end(self.state.global_step + 1, self._rates_now())
@@ -229,15 +222,13 @@ class RepairTrainer(Trainer):
             self._torn = ()  # gone now
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The adapter as PEFT writes it, the gate and the heads; gathered from all ranks first."""
+        """The adapter as PEFT writes it, and the heads; gathered from all ranks first."""
         out = Path(output_dir or self.args.output_dir)
         trained = [p for p in self.repair.parameters() if p.requires_grad]
         with _gathered(trained):
             if self.args.should_save:
                 out.mkdir(parents=True, exist_ok=True)
                 self.repair.model.save_pretrained(out)
-                if self.repair.gate is not None:
-                    self.repair.gate.save(out)
                 beside = self.repair.beside().named_parameters()
                 heads = {n: p.detach().cpu().contiguous() for n, p in beside}
                 if heads:
@@ -253,11 +244,7 @@ class RepairTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Adapter, heads and gate of `save_model`; nothing may be missing.
-
-        Raises:
-            ValueError: Of another shape.
-        """
+        """See `load_trained`."""
         load_trained(self.repair, Path(resume_from_checkpoint))
 
     @property
@@ -284,7 +271,7 @@ class RepairTrainer(Trainer):
 
 
 def load_trained(repair: Repair, folder: Path) -> None:
-    """Adapter, heads and gate of `save_model`; nothing may be missing.
+    """Adapter and heads of `save_model`; nothing may be missing.
 
     Raises:
         ValueError: Of another shape.
@@ -295,7 +282,7 @@ def load_trained(repair: Repair, folder: Path) -> None:
         lost = [key for key in beside.missing_keys if key in heads]
         if lost or beside.unexpected_keys:
             raise ValueError(
-                f"{folder / BESIDE}: expected this model's heads and gate, found {len(lost)} "
+                f"{folder / BESIDE}: expected this model's heads, found {len(lost)} "
                 f"tensors missing and {len(beside.unexpected_keys)} unexpected; resume with the "
                 "same config"
             )

@@ -164,8 +164,6 @@ def test_attention_mass_by_hand() -> None:
     given = {"at_T": at, "real_L": real, "chosen_HL": chosen, "scale": 1.0}
     mass = attention_mass(queries, keys, **given)
     torch.testing.assert_close(mass, torch.tensor([[2 / 6, 2 / 15]]))
-    halved = attention_mass(queries, keys, **given, bias_H=torch.tensor([0.5]).log())
-    torch.testing.assert_close(halved, torch.tensor([[1 / 5, 1 / 14]]))
     padded = attention_mass(
         queries, keys, **{**given, "real_L": torch.tensor([False, True, True, True])}
     )
@@ -185,8 +183,8 @@ def test_only_heads_with_a_chosen_key_and_real_keys_have_mass() -> None:
         "chosen_HL": torch.tensor([[False] * 4, [True, True, False, False]]),  # one is padding
         "scale": 1.0,
     }
-    mass = attention_mass(torch.ones(1, 4, 1), keys, **given, bias_H=torch.tensor([7.0, 4]).log())
-    torch.testing.assert_close(mass, torch.tensor([[0], [0], [8 / 20], [8 / 20]]))
+    mass = attention_mass(torch.ones(1, 4, 1), keys, **given)
+    torch.testing.assert_close(mass, torch.tensor([[0], [0], [2 / 14], [2 / 14]]))
 
 
 def test_heads_without_a_chosen_key_count_for_nothing() -> None:
@@ -241,12 +239,12 @@ def test_attention_mass_is_the_models_own(name, side, small, load, monkeypatch) 
 def test_chunks_and_the_whole_have_one_gradient(monkeypatch) -> None:
     """And of chunks nothing but their inputs is kept for backward."""
     torch.manual_seed(0)
-    start = torch.randn(9, 4, 8), torch.randn(20, 2, 8), torch.randn(2)
+    start = torch.randn(9, 4, 8), torch.randn(20, 2, 8)
     chosen = torch.rand(2, 20) < 0.3
     found, kept = [], []
     for small in (0, SMALL):
         monkeypatch.setattr(mass, "SMALL", small)
-        q_TQD, k_LHD, bias_H = (x.clone().requires_grad_() for x in start)
+        q_TQD, k_LHD = (x.clone().requires_grad_() for x in start)
         sizes: list[int] = []
 
         def keep(x: Tensor, sizes: list[int] = sizes) -> Tensor:
@@ -261,12 +259,11 @@ def test_chunks_and_the_whole_have_one_gradient(monkeypatch) -> None:
                 real_L=torch.ones(20, dtype=torch.bool),
                 chosen_HL=chosen,
                 scale=0.3,
-                bias_H=bias_H,
                 chunk=4,
             )
         kept.append(max(sizes, default=0))
         mass_QT.square().sum().backward()
-        found.append((mass_QT, q_TQD.grad, k_LHD.grad, bias_H.grad))
+        found.append((mass_QT, q_TQD.grad, k_LHD.grad))
     for chunked, whole in zip(*found, strict=True):
         assert chunked is not None and chunked.abs().sum() > 0
         torch.testing.assert_close(chunked, whole)

@@ -10,7 +10,6 @@ import tiny
 import torch
 from steps import LAYER, LAYER_TERMS, VALUE_TERMS
 
-from kvfix.mlm.gate import KeyGate
 from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.step import Extras
 
@@ -81,22 +80,18 @@ def test_kl_is_taken_where_it_is_asked_for(checkpoint) -> None:
     assert weights["both"] == weights["text"] + 2
 
 
-@pytest.mark.parametrize("name", (*TERMS, "gate"))
+@pytest.mark.parametrize("name", TERMS)
 def test_each_term_learns(name, checkpoint) -> None:
-    """Adapter, heads and gate alone make the loss fall; it is not at its floor from the start."""
+    """Adapter and heads alone make the loss fall; it is not at its floor from the start."""
     mlm = steps.tuned(checkpoint("llava"))
     losses = steps.only(name, **BINDING.get(name, {}))
     given = steps.prompts()
-    knows, heads, gate = steps.extras(mlm, given), steps.heads_of(mlm, losses), None
+    knows, heads = steps.extras(mlm, given), steps.heads_of(mlm, losses)
     trained = [p for p in mlm.model.parameters() if p.requires_grad] + list(heads.parameters())
-    if name == "gate":
-        gate = KeyGate(steps.agnostic(mlm, given), [LAYER])
-        torch.nn.init.ones_(gate.bias_EH)
-        trained = list(gate.parameters())
     optimizer = torch.optim.Adam(trained, lr=1e-2)
     found = []
     for _ in range(8):
-        step = steps.make_step(mlm, losses, given, knows, gate=gate)
+        step = steps.make_step(mlm, losses, given, knows)
         value = steps.mean_of(name, losses, step, heads).value
         optimizer.zero_grad()
         value.backward()
@@ -230,7 +225,6 @@ def test_what_a_step_lacks_is_named(checkpoint) -> None:
         ("dependence", "mask of keys to suppress, found none"),
         ("mass", "mask of keys to suppress, found none"),
         ("kl", "logits of the tuned and the base model"),
-        ("gate", "expected a gate"),
     ):
         losses = steps.only(name)
         with pytest.raises(ValueError, match=says):

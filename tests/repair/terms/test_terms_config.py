@@ -1,39 +1,15 @@
-"""Configs of loss terms: schedules, what a step must bring, YAML and its refusals."""
+"""Configs of loss terms: what a step must bring, YAML and its refusals."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvfix.config import dump_config, load_config
-from kvfix.repair.terms.losses import Losses, Schedule
+from kvfix.repair.terms.losses import Losses
 from kvfix.repair.terms.mass import MassTerm
 from kvfix.repair.terms.text_value import TextValueTerm
-
-
-def test_schedules() -> None:
-    assert Schedule().factor(0) == Schedule().factor(10**6) == 1
-    up = Schedule("linear", start=2, end=6)
-    assert [up.factor(n) for n in (0, 2, 3, 4, 6, 9)] == [0, 0, 0.25, 0.5, 1, 1]
-    down = Schedule("cosine", start=0, end=4, first=1.0, last=0.2)
-    quarter = 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2
-    assert [down.factor(n) for n in (0, 1, 2, 4, 5)] == pytest.approx([1, quarter, 0.6, 0.2, 0.2])
-    term = replace(Losses().mask, weight=0.5, layers=(1,), schedule=up)
-    assert term.weight_at(3) == 0.125
-    for wrong, says in (
-        ({"kind": "step"}, "expected kind constant, linear, cosine, found 'step'"),
-        ({"kind": "linear", "start": 3, "end": 3}, "expected start < end, found 3 and 3"),
-        (
-            {"kind": "linear", "end": 3, "last": -1.0},
-            "last: expected a number of 0 or more, found -1.0",
-        ),
-        ({"end": 5}, "constant schedule without start"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            Schedule(**wrong)
 
 
 def test_needs_are_those_of_the_active_terms_only() -> None:
@@ -51,20 +27,16 @@ def test_needs_are_those_of_the_active_terms_only() -> None:
 
 def test_losses_map_to_yaml(tmp_path: Path) -> None:
     file = tmp_path / "losses.yaml"
-    file.write_text(
-        "mask: {weight: 0.5, layers: [1, 2], schedule: {kind: linear, end: 50}}\n"
-        "kl: {weight: 1, at: both}\n"
-    )
+    file.write_text("mask: {weight: 0.5, layers: [1, 2]}\nkl: {weight: 1, at: both}\n")
     losses = load_config(Losses, file, ["gram.weight=2", "gram.layers=[3]", "mask.dice=0"])
-    assert losses.mask.layers == (1, 2) and losses.mask.schedule.factor(25) == 0.5
+    assert (losses.mask.weight, losses.mask.layers) == (0.5, (1, 2))
     assert (losses.kl.weight, losses.kl.at, losses.gram.layers) == (1.0, "both", (3,))
     assert losses.mask.dice == 0.0
     file.write_text(dump_config(losses))
     assert load_config(Losses, file) == losses
     for override, says in (
-        ("mask.wait=1", r"'mask.wait' is unknown; known keys: weight, schedule, layers"),
+        ("mask.wait=1", r"'mask.wait' is unknown; known keys: weight, layers"),
         ("kl.layers=[1]", "'kl.layers' is unknown"),
-        ("mask.schedule.kind=fast", "config mask.schedule: expected kind"),
         ("text_value.weight=1", "config text_value: expected layers for a term of weight 1.0"),
         ("mask.layers=[1, x]", "config mask: expected layers as different numbers"),
         ("mask.layers=[1, 1]", "different numbers"),

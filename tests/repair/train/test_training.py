@@ -193,10 +193,7 @@ def odd(examples: list[Example]) -> list[Example]:
 def passed(repair: Repair, batch: Batch, *, number: int = 0) -> torch.Tensor:
     """(T, 2) totals and weights."""
     amount_T = torch.tensor(repair.amounts(batch))
-    try:
-        return repair(batch, number, amount_T, 1.0)[1]
-    finally:
-        repair.close()
+    return repair(batch, number, amount_T, 1.0)[1]
 
 
 @FAMILIES
@@ -235,7 +232,7 @@ def test_amounts_of_suppression_are_its_weights(family, checkpoint, examples) ->
     mlm = steps.tuned(checkpoint(family))
     text, one, cat, _, two, choice = examples
     batch = collator(mlm)([one, text, cat, two, choice])
-    repair = suppressing(mlm, "dependence", "mass", "gate", batch=batch)
+    repair = suppressing(mlm, "dependence", "mass", batch=batch)
     amounts = repair.amounts(batch)
     assert all(amounts) and passed(repair, batch)[:, 1].tolist() == pytest.approx(amounts)
     # Alone it has nothing to be held against; text and pictures of other sizes count for nothing.
@@ -247,25 +244,21 @@ def test_amounts_of_suppression_are_its_weights(family, checkpoint, examples) ->
     assert repair.amounts(collator(mlm)([text]))[1:3] == [0, 0]
 
 
-@pytest.mark.parametrize("term", ["dependence", "mass", "gate"])
+@pytest.mark.parametrize("term", ["dependence", "mass"])
 def test_suppression_in_micro_batches(term, checkpoint, examples) -> None:
-    """`mass` and `gate` to the digit; r of one image after another is near that of the whole."""
+    """`mass` to the digit; r of one image after another is near that of the whole."""
     mlm = steps.tuned(checkpoint("llava"))
     _, one, _, _, two, choice = examples  # of three first images
     given = [one, two, choice] * 4
     whole = collator(mlm)(given)
     repair = suppressing(mlm, term, batch=whole)
     repair.lm = 0.0
-    if repair.gate is not None:
-        with torch.no_grad():
-            repair.gate.bias_EH.fill_(0.5)
     found = []
     for batches in ([whole], [collator(mlm)([example]) for example in given]):
         amount_T = torch.tensor([repair.amounts(batch) for batch in batches]).sum(0)
         for batch in batches:
             loss, _ = repair(batch, len(batches), amount_T, 1.0)
             loss.backward()
-            repair.close()
         found.append(torch.cat([g.flatten() for g in gradients(repair).values()]))
     if term == "dependence":
         cosine = torch.nn.functional.cosine_similarity(*found, dim=0)
@@ -297,7 +290,6 @@ def test_micro_batches_have_the_gradient_of_the_whole(term, family, checkpoint, 
         for batch in batches:
             loss, _ = repair(batch, 0, amount_T, 1.0)
             loss.backward()
-            repair.close()
             losses.append(loss.detach())
         found.append((sum(losses), gradients(repair)))
     (whole_loss, whole), (loss, grads) = found
@@ -329,7 +321,6 @@ def test_a_float32_adapter_multiplies_in_its_models_bfloat16(
         loss, _ = repair(batch, 0, torch.tensor(repair.amounts(batch)), 1.0)
         before_backward = len(seen)
         loss.backward()
-        repair.close()
         assert (len(seen) > before_backward) == checkpointing
         assert set(seen) == {(dtype, dtype)}
         seen.clear()

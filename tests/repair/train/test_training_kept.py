@@ -147,7 +147,7 @@ def test_a_kill_after_the_last_checkpoint_costs_nothing(again, whole) -> None:
         ({"seed": 1}, "seed: then 0, now 1"),
         ({"batch": 2}, "batch: then 4, now 2"),
         ({"accumulate": 2}, "accumulate: then 1, now 2"),
-        ({"rates": Rates(lm=1e-2, heads=5e-3, gate=2e-2)}, "rates.lm: then 0.002, now 0.01"),
+        ({"rates": Rates(lm=1e-2, heads=5e-3)}, "rates.lm: then 0.002, now 0.01"),
         ({"lora": LoraOptions(rank=2, alpha=1.0, dropout=0.1)}, "lora.alpha: then 32, now 1"),
         ({"lm": 0.5}, "lm: then 1, now 0.5"),
         ({"schedule": "cosine"}, "schedule: then 'linear', now 'cosine'"),
