@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kvfix.checkout import know_what_lies_beside
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ __all__ = [
     "load_reference_encoder",
     "split_heads",
 ]
+
+know_what_lies_beside()
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,23 @@ from rich.text import Text
 
 import kvfix
 from kvfix.commands.data import data_app
+from kvfix.commands.options import (
+    Adapter,
+    AsJson,
+    Attn,
+    Data,
+    Device,
+    Dtype,
+    ForceAdapter,
+    Heads,
+    Limit,
+    Model,
+    Out,
+    Processor,
+    Quant,
+    Seed,
+    Task,
+)
 from kvfix.commands.repair import merge, plan
 from kvfix.commands.score import score_app
 from kvfix.terminal import (
@@ -32,43 +50,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="kvfix",
-    help="Find where a multimodal language model loses what it sees.",
+    help="Find where a multimodal language model loses what it sees, repair it, and prove it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data_app, name="data", no_args_is_help=True)
 app.add_typer(score_app, name="score", no_args_is_help=True)
-app.command()(plan)
-app.command()(merge)
+app.add_typer(data_app, name="data", no_args_is_help=True)
 
-Model = Annotated[str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")]
-Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA folder or hub id to load on top.")]
-ForceAdapter = Annotated[
-    bool, typer.Option("--force-adapter", help="Load an adapter of another model, too.")
-]
-Processor = Annotated[
-    str | None,
-    typer.Option(help="Hub id or folder of a processor. Default: the model's own."),
-]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(help="NAME or NAME=DIR; repeatable. Default: scenes. See `kvfix data list`."),
-]
-Task = Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most N units a task.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print run.json to stdout.")]
-Heads = Annotated[bool, typer.Option(help="Also score every KV head apart.")]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="auto is the checkpoint's own."),
-]
-Device = Annotated[str | None, typer.Option(help="As torch names it, or auto.")]
-Quant = Annotated[Literal["nf4", "int8"] | None, typer.Option(help="Quantise the language model.")]
-Attn = Annotated[
-    Literal["sdpa", "eager", "flash_attention_2"] | None,
-    typer.Option(help="Attention implementation. Default: transformers' choice."),
-]
+
+Diagnosis = StrEnum("Diagnosis", ["flow", "keys", "prefix", "surfacing"])
+Site = StrEnum("Site", ["vision", "projector", "hidden", "key", "value"])
 
 
 @app.callback(invoke_without_command=True)
@@ -89,28 +82,42 @@ def diagnose(
     data: Data = None,
     task: Task = None,
     only: Annotated[
-        list[str] | None,
-        typer.Option(help="flow, keys, prefix or surfacing; repeatable. Default: all four."),
+        list[Diagnosis] | None,
+        typer.Option(help="Run only this diagnosis; give the option again for more."),
     ] = None,
     limit: Limit = None,
-    out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")] = Path(
-        "runs/diagnose"
-    ),
+    out: Out = Path("runs/diagnose"),
     heads: Heads = False,
     reference_encoder: Annotated[
-        str | None, typer.Option(help="Bare SigLIP, CLIP or DINOv2 to compare with.")
+        str | None,
+        typer.Option(
+            metavar="ID|FOLDER",
+            help="Also measure this SigLIP, CLIP or DINOv2 encoder by itself, to compare with.",
+        ),
     ] = None,
-    control: Annotated[bool, typer.Option(help="Also run the random-weights control.")] = True,
+    control: Annotated[
+        bool,
+        typer.Option(
+            help="Also measure the same model with random weights: what needs no training at all."
+        ),
+    ] = True,
     dtype: Dtype = "auto",
     device: Device = None,
     quant: Quant = None,
     attn: Attn = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of bootstrap, halves and controls.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how much visual information each stage of a model holds."""
+    """Find where a model loses what it sees.
+
+    Four diagnoses, written as a report that a browser opens: flow (how much of
+    the image each stage holds), keys (image keys that depend on no image),
+    prefix (what a text before the image changes) and surfacing (questions whose
+    answer the model holds while it gives another).
+    """
+    _check_words(data, task)
     from kvfix.diagnose.run import diagnose as run
-    from kvfix.session import PARTS, Options
+    from kvfix.session import Options
 
     options = Options(
         model=model,
@@ -119,7 +126,7 @@ def diagnose(
         force_adapter=force_adapter,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
-        only=tuple(only or PARTS),
+        only=tuple(map(str, only or Diagnosis)),
         limit=limit,
         out=out,
         heads=heads,
@@ -145,14 +152,15 @@ def evaluate(
     data: Data = None,
     task: Task = None,
     site: Annotated[
-        list[str] | None,
-        typer.Option(help="vision, projector, hidden, key or value; repeatable. Default: all."),
+        list[Site] | None,
+        typer.Option(
+            help="Read features only at this place in the model; give the option again for more. "
+            "Without it, at all of them."
+        ),
     ] = None,
     heads: Heads = False,
     limit: Limit = None,
-    out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")] = Path(
-        "runs/eval"
-    ),
+    out: Out = Path("runs/eval"),
     profile: Annotated[
         Literal[
             "kvfix",
@@ -162,27 +170,41 @@ def evaluate(
             "vlmevalkit",
             "vlmevalkit@before-1552",
         ],
-        typer.Option(help="Rules that read a letter from a written answer."),
+        typer.Option(
+            help="Whose rules find the chosen letter in a written answer: kvfix's own, the "
+            "benchmark's official ones, or those of another evaluation tool."
+        ),
     ] = "kvfix",
     order: Annotated[
-        Literal["images-first", "text-first"], typer.Option(help="Of a question's parts.")
+        Literal["images-first", "text-first"],
+        typer.Option(help="Whether a question's images stand before or after its text."),
     ] = "images-first",
     concat: Annotated[
-        bool, typer.Option(help="Join a question's images into one, for single-image models.")
+        bool,
+        typer.Option(
+            help="Join the images of a question into one, for models that take only one image."
+        ),
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    batch: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Answer N questions at the same time.")
+    ] = 8,
     dtype: Dtype = "auto",
     device: Device = None,
     quant: Quant = None,
     attn: Attn = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run the suite: probes at every asked site, multiple-choice answers, readouts."""
+    """Measure what a model's features hold and how it answers.
+
+    Probes read the features at every asked place in the model; the model
+    answers multiple-choice questions; readouts answer them from the features
+    alone. Two such runs can be compared by `kvfix compare`.
+    """
+    _check_words(data, task)
     from kvfix.eval.mcq.answer import McqProtocol
     from kvfix.evaluate import Options
     from kvfix.evaluate import evaluate as run
-    from kvfix.mlm.capture import SITES
 
     options = Options(
         model=model,
@@ -191,7 +213,7 @@ def evaluate(
         force_adapter=force_adapter,
         data=tuple(data or ("scenes",)),
         tasks=tuple(task or ()),
-        sites=tuple(site or SITES),
+        sites=tuple(map(str, site or Site)),
         heads=heads,
         limit=limit,
         out=out,
@@ -205,6 +227,13 @@ def evaluate(
     with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
         outcome = run(options, command=command_line(), watch=RichWatch())
     _end(outcome, as_json)
+
+
+def _check_words(data: list[str] | None, tasks: list[str] | None) -> None:
+    """Refuse a wrong name before anything heavy is imported."""
+    from kvfix.data.catalog import check_words
+
+    check_words(data or ("scenes",), tasks=tasks)
 
 
 def _end(outcome: Outcome, as_json: bool) -> None:
@@ -254,26 +283,30 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="BEFORE AFTER",
-            help="Two run folders, or two of `kvfix score --out`: the same units, scored before "
-            "and after the change. With --correlate any number of run folders.",
+            help="The folders of two runs, before and after the change, on the same data: of "
+            "`kvfix eval`, `kvfix diagnose` or `kvfix score --out`. With --correlate, any number "
+            "of folders.",
         ),
     ],
     correlate: Annotated[
         bool,
         typer.Option(
             "--correlate",
-            help="Over runs of several models: rank correlation of the language model's gain on "
-            "its projector with the accuracy of its answers.",
+            help="Instead ask of runs of several models: do language models that gain more over "
+            "their projector also answer better? (rank correlation)",
         ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the .json, .html and .md go. Default: runs/compare or correlate."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the report goes. Without it, runs/compare or runs/correlate.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the .json to stdout.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Prove a change: paired differences between two runs on the same units.
+    """Prove a change by the same questions before and after it.
 
     Runs on other data, or scored by other rules, are refused. If more than 5 %
     of a task's units are in one run only, the report is written, but the exit
@@ -282,13 +315,13 @@ def compare(
     if correlate:
         _correlate(runs, out or Path("runs/correlate"), as_json)
         return
-    from kvfix.compare.run import Options
-    from kvfix.compare.run import compare as run
-
     if len(runs) != 2:
         raise typer.BadParameter(
             f"expected BEFORE and AFTER, found {len(runs)} folders; more need --correlate"
         )
+    from kvfix.compare.run import Options
+    from kvfix.compare.run import compare as run
+
     before, after = runs
     options = Options(before, after, out=out or Path("runs/compare"), seed=seed)
     with redirect_stdout(sys.stderr):
@@ -304,11 +337,11 @@ def compare(
 
 
 def _correlate(runs: list[Path], out: Path, as_json: bool) -> None:
+    if len(runs) < 2:
+        raise typer.BadParameter(f"expected the folders of several runs, found {len(runs)}")
     from kvfix.compare.correlate import CorrelateOptions, correlate
     from kvfix.report.correlate import table
 
-    if len(runs) < 2:
-        raise typer.BadParameter(f"expected the folders of several runs, found {len(runs)}")
     with redirect_stdout(sys.stderr):
         outcome = correlate(CorrelateOptions(tuple(runs), out), command=command_line())
     console.print(table(outcome.record))
@@ -336,6 +369,10 @@ def _show_comparison(record: dict, report: Path) -> None:
             )
             labelled("unmatched", "yellow", line)
     console.print(f"{record['seconds']:.0f} s. Report: {report}", soft_wrap=True)
+
+
+app.command()(plan)
+app.command()(merge)
 
 
 def main() -> None:

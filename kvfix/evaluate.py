@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvfix.data.catalog import WrongSpec, load_units
+from kvfix.data.catalog import load_units
 from kvfix.data.left_out import too_many
 from kvfix.data.units import UnitSet
 from kvfix.eval.mcq.answer import McqProtocol
@@ -61,7 +61,6 @@ def evaluate(options: Options, *, command: str, watch: Watch) -> Outcome:
 
 def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     start = time.monotonic()
-    _check_sites(options.sites)
     unit_sets = load_units(
         options.data, tasks=options.tasks or None, limit=options.limit, questions=True
     )
@@ -102,12 +101,6 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
         too_many(len(left_out_of(u, readout_path(options.out, u))), len(u)) for u in asked
     )
     return Outcome(record, report, failed)
-
-
-def _check_sites(sites: Sequence[str]) -> None:
-    unknown = [site for site in sites if site not in SITES]
-    if unknown or not sites:
-        raise WrongSpec(f"site: expected one of {', '.join(SITES)}, found {unknown or 'none'}")
 
 
 def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_two_evaluations_are_compared(finished: Finished, tmp_path: Path) -> Non
 def test_wrong_words_are_wrong_usage(model: Path, tmp_path: Path) -> None:
     base = ("eval", "--model", model, "--out", tmp_path / "run")
     ended = call(*base, "--site", "soul")
-    assert ended.code == 2 and "site: expected one of vision, projector" in ended.error
+    assert ended.code == 2 and "not one of 'vision', 'projector'" in ended.err
     ended = call(*base, "--task", "jumping")
     assert ended.code == 2 and f"task: expected one of {sorted(SCENE_TASKS)[0]}" in ended.error
     assert not (tmp_path / "run").exists()

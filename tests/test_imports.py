@@ -12,9 +12,19 @@ from places import ROOT
 
 # A room may import what stands before it. A room is a folder or a file directly below kvfix/.
 ORDER = (
-    *("wording", "bounds", "launchers", "quiet", "shipped", "findings", "data", "checkpoint"),
+    *(
+        "checkout",
+        "wording",
+        "bounds",
+        "launchers",
+        "quiet",
+        "shipped",
+        "findings",
+        "data",
+        "checkpoint",
+    ),
     *("config", "terminal", "adapters", "mlm", "runs", "eval", "session", "report", "score"),
-    *("evaluate", "diagnose", "repair", "compare", "merge", "commands", "cli"),
+    *("evaluate", "diagnose", "repair", "compare", "merge", "commands", "cli", "__main__"),
 )
 
 Graph = dict[str, set[str]]

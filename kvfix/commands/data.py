@@ -8,16 +8,17 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from kvfix.commands.options import Processor
 from kvfix.terminal import FAILED, RichWatch, console, labelled, note
 
-data_app = typer.Typer(help="The datasets: what they look like on disk, what is wrong with yours.")
+data_app = typer.Typer(help="Show the datasets, and check a folder of yours.")
 TRAIN = "train="
 MOST_LINES = 50  # bad records that are listed before they are only counted
 
 
 @data_app.command("list")
 def data_list() -> None:
-    """Every dataset: tasks, size, source and the folder tree that is expected."""
+    """Show every dataset: its tasks, source and expected folder."""
     from kvfix.data.catalog import describe
     from kvfix.data.training.forms import TREE
 
@@ -34,21 +35,31 @@ def data_list() -> None:
 @data_app.command("check")
 def data_check(
     spec: Annotated[
-        str, typer.Argument(help="NAME=DIR, or train=FILE, DIR or hub id for training data.")
+        str,
+        typer.Argument(
+            metavar="NAME=FOLDER",
+            help="A dataset and its folder. Training data is checked as train=FILE, train=FOLDER "
+            "or train=ID of Hugging Face.",
+        ),
     ],
     images: Annotated[
         Path | None,
-        typer.Option(help="Training: folder of the images. Default: that of the data."),
+        typer.Option(
+            metavar="FOLDER",
+            help="For training data: where its images lie. Without it, beside the data.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Training: hub id or folder; shows what the model will see. No weights."),
+        typer.Option(
+            metavar="ID|FOLDER",
+            help="For training data: show the first example as this model will see it. Its weights "
+            "are not loaded.",
+        ),
     ] = None,
-    processor: Annotated[
-        str | None, typer.Option(help="Hub id or folder of a processor. Default: the model's own.")
-    ] = None,
+    processor: Processor = None,
 ) -> None:
-    """Say in plain words what is missing or wrong in a dataset folder, or in training data."""
+    """Say in plain words what is missing or wrong in your data."""
     if spec.startswith(TRAIN):
         _check_training(spec.removeprefix(TRAIN), images, model, processor)
         return

@@ -56,7 +56,11 @@ def plan(
     dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan to stdout.")] = False,
 ) -> None:
-    """Say what a repair would train and how much memory it takes; loads no weights."""
+    """Say what a repair would train and how much memory it takes.
+
+    No weights are loaded.
+    """
+    images = tuple(_size(size) for size in image or ("480x640",))
     from kvfix.mlm.image_shapes import PixelLimits
     from kvfix.repair.lora import LoraOptions
     from kvfix.repair.plan import Options, PlanOptions, lines, table
@@ -66,7 +70,7 @@ def plan(
         PlanOptions(
             lora=LoraOptions(parts=tuple(part or ("lm",)), only=only, rank=rank, dora=dora),
             gpus=gpus,
-            images=tuple(_size(size) for size in image or ("480x640",)),
+            images=images,
             limits=PixelLimits(min_pixels, max_pixels),
             text_tokens=text,
             logit_rows=text,

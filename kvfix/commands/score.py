@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kvfix.score.record import Options, Outcome
 
-score_app = typer.Typer(help="Official metrics on predictions that were made elsewhere.")
+score_app = typer.Typer(help="Score predictions of another tool by official rules.")
 
 Out = Annotated[Path | None, typer.Option(help="Also write a scored folder, for `kvfix compare`.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the bootstrap.")]

@@ -229,16 +229,7 @@ def load_units(
     """
     if limit is not None and limit < 1:
         raise WrongSpec(f"limit: expected at least 1, found {limit}")
-    if not specs:
-        raise WrongSpec(f"data: expected at least one of {', '.join(CATALOG)}, found none")
-    asked = [_parse(spec) for spec in specs]
-    names = [a.entry.name for a in asked]
-    for name in names:
-        if names.count(name) > 1:
-            raise WrongSpec(
-                f"data: expected each dataset once, found {name} {names.count(name)} times"
-            )
-    _check_tasks(tasks, asked)
+    asked = _asked(specs, tasks)
     _check_questions(tasks, asked, questions)
     sets = []
     for entry, folder in asked:
@@ -252,6 +243,29 @@ def load_units(
             else:
                 sets.append(entry.disk.readers[task](folder).head(limit))
     return sets
+
+
+def check_words(specs: Sequence[str], *, tasks: Sequence[str] | None) -> None:
+    """Refuse at once what `load_units` would refuse without a look at the disk.
+
+    Raises:
+        WrongSpec: see `load_units`.
+    """
+    _asked(specs, tasks)
+
+
+def _asked(specs: Sequence[str], tasks: Sequence[str] | None) -> list[_Asked]:
+    if not specs:
+        raise WrongSpec(f"data: expected at least one of {', '.join(CATALOG)}, found none")
+    asked = [_parse(spec) for spec in specs]
+    names = [a.entry.name for a in asked]
+    for name in names:
+        if names.count(name) > 1:
+            raise WrongSpec(
+                f"data: expected each dataset once, found {name} {names.count(name)} times"
+            )
+    _check_tasks(tasks, asked)
+    return asked
 
 
 def _check_tasks(tasks: Sequence[str] | None, asked: Sequence[_Asked]) -> None:

@@ -156,4 +156,4 @@ def test_a_trained_readout_is_reported_apart_and_trained_once(
 
 def test_an_unknown_diagnosis_is_wrong_usage(model: Path, tmp_path: Path) -> None:
     ended = call("diagnose", "--model", model, "--only", "soul", "--out", tmp_path / "run")
-    assert ended.code == 2 and "only: expected one of flow, keys, prefix" in ended.error
+    assert ended.code == 2 and "not one of 'flow', 'keys', 'prefix'" in ended.err
