@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvfix.data.units import UnitSet
-from kvfix.eval.source import Site
+from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap
-from kvfix.eval.suite import TaskRun
 from kvfix.runs.samples import Row
+
+if TYPE_CHECKING:  # the suite imports every probe, which `kvfix score` needs none of
+    from kvfix.eval.suite import TaskRun
 
 Result = dict[str, Any]
 
@@ -20,8 +23,13 @@ Result = dict[str, Any]
 class Table:
     """The scores of one task as an array: units x sites."""
 
-    def __init__(self, rows: Iterable[Row]):
-        """Pivot rows, gone through once; a unit without a site's score gets NaN there."""
+    def __init__(self, rows: Iterable[Row], field: str = "score"):
+        """Pivot rows, gone through once; a unit without a site's score gets NaN there.
+
+        Args:
+            rows: those of one task.
+            field: which of a row's numbers is read as its score.
+        """
         unit_of: dict[str, int] = {}
         site_of: dict[Site, int] = {}
         self.clusters: list[str] = []
@@ -34,7 +42,8 @@ class Table:
                 self.metric = row.get("metric", "")
             site = site_of.setdefault(Site(row["site"], row["layer"], row["head"]), len(site_of))
             at.extend((unit_of[row["id"]], site))
-            numbers.extend((row["score"], row["chance"], row["ceiling"]))
+            bounds = (row.get(name, math.nan) for name in ("chance", "ceiling"))
+            numbers.extend((row[field], *bounds))
         self.ids, self.sites = list(unit_of), list(site_of)
         grids = np.full((3, len(unit_of), len(site_of)), np.nan)
         where = np.array(at).reshape(-1, 2)
@@ -52,7 +61,7 @@ class Table:
 
 
 def summarise(run: TaskRun, *, control: str | None = None, seed: int = 0) -> list[Result]:
-    """One flat result a site of a task."""
+    """One flat result for each site of a task."""
     table = Table(run.rows)
     if not table.ids:
         return []

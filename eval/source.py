@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from kvfix.eval.grid import position_features
+from kvfix.eval.site import Site
 from kvfix.mlm.capture import LM_SITES, SITES, SampleFeatures, extract, split_heads
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Mlm, Prompt, ReferenceEncoder
@@ -21,14 +22,6 @@ NEUTRAL = (
     "Describe the image."  # the text after the image; causality keeps it out of image features
 )
 TOKEN_BUDGET = 8192  # image tokens a forward pass
-
-
-class Site(NamedTuple):
-    """One place that is read: `layer` and `head` are None where a site has none."""
-
-    site: str
-    layer: int | None = None
-    head: int | None = None
 
 
 class View(NamedTuple):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
+from kvfix.data.units import UnitSet
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter
 
 PROTOCOL = 2  # raised whenever a change here or in `answers` moves a score
@@ -155,6 +156,36 @@ def _task_score(questions: Sequence[Question], accuracy: Span) -> TaskScore:
         {x: letters[x] for x in [*shown, NONE]},
         {x: answers[x] for x in shown},
     )
+
+
+def ends(span: Span) -> list[float] | None:
+    """The interval as results hold it; None where there is none."""
+    return None if math.isnan(span.low) else [span.low, span.high]
+
+
+def results(units: UnitSet, got: McqScore) -> Iterator[dict[str, Any]]:
+    """Flat results: macro, micro, and the accuracy of each task."""
+    spans = [
+        ("accuracy_macro", None, got.macro, got.all),
+        ("accuracy_micro", None, got.all.accuracy, got.all),
+        *(("accuracy", name, task.accuracy, task) for name, task in got.tasks.items()),
+    ]
+    for metric, subtask, span, counts in spans:
+        yield {
+            "task": units.task,
+            "dataset": units.dataset,
+            "split": units.split,
+            "subtask": subtask,
+            **{"site": None, "layer": None, "head": None, "control": None},
+            "metric": metric,
+            "value": span.value,
+            "ci": ends(span),
+            "n": counts.n,
+            "cluster": units.cluster,
+            "unparsed": counts.unparsed / counts.n,
+            "letters": counts.letters,
+            "answers": counts.answers,
+        }
 
 
 class ChoiceAccuracy(NamedTuple):

@@ -208,29 +208,13 @@ def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
 def _scored(units: UnitSet, rows: list[Row], how: str, seed: int) -> Iterator[dict[str, Any]]:
     got = mcq.score(_questions(rows, how), seed=seed)
     chance = {task: _mean_chance(rows, task) for task in got.tasks}
-    spans = [
-        ("accuracy_macro", None, got.macro, got.all, sum(chance.values()) / len(chance)),
-        ("accuracy_micro", None, got.all.accuracy, got.all, _mean_chance(rows)),
-        *(("accuracy", name, t.accuracy, t, chance[name]) for name, t in got.tasks.items()),
-    ]
-    for metric, subtask, span, counts, by_chance in spans:
-        yield {
-            "task": units.task,
-            "dataset": units.dataset,
-            "split": units.split,
-            "subtask": subtask,
-            "scoring": how,
-            **{"site": None, "layer": None, "head": None, "control": None},
-            "metric": metric,
-            "value": span.value,
-            "ci": None if span.low != span.low else [span.low, span.high],
-            "n": counts.n,
-            "cluster": units.cluster,
-            "chance": by_chance,
-            "unparsed": counts.unparsed / counts.n,
-            "letters": counts.letters,
-            "answers": counts.answers,
-        }
+    of_all = {
+        "accuracy_macro": sum(chance.values()) / len(chance),
+        "accuracy_micro": _mean_chance(rows),
+    }
+    for line in mcq.results(units, got):
+        by_chance = of_all.get(line["metric"]) or chance[line["subtask"]]
+        yield line | {"scoring": how, "chance": by_chance}
 
 
 def _questions(rows: list[Row], how: str) -> list[mcq.Question]:

@@ -243,15 +243,14 @@ def cosegmentation(groups: Mapping[str, Sequence[Overlap]]) -> Cosegmentation:
     """
     if not groups:
         raise ValueError("expected at least one group, found none")
-    scores = {
-        name: GroupScore(
-            float(np.mean([o.iou for o in _some(overlaps)])),
-            float(np.mean([_precision(o) for o in overlaps])),
-        )
-        for name, overlaps in groups.items()
-    }
+    scores = {name: group_score(overlaps) for name, overlaps in groups.items()}
     j, p = (float(np.mean([s[k] for s in scores.values()])) for k in (0, 1))
     return Cosegmentation(j, p, scores)
+
+
+def group_score(overlaps: Sequence[Overlap]) -> GroupScore:
+    """J and P of one group, means over its images."""
+    return GroupScore(mean_iou(overlaps), float(np.mean([_precision(o) for o in overlaps])))
 
 
 def _precision(o: Overlap) -> float:

@@ -41,20 +41,6 @@ class Interval(NamedTuple):
     clusters_S: np.ndarray
 
 
-class BestSite(NamedTuple):
-    """The site chosen on one half of the clusters, and how it does on the other.
-
-    Attributes:
-        site: index of the chosen site.
-        chosen_value: its score on the half it was chosen on: optimistic, for the record only.
-        held_out: one-site Interval of its score on the other half.
-    """
-
-    site: int
-    chosen_value: float
-    held_out: Interval
-
-
 def clustered_bootstrap(
     values_NS: np.ndarray,
     clusters: Sequence[Hashable] | np.ndarray,
@@ -117,6 +103,7 @@ def pooled_ratio_bootstrap(
     clusters: Sequence[Hashable] | np.ndarray,
     *,
     strata: Sequence[Hashable] | np.ndarray | None = None,
+    n_strata: int | None = None,
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -129,6 +116,7 @@ def pooled_ratio_bootstrap(
         clusters: one label a unit.
         strata: one class a unit: ratios are pooled within a class, then averaged over classes
             (Pascal-5i mIoU). A class that a resample misses is left out of that resample's mean.
+        n_strata: how many classes the mean is over, if that is more than occur; the others are 0.
         level: of the interval.
         resamples: B.
         seed: of the resamples.
@@ -139,18 +127,20 @@ def pooled_ratio_bootstrap(
     part, whole = np.broadcast_arrays(_units_by_sites(part_NS), _units_by_sites(whole_NS))
     n_units, n_sites = part.shape
     group_N, n_clusters = _codes(clusters, n_units, "clusters")
-    stratum_N, n_strata = (
+    stratum_N, n_found = (
         (np.zeros(n_units, int), 1) if strata is None else _codes(strata, n_units, "strata")
     )
-    cell_N = group_N * n_strata + stratum_N
-    shape = (n_clusters, n_strata * n_sites)
-    part_G = _sum_by(cell_N, n_clusters * n_strata, part).reshape(shape)
-    whole_G = _sum_by(cell_N, n_clusters * n_strata, whole).reshape(shape)
+    cell_N = group_N * n_found + stratum_N
+    shape = (n_clusters, n_found * n_sites)
+    part_G = _sum_by(cell_N, n_clusters * n_found, part).reshape(shape)
+    whole_G = _sum_by(cell_N, n_clusters * n_found, whole).reshape(shape)
+    has_GKS = whole_G.reshape(n_clusters, n_found, n_sites) > 0
+    share_S = 1.0 if n_strata is None else has_GKS.any(0).sum(0) / n_strata
 
     def statistic(counts_BG: np.ndarray) -> np.ndarray:
         top, bottom = counts_BG @ part_G, counts_BG @ whole_G
         ratio = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
-        return _nanmean(ratio.reshape(len(counts_BG), n_strata, n_sites), axis=1)
+        return share_S * _nanmean(ratio.reshape(len(counts_BG), n_found, n_sites), axis=1)
 
     value_S = statistic(np.ones((1, n_clusters)))[0]
     rng = np.random.default_rng(seed)
@@ -160,8 +150,7 @@ def pooled_ratio_bootstrap(
         size = min(step, resamples - start)
         counts = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=size)
         draws_BS[start : start + size] = statistic(counts.astype(np.float64))
-    has_GS = (whole_G.reshape(n_clusters, n_strata, n_sites) > 0).any(1)
-    clusters_S = has_GS.sum(0)
+    clusters_S = has_GKS.any(1).sum(0)
     low_S, high_S = _percentiles(draws_BS, clusters_S, level)
     return Interval(value_S, low_S, high_S, (whole > 0).sum(0), clusters_S)
 
@@ -174,48 +163,6 @@ def halves(clusters: Sequence[Hashable] | np.ndarray, *, seed: int = 0) -> np.nd
     code_N, n_clusters = _codes(clusters, len(clusters), "clusters")
     order = np.random.default_rng(seed).permutation(n_clusters)
     return np.isin(code_N, order[: n_clusters // 2])
-
-
-def split_half_best(
-    values_NS: np.ndarray,
-    clusters: Sequence[Hashable] | np.ndarray,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> BestSite:
-    """Choose the best site on a random half of the clusters, report it on the other half.
-
-    The maximum of many noisy curves is too good on the data it was found on; whole clusters change
-    sides, so no sequence or photo helps to choose and to report.
-
-    Args:
-        values_NS: (N, S) scores; NaN = left out.
-        clusters: one label a unit.
-        level: of the interval.
-        resamples: of the held-out interval.
-        seed: of the split and of the resamples.
-
-    Raises:
-        ValueError: fewer than two clusters, or no site has a score on the first half.
-    """
-    values = _units_by_sites(values_NS)
-    group_N, n_clusters = _codes(clusters, len(values), "clusters")
-    if n_clusters < 2:
-        raise ValueError(f"splitting in halves needs at least 2 clusters, got {n_clusters}")
-    chooses = halves(clusters, seed=seed)
-    mean_S = _nanmean(values[chooses], axis=0)
-    if np.isnan(mean_S).all():
-        raise ValueError("no site has a score on the half of the clusters that chooses")
-    best = int(np.nanargmax(mean_S))
-    held_out = clustered_bootstrap(
-        values[~chooses, best],
-        group_N[~chooses].tolist(),
-        level=level,
-        resamples=resamples,
-        seed=seed,
-    )
-    return BestSite(best, float(mean_S[best]), held_out)
 
 
 def _units_by_sites(values: np.ndarray) -> np.ndarray:

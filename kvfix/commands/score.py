@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from kvfix.terminal import RichWatch, command_line, console, fail, note
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from kvfix.score.record import Options, Outcome
 
 score_app = typer.Typer(help="Score predictions of another tool by official rules.")
 
@@ -27,28 +21,24 @@ AsJson = Annotated[
 ]
 
 
-def _run(score: Callable[[], Outcome]) -> Outcome:
-    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
-        return score()
-
-
-def _show(outcome: Outcome, table: Table, notes: Iterator[str], as_json: bool) -> None:
+def _score(
+    name: str, pred: Path, gt: Path, out: Path | None, seed: int, as_json: bool, **rules: Any
+) -> None:
     """Table and notes for people, JSON if asked for, and why the exit code is 1."""
-    console.print(table)
-    for line in notes:
+    from kvfix.score.benchmarks import BENCHMARKS
+    from kvfix.score.record import ScoreOptions, score
+    from kvfix.score.show import notes_of, table_of
+
+    benchmark, options = BENCHMARKS[name], ScoreOptions(pred, gt, out, seed, rules)
+    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
+        scored = score(benchmark, options, command=command_line(), watch=RichWatch())
+    console.print(table_of(benchmark, scored.record))
+    for line in notes_of(benchmark, scored.record):
         note(line)
     if as_json:
-        typer.echo(json.dumps(outcome.record, indent=1))
-    if outcome.problem is not None:
-        fail(outcome.problem)
-
-
-def _score_units(score: Callable[..., Outcome], options: Options, as_json: bool) -> None:
-    """Score a benchmark whose record has the common form, and show it."""
-    from kvfix.score.show import figures_table, unit_notes
-
-    outcome = _run(lambda: score(options, command=command_line(), watch=RichWatch()))
-    _show(outcome, figures_table(outcome.record), unit_notes(outcome.record), as_json)
+        typer.echo(json.dumps(scored.record, indent=1))
+    if scored.problem is not None:
+        fail(scored.problem)
 
 
 @score_app.command("blink")
@@ -88,13 +78,7 @@ def score_blink(
     The figures are printed even if more than 5 % of the questions have no
     prediction, but then the exit code is 1.
     """
-    from kvfix.score.blink import BlinkOptions
-    from kvfix.score.blink import score_blink as run
-    from kvfix.score.show import blink_notes, blink_table
-
-    options = BlinkOptions(predictions, answers, profile, parsed, out, seed)
-    outcome = _run(lambda: run(options, command=command_line()))
-    _show(outcome, blink_table(outcome.record), blink_notes(outcome.record), as_json)
+    _score("blink", predictions, answers, out, seed, as_json, profile=profile, parsed=parsed)
 
 
 @score_app.command("davis")
@@ -123,13 +107,7 @@ def score_davis(
     label beyond them is an error.
     2016: 255, or any label, is the one object of a sequence.
     """
-    from kvfix.score.davis import DavisOptions
-    from kvfix.score.davis import score_davis as run
-    from kvfix.score.show import davis_notes, davis_table
-
-    options = DavisOptions(pred, gt, out, seed, year)
-    outcome = _run(lambda: run(options, command=command_line(), watch=RichWatch()))
-    _show(outcome, davis_table(outcome.record), davis_notes(outcome.record), as_json)
+    _score("davis", pred, gt, out, seed, as_json, year=year)
 
 
 @score_app.command("davis2016")
@@ -164,11 +142,7 @@ def score_spair(
     A pair without a line counts as all wrong; if more than 5 % have none, the
     figures are printed, but the exit code is 1.
     """
-    from kvfix.score.record import Options
-    from kvfix.score.spair import score_spair as run
-
-    options = Options(pred, gt, out, seed)
-    _score_units(run, options, as_json)
+    _score("spair", pred, gt, out, seed, as_json)
 
 
 @score_app.command("refcoco")
@@ -194,11 +168,7 @@ def score_refcoco(
     A sentence without a line counts as an empty mask; if more than 5 % have
     none, the figures are printed, but the exit code is 1.
     """
-    from kvfix.score.refcoco import RefcocoOptions
-    from kvfix.score.refcoco import score_refcoco as run
-
-    options = RefcocoOptions(pred, gt, out, seed, profile)
-    _score_units(run, options, as_json)
+    _score("refcoco", pred, gt, out, seed, as_json, profile=profile)
 
 
 @score_app.command("pascal5i")
@@ -222,11 +192,7 @@ def score_pascal5i(
     An episode without a mask counts as an empty one; if more than 5 % have
     none, the figures are printed, but the exit code is 1.
     """
-    from kvfix.score.pascal5i import PascalOptions
-    from kvfix.score.pascal5i import score_pascal5i as run
-
-    options = PascalOptions(pred, gt, out, seed, class_maps)
-    _score_units(run, options, as_json)
+    _score("pascal5i", pred, gt, out, seed, as_json, class_maps=class_maps)
 
 
 @score_app.command("imagenet_s")
@@ -249,11 +215,7 @@ def score_imagenet_s(
     An image without a map counts as background; if more than 5 % have none,
     the figures are printed, but the exit code is 1.
     """
-    from kvfix.score.imagenet_s import score_imagenet_s as run
-    from kvfix.score.record import Options
-
-    options = Options(pred, gt, out, seed)
-    _score_units(run, options, as_json)
+    _score("imagenet_s", pred, gt, out, seed, as_json)
 
 
 @score_app.command("msrc")
@@ -273,8 +235,4 @@ def score_msrc(
     An image without a mask counts as an empty one; if more than 5 % have none,
     the figures are printed, but the exit code is 1.
     """
-    from kvfix.score.msrc import score_msrc as run
-    from kvfix.score.record import Options
-
-    options = Options(pred, gt, out, seed)
-    _score_units(run, options, as_json)
+    _score("msrc", pred, gt, out, seed, as_json)

@@ -7,8 +7,7 @@ and the last frame, means, recall and decay of each sequence, and their means ov
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,114 +16,141 @@ import numpy as np
 from kvfix.data.files import digest, read_list
 from kvfix.data.readers import davis2016
 from kvfix.data.readers.davis import MIN_FRAMES, is_2016
-from kvfix.data.units import VOID
-from kvfix.eval.metrics import ObjectScore, davis_objects
-from kvfix.eval.stats.bootstrap import pooled_ratio_bootstrap
+from kvfix.data.units import VOID, Truths, UnitSet
+from kvfix.eval.metrics.davis import ObjectScore, davis_objects
+from kvfix.eval.pooled import mean
+from kvfix.eval.results import Result
 from kvfix.runs.samples import Row
 from kvfix.score.davis_masks import Masks, masks_of, read_masks
-from kvfix.score.record import Options, Outcome, Watch, unit_row, write_scored
+from kvfix.score.predictions import check_size, some
+from kvfix.score.record import Scoring, unread
 
-MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
-TASK = "temporal_correspondence"
+# Name of each figure -> the field of a row that it is the mean of.
+MEASURES = {
+    **{"J&F-Mean": "score", "J-Mean": "j_mean", "J-Recall": "j_recall", "J-Decay": "j_decay"},
+    **{"F-Mean": "f_mean", "F-Recall": "f_recall", "F-Decay": "f_decay"},
+}
 _LIST, _MASKS = "ImageSets/2017/val.txt", "Annotations/480p"
-_SHOWN = 5  # names in a message before it only counts
 
 
-@dataclass(frozen=True)
-class DavisOptions(Options):
-    """What the command line of `kvfix score davis` can say."""
-
-    year: int | None = None  # 2016 or 2017; None: by the truth's list of val, else by its masks
-
-
-class _Truth(NamedTuple):
-    folder: Path  # holds a folder of masks a sequence
+class _Key(NamedTuple):
+    folder: Path  # holds a folder of masks for each sequence
     names: tuple[str, ...]
     year: int
 
-    @property
-    def dataset(self) -> str:
-        return f"davis{self.year}"
 
-
-def score_davis(options: DavisOptions, *, command: str, watch: Watch) -> Outcome:
-    """J, F, recall and decay of every object, as davis2017-evaluation reports them.
-
-    The first and the last frame do not count and need no result; 255 in the truth is background;
-    the objects are those of the truth's first frame; an object without a pixel in the results
-    scores as an empty mask, an object id beyond them is an error. Means over objects, so a sequence
-    with many objects weighs more; intervals resample sequences.
-
-    Args:
-        options: predictions are `<sequence>/<frame>.png`, labels as palette indices or grey values,
-            or `<sequence>/<object>/<frame>.png`; the truth is the DAVIS folder (sequences of its
-            list of val, or all of its `Annotations/480p` if there is no list), or a plain folder
-            like the predictions.
-        command: the command line, for the record.
-        watch: is told how far it is.
+class Sequences:
+    """Result masks in a folder for each sequence of the truth; all of them must be there.
 
     Raises:
-        ValueError: sequences or frames without result, sizes or object ids that do not fit, masks
-            of 0 and 255 among those of DAVIS-2017, files that are no masks, an `out` that holds
-            something else.
-        FileNotFoundError: a folder that is not there.
+        ValueError: a sequence without a folder.
+        FileNotFoundError: no such folder.
     """
-    start = time.monotonic()
-    predicted, key = options.predictions, _truth(options.truth, options.year)
-    if not predicted.is_dir():
-        raise FileNotFoundError(f"{predicted}: expected a folder of results, found no such folder")
-    if missing := [n for n in key.names if not (predicted / n).is_dir()]:
-        raise ValueError(
-            f"{predicted}: expected masks in a folder for each of {len(key.names)} sequences, "
-            f"found no folder for {_some(missing)}"
+
+    def __init__(self, folder: Path, truths: Truths[Masks]):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: expected a folder of results, found no such folder")
+        self.folder, self.ids, self.used = folder, truths.units.ids, list[Path]()
+        if absent := [n for n in self.ids if not (folder / n).is_dir()]:
+            raise ValueError(
+                f"{folder}: expected masks in a folder for each of {len(self.ids)} sequences, "
+                f"found no folder for {some(absent, 5)}"
+            )
+        self.missing: list[str] = []
+        self.unknown = sorted(
+            p.name for p in folder.iterdir() if p.is_dir() and p.name not in self.ids
         )
-    scores: dict[str, list[ObjectScore]] = {}
-    frames: dict[str, int] = {}
-    truths: list[Path] = []
-    results: list[Path] = []
-    with watch.phase("scoring", len(key.names)) as tick:
-        for name in key.names:
-            true, mine = masks_of(key.folder / name), masks_of(predicted / name)
-            assert true is not None  # `_truth` has looked
-            if mine is None:
-                raise ValueError(_no_masks(predicted / name))
-            counted = _counted(true, mine)
-            score = _one_object if key.year == 2016 else _objects
-            scores[name] = score(true, mine, counted)
-            frames[name] = len(counted)
-            truths += true.files(true.frames)
-            results += mine.files(counted)
-            tick(name)
-    extra = sorted(p.name for p in predicted.iterdir() if p.is_dir() and p.name not in scores)
-    record = {
-        **_record(key, scores, frames, extra, options.seed),
-        "predictions": {
-            "path": str(predicted),
-            "n": len(scores),
-            "sha256": digest(predicted, annotations=results, photos=()),
-        },
-        "data": [
-            {"dataset": key.dataset, "task": TASK, "split": "val", "n": len(scores)}
-            | {"sha256": digest(key.folder, annotations=truths, photos=())}
-        ],
+
+    def counted(self, true: Masks) -> tuple[Masks, tuple[str, ...]]:
+        """The results of a sequence, and its frames that count: all but the first and the last.
+
+        Raises:
+            ValueError: no masks, too few frames, or a frame that counts without a result.
+        """
+        mine = masks_of(self.folder / true.folder.name)
+        if mine is None:
+            raise ValueError(_no_masks(self.folder / true.folder.name))
+        if len(true.frames) < MIN_FRAMES:
+            raise ValueError(
+                f"{true.folder}: expected at least {MIN_FRAMES} masks (the first and the last do "
+                f"not count), found {len(true.frames)}"
+            )
+        counted = true.frames[1:-1]
+        for folder in mine.objects.values() or (mine.folder,):
+            if absent := [name for name in counted if not (folder / name).is_file()]:
+                raise ValueError(
+                    f"{folder}: expected a mask for each of {len(counted)} frames, found none for "
+                    f"{some(absent, 5)}"
+                )
+        self.used += mine.files(counted)
+        return mine, counted
+
+    def card(self) -> dict[str, Any]:
+        """Which masks were used, for the record."""
+        sha256 = digest(self.folder, annotations=self.used, photos=())
+        return {"path": str(self.folder), "n": len(self.ids), "sha256": sha256}
+
+
+_Job = Scoring[Masks, Sequences]
+
+
+def truths(folder: Path, rules: Mapping[str, Any]) -> Truths[Masks]:
+    """The sequences of val in a DAVIS folder, or all of a folder of masks alike.
+
+    Raises:
+        ValueError: no masks, or none of a sequence that is listed.
+        FileNotFoundError: no such folder.
+    """
+    key = _key(folder, rules["year"])
+    masks = [found for name in key.names if (found := masks_of(key.folder / name))]
+    files = [path for m in masks for path in m.files(m.frames)]
+    units = UnitSet(
+        *("temporal_correspondence", f"davis{key.year}", "val", key.names, unread),
+        sha256=digest(key.folder, annotations=files, photos=()),
+        cluster="sequence",
+    )
+    return Truths(units, masks.__getitem__)
+
+
+def rows(job: _Job, name: str, truth: Masks) -> Iterator[Row]:
+    """One for each object, because the official means are over objects.
+
+    255 in the truth is background; the objects are those of its first frame. One that the results
+    lack scores as an empty mask, an object beyond them is an error.
+    """
+    mine, counted = job.predictions.counted(truth)
+    read = _one_object if job.units.dataset == "davis2016" else _objects
+    for k, found in enumerate(read(truth, mine, counted), start=1):
+        yield job.row(f"{name}_{k}", name, "J&F", found.jf, **found._asdict())
+
+
+def results(job: _Job) -> Iterator[Result]:
+    """Means over objects; a sequence with many weighs more. Intervals resample sequences."""
+    for measure, field in MEASURES.items():
+        yield job.result(measure, mean(job.columns(), field))
+
+
+def details(job: _Job, results: list[Result]) -> dict[str, Any]:
+    """The figures by name, and those of each sequence and object."""
+    sequences = {}
+    for name, masks in zip(job.units.ids, map(job.truths.load, range(len(job.units))), strict=True):
+        mine = list(job.columns(cluster=name).rows)
+        sequences[name] = {
+            **{m: float(np.mean([r[field] for r in mine])) for m, field in MEASURES.items()},
+            "frames": len(masks.frames) - 2,
+            "objects": {r["id"]: {m: r[field] for m, field in MEASURES.items()} for r in mine},
+        }
+    return {
+        **{r["metric"]: r["value"] for r in results},
+        "ci": {r["metric"]: r["ci"] for r in results},
+        "n_objects": len(job.rows),
+        "n_sequences": len(sequences),
+        "sequences": sequences,
+        "ignored": job.predictions.unknown,
     }
-    if options.out is not None:
-        rules = {"protocol": record["protocol"]}
-        rows = _rows(key.dataset, scores)
-        write_scored(options.out, record, rows, rules=rules, command=command, start=start)
-    return Outcome(record)
 
 
-def _rows(dataset: str, scores: dict[str, list[ObjectScore]]) -> list[Row]:
-    """One an object, because the official means are over objects; a sequence is a cluster."""
-    return [
-        unit_row((TASK, dataset), f"{name}_{k}", name, "J&F", o.jf, **o._asdict())
-        for name, objects in scores.items()
-        for k, o in enumerate(objects, start=1)
-    ]
-
-
-def _truth(folder: Path, year: int | None) -> _Truth:
+def _key(folder: Path, year: int | None) -> _Key:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected the ground truth, found no such folder")
     root = next((r for r in (folder, folder / "DAVIS") if (r / _MASKS).is_dir()), None)
@@ -140,8 +166,10 @@ def _truth(folder: Path, year: int | None) -> _Truth:
             f"{folder}: expected the DAVIS folder or <sequence>/<frame>.png, found no mask"
         )
     if empty := [n for n in names if masks_of(masks / n) is None]:
-        raise ValueError(f"{masks}: expected masks of every sequence, found none of {_some(empty)}")
-    return _Truth(masks, names, year or _year(masks / names[0]))
+        raise ValueError(
+            f"{masks}: expected masks of every sequence, found none of {some(empty, 5)}"
+        )
+    return _Key(masks, names, year or _year(masks / names[0]))
 
 
 def _listed_year(root: Path) -> int | None:
@@ -172,25 +200,8 @@ def _no_masks(folder: Path) -> str:
     found = sorted(p.name for p in folder.iterdir())
     return (
         f"{folder}: expected masks <frame>.png or <object>/<frame>.png, found "
-        f"{_some(found) if found else 'an empty folder'}"
+        f"{some(found, 5) if found else 'an empty folder'}"
     )
-
-
-def _counted(true: Masks, mine: Masks) -> tuple[str, ...]:
-    """The frames that count: all of the truth but the first and the last, each with a result."""
-    if len(true.frames) < MIN_FRAMES:
-        raise ValueError(
-            f"{true.folder}: expected at least {MIN_FRAMES} masks (the first and the last do not "
-            f"count), found {len(true.frames)}"
-        )
-    counted = true.frames[1:-1]
-    for folder in mine.objects.values() or (mine.folder,):
-        if missing := [name for name in counted if not (folder / name).is_file()]:
-            raise ValueError(
-                f"{folder}: expected a mask for each of {len(counted)} frames, found none for "
-                f"{_some(missing)}"
-            )
-    return counted
 
 
 def _objects(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[ObjectScore]:
@@ -208,7 +219,7 @@ def _objects(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[ObjectS
         raise ValueError(_background_only(true))
     results = [read_masks(mine, name) for name in counted]
     for name, result_HW, truth_HW in zip(counted, results, labels[1:-1], strict=True):
-        _check_size(mine.folder / name, result_HW, truth_HW)
+        check_size(mine.folder / name, result_HW, truth_HW)
         if result_HW.max() > n_objects:
             hint = (
                 "; results of one object in 0 and 255 need the truth of DAVIS-2016 (--year 2016)"
@@ -239,83 +250,9 @@ def _one_object(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[Obje
     [folder] = mine.objects.values() or (mine.folder,)
     results = [davis2016.read_result(folder / name) for name in counted]
     for name, result_HW, truth_HW in zip(counted, results, labels[1:-1], strict=True):
-        _check_size(folder / name, result_HW, truth_HW)
+        check_size(folder / name, result_HW, truth_HW)
     return davis_objects([labels[0], *results, labels[0]], labels)
 
 
 def _background_only(true: Masks) -> str:
     return f"{true.folder / true.frames[0]}: expected at least one object, found background only"
-
-
-def _check_size(path: Path, result_HW: np.ndarray, truth_HW: np.ndarray) -> None:
-    if result_HW.shape != truth_HW.shape:
-        raise ValueError(
-            f"{path}: expected {_size(truth_HW)} pixels like the truth, found {_size(result_HW)}"
-        )
-
-
-def _record(
-    key: _Truth,
-    scores: dict[str, list[ObjectScore]],
-    frames: dict[str, int],
-    extra: list[str],
-    seed: int,
-) -> dict[str, Any]:
-    sums_SM = np.array([np.sum([_figures(o) for o in objects], 0) for objects in scores.values()])
-    counts_S = np.array([len(objects) for objects in scores.values()], float)
-    interval = pooled_ratio_bootstrap(sums_SM, counts_S[:, None], list(scores), seed=seed)
-    ci = [
-        None if np.isnan(low) else [float(low), float(high)]
-        for low, high in zip(interval.low_S, interval.high_S, strict=True)
-    ]
-    # The plain mean over objects, added up in the reference's order.
-    every = np.array([_figures(o) for objects in scores.values() for o in objects])
-    means = _means(every)
-    return {
-        "benchmark": key.dataset,
-        "protocol": "semi-supervised",
-        "seed": seed,
-        **means,
-        "ci": dict(zip(MEASURES, ci, strict=True)),
-        "n_objects": len(every),
-        "n_sequences": len(scores),
-        "sequences": {
-            name: {
-                **_means(np.array([_figures(o) for o in objects])),
-                "frames": frames[name],
-                "objects": {
-                    f"{name}_{k}": dict(zip(MEASURES, map(float, _figures(o)), strict=True))
-                    for k, o in enumerate(objects, start=1)
-                },
-            }
-            for name, objects in scores.items()
-        },
-        "ignored": extra,
-        "results": [
-            {"task": TASK, "dataset": key.dataset, "split": "val"}
-            | {"site": None, "layer": None, "head": None, "metric": measure}
-            | {"value": means[measure], "ci": ci[m], "n": len(every), "cluster": "sequence"}
-            for m, measure in enumerate(MEASURES)
-        ],
-    }
-
-
-def _figures(o: ObjectScore) -> tuple[float, ...]:
-    """In the order of MEASURES."""
-    return (o.jf, o.j_mean, o.j_recall, o.j_decay, o.f_mean, o.f_recall, o.f_decay)
-
-
-def _means(figures_OM: np.ndarray) -> dict[str, float]:
-    """Means over objects; J&F from the means of J and of F, as the reference has it."""
-    means = dict(zip(MEASURES, map(float, figures_OM.mean(0)), strict=True))
-    return means | {"J&F-Mean": (means["J-Mean"] + means["F-Mean"]) / 2}
-
-
-def _size(labels_HW: np.ndarray) -> str:
-    height, width = labels_HW.shape
-    return f"{width} x {height}"
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

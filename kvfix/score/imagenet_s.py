@@ -1,113 +1,90 @@
-"""`kvfix score imagenet_s`: mIoU over all classes and background of predicted class maps."""
+"""ImageNet-S: mIoU over all classes and background of predicted class maps."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from kvfix.data.readers.imagenet_s import imagenet_s_truths
-from kvfix.eval.metrics import IGNORE, ClassCounts, ClassIoU, class_counts, class_ids, class_iou
-from kvfix.score.predictions import Masks, check_size, read_pixels
-from kvfix.score.record import (
-    Options,
-    Outcome,
-    Scored,
-    Watch,
-    each_truth,
-    finish,
-    ratio_figure,
-    unit_row,
-)
+from kvfix.data.readers.imagenet_s import LabelMaps
+from kvfix.data.units import Truths
+from kvfix.eval.metrics.classes import IGNORE, class_counts, class_ids
+from kvfix.eval.pooled import class_iou
+from kvfix.eval.results import Result
+from kvfix.runs.samples import Row
+from kvfix.score.predictions import MaskFolder, read_pixels
+from kvfix.score.record import Scoring
+
+_CLASS = "IoU of a class"  # metric of the rows that are only summed up
+_Job = Scoring[np.ndarray, MaskFolder]
 
 
-class _Image(NamedTuple):
-    id: str
-    own: int  # class id of the image itself
-    shown: dict[int, tuple[int, int]]  # class id -> intersection, union; what occurs only
+def predictions(path: Path, truths: Truths[np.ndarray]) -> MaskFolder:
+    """A class map for each image."""
+    return MaskFolder(path, truths.units.ids)
 
 
-def score_imagenet_s(options: Options, *, command: str, watch: Watch) -> Outcome:
-    """Score one class map an image; a missing one counts as background everywhere.
+def rows(job: _Job, name: str, truth_HW: np.ndarray) -> Iterator[Row]:
+    """An image's own class, which is written, and one for each class that occurs in it."""
+    names = _names(job)
 
-    Raises:
-        ValueError: maps of another form or size, an `out` that holds something else.
-        FileNotFoundError: no folder of maps, or parts of the ImageNet-S tree are missing.
-    """
-    start = time.monotonic()
-    truths = imagenet_s_truths(options.truth)
-    units, classes = truths.units, truths.classes
-    predicted = Masks(options.predictions, units.ids)
-    left_out: list[dict[str, str]] = []
-    images: list[_Image] = []
-    total: ClassCounts | None = None
-    for name, truth_HW in each_truth(truths, left_out, watch):
-        ids_HW = _read(predicted.path(name), truth_HW, len(classes))
-        counts = class_counts(ids_HW, truth_HW, len(classes))
-        total = counts if total is None else ClassCounts(*map(np.add, total, counts))
-        images.append(_Image(name, classes.index(name.split("/")[0]) + 1, _shown(counts)))
-    assert total is not None
-    score = class_iou([total])
-    entries = [(i.id, c, *counts) for i in images for c, counts in i.shown.items()]
-    clusters, labels, inter, union = zip(*entries, strict=True)
-    figure = ratio_figure(
-        *("mIoU", score.miou, inter, union, clusters),
-        seed=options.seed,
-        strata=labels,
-        n_strata=len(classes) + 1,
-        n=len(images),
-    )
-    names = ("background", *classes)
-    of = units.task, units.dataset
-    rows = []
-    for image in images:
-        own_inter, own_union = image.shown.get(image.own, (0, 0))
-        rows.append(
-            unit_row(
-                *(of, image.id, image.id, "IoU", own_inter / own_union if own_union else 1.0),
-                category=names[image.own],
-                # Not "inter" and "union": those of the own class alone do not make the mIoU.
-                classes={names[c]: list(counts) for c, counts in image.shown.items()},
+    def read(path: Path) -> np.ndarray:
+        ids_HW = class_ids(read_pixels(path, ("RGB", "RGBA")).values)
+        strange = ids_HW[(ids_HW >= len(names)) & (ids_HW != IGNORE)]
+        if strange.size:
+            raise ValueError(
+                f"{path}: expected class ids R + 256 * G of 0 to {len(names) - 1}, found "
+                f"{strange[0]}"
             )
+        return ids_HW
+
+    counts = class_counts(job.predictions.read(name, read, truth_HW), truth_HW, len(names) - 1)
+    union_C, own = counts.union_C, name.split("/")[0]
+    shown = {names[c]: [int(counts.inter_C[c]), int(union_C[c])] for c in np.flatnonzero(union_C)}
+    inter, union = shown.get(own, (0, 0))
+    # Not "inter" and "union": those of the own class alone do not make the mIoU.
+    iou = inter / union if union else 1.0
+    yield job.row(name, name, "IoU", iou, category=own, classes=shown)
+    for category, (inter, union) in shown.items():
+        yield job.row(
+            *(f"{name} {category}", name, _CLASS, inter / union),
+            category=category,
+            inter=inter,
+            union=union,
+            truth=int(counts.truth_C[names.index(category)]),
         )
-    scored = Scored(
-        *(units, predicted.card, {}, [figure], rows),
-        *(predicted.missing, predicted.unknown, left_out, _notes(score, names)),
-        details={
-            "n_classes": len(classes),
-            "absent": [names[c] for c in score.absent],
-            "classes": dict(zip(names, score.iou_C.tolist(), strict=True)),
-        },
-    )
-    return finish(scored, options, command=command, start=start)
 
 
-def _read(path: Path | None, truth_HW: np.ndarray, n_classes: int) -> np.ndarray:
-    """The predicted class ids; background where there is no prediction."""
-    if path is None:
-        return np.zeros_like(truth_HW)
-    ids_HW = class_ids(read_pixels(path, ("RGB", "RGBA")).values)
-    check_size(path, ids_HW, truth_HW)
-    strange = ids_HW[(ids_HW > n_classes) & (ids_HW != IGNORE)]
-    if strange.size:
-        raise ValueError(
-            f"{path}: expected class ids R + 256 * G of 0 to {n_classes}, found {strange[0]}"
+def results(job: _Job) -> Iterator[Result]:
+    """One figure: each class pooled over all images, then the mean over all classes."""
+    found = class_iou(job.columns(metric=_CLASS), len(_names(job)))
+    yield job.result("mIoU", found) | {"n": len({r["cluster"] for r in job.rows})}
+
+
+def details(job: _Job, results: list[Result]) -> dict[str, Any]:
+    """IoU of each class, and the classes that the truth does not have."""
+    sums = {name: [0, 0, 0] for name in _names(job)}
+    for row in job.columns(metric=_CLASS).rows:
+        for i, key in enumerate(("inter", "union", "truth")):
+            sums[row["category"]][i] += row[key]
+    return {
+        "n_classes": len(sums) - 1,
+        "absent": [name for name, (_, _, truth) in sums.items() if not truth],
+        "classes": {name: inter / max(union, 1) for name, (inter, union, _) in sums.items()},
+    }
+
+
+def notes(job: _Job) -> Iterator[str]:
+    """Whether this is the score of a subset."""
+    if absent := details(job, [])["absent"]:
+        yield (
+            f"{len(absent)} of {len(_names(job))} classes are absent from the truth and count 0 "
+            f"({', '.join(absent[:3])}, ...): this is the score of a subset, not an official one"
         )
-    return ids_HW
 
 
-def _shown(counts: ClassCounts) -> dict[int, tuple[int, int]]:
-    union_C = counts.union_C
-    return {int(c): (int(counts.inter_C[c]), int(union_C[c])) for c in np.flatnonzero(union_C)}
-
-
-def _notes(score: ClassIoU, names: tuple[str, ...]) -> list[str]:
-    if not score.absent:
-        return []
-    some = ", ".join(names[c] for c in score.absent[:3])
-    return [
-        f"{len(score.absent)} of {len(names)} classes are absent from the truth and count 0 "
-        f"({some}, ...): this is the score of a subset, not an official one"
-    ]
+def _names(job: _Job) -> tuple[str, ...]:
+    assert isinstance(job.truths, LabelMaps)
+    return "background", *job.truths.classes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,10 +13,8 @@ import numpy as np
 from kvfix.data.files import digest
 from kvfix.data.pictures.read import opened
 from kvfix.data.units import BadUnit
-from kvfix.score.record import Predictions
 
 T = TypeVar("T")
-_SHOWN = 3  # names in a message before it only counts
 
 
 class Lines(Generic[T]):
@@ -42,36 +40,39 @@ class Lines(Generic[T]):
         read: Callable[[dict[str, Any], str], T],
     ):
         """Read and check the whole file."""
-        self.path, self.found = path, dict[str, T]()
-        whole = hashlib.sha256()
-        for where, value in _objects(path, whole):
+        self.path, self.ids, self._whole = path, ids, hashlib.sha256()
+        self.found: dict[str, T] = {}
+        for where, value in _objects(path, self._whole):
             name = value.get(key)
             if not isinstance(name, str):
                 raise ValueError(f'{where}: expected "{key}", a unit\'s id, found {name!r}')
             if name in self.found:
                 raise ValueError(f"{where}: expected every unit once, found {name} again")
             self.found[name] = read(value, where)
-        known = set(ids)
-        self.unknown = [name for name in self.found if name not in known]
-        self.missing = [name for name in ids if name not in self.found]
-        self.card = Predictions(path, len(ids) - len(self.missing), whole.hexdigest())
+        self.missing, self.unknown = _sides(ids, self.found)
         if len(self.missing) == len(ids):
             raise ValueError(
                 f"{path}: expected predictions for units such as {ids[0]!r}, found "
-                f"{_some(self.unknown)}"
+                f"{some(self.unknown)}"
             )
 
     def get(self, name: str) -> T | None:
         """The prediction for a unit, or None."""
         return self.found.get(name)
 
+    def card(self) -> dict[str, Any]:
+        """What was read, for the record."""
+        n = len(self.ids) - len(self.missing)
+        return {"path": str(self.path), "n": n, "sha256": self._whole.hexdigest()}
 
-class Masks:
-    """Predicted mask images of a folder, by unit id: `<folder>/<id>.png`.
+
+class MaskFolder:
+    """Predicted mask images of a folder, by unit id: `<folder>/<id>.png`, and `a/b` in a folder a.
 
     Args:
         folder: also searched below.
-        ids: units that there are to predict; `a/b` lies in a folder `a`.
+        ids: units that there are to predict; empty where that is not known before they are asked
+            for.
         suffixes: of the images.
 
     Raises:
@@ -79,12 +80,14 @@ class Masks:
         FileNotFoundError: no such folder.
     """
 
-    def __init__(self, folder: Path, ids: Sequence[str], *, suffixes: Sequence[str] = (".png",)):
+    def __init__(
+        self, folder: Path, ids: Sequence[str] = (), *, suffixes: Sequence[str] = (".png",)
+    ):
         """List the folder; images are read when they are asked for."""
         if not folder.is_dir():
             found = "a file" if folder.exists() else "no such folder"
             raise FileNotFoundError(f"{folder}: expected a folder of masks, found {found}")
-        self.folder = folder
+        self.folder, self.ids, self._suffix = folder, dict.fromkeys(ids), suffixes[0]
         self._paths: dict[str, Path] = {}
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() not in suffixes or path.name.startswith("."):
@@ -95,20 +98,48 @@ class Masks:
                     f"{path}: expected one mask of this name, found {self._paths[name].name} too"
                 )
             self._paths[name] = path
-        known = set(ids)
-        self.unknown = [name for name in self._paths if name not in known]
-        self.missing = [name for name in ids if name not in self._paths]
-        if len(self.missing) == len(ids):
-            found = _some([f"{n}{self._paths[n].suffix}" for n in self.unknown])
-            raise ValueError(
-                f"{folder}: expected masks such as {ids[0]}{suffixes[0]}, found {found}"
-            )
-        used = [self._paths[name] for name in ids if name in self._paths]
-        self.card = Predictions(folder, len(used), digest(folder, annotations=used, photos=()))
+        if ids:
+            self._used()
 
-    def path(self, name: str) -> Path | None:
-        """Where the mask of a unit lies; None if there is none."""
-        return self._paths.get(name)
+    @property
+    def missing(self) -> list[str]:
+        """What there is to predict without a mask."""
+        return _sides(self.ids, self._paths)[0]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Masks of nothing that there is to predict."""
+        return _sides(self.ids, self._paths)[1]
+
+    def read(
+        self, name: str, read: Callable[[Path], np.ndarray], like_HW: np.ndarray
+    ) -> np.ndarray:
+        """The mask of a unit, of its truth's size; all zero if there is none.
+
+        Raises:
+            ValueError: what `read` raises, or another size.
+        """
+        self.ids.setdefault(name)
+        path = self._paths.get(name)
+        if path is None:
+            return np.zeros_like(like_HW)
+        mask_HW = read(path)
+        check_size(path, mask_HW, like_HW)
+        return mask_HW
+
+    def card(self) -> dict[str, Any]:
+        """Which masks were used, for the record."""
+        used = self._used()
+        sha256 = digest(self.folder, annotations=used, photos=())
+        return {"path": str(self.folder), "n": len(used), "sha256": sha256}
+
+    def _used(self) -> list[Path]:
+        used = [self._paths[name] for name in self.ids if name in self._paths]
+        if not used:
+            found = some([f"{n}{self._paths[n].suffix}" for n in self.unknown])
+            example = f"{next(iter(self.ids))}{self._suffix}"
+            raise ValueError(f"{self.folder}: expected masks such as {example}, found {found}")
+        return used
 
 
 class Pixels(NamedTuple):
@@ -195,7 +226,14 @@ def _objects(path: Path, whole: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, value
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    shown = ", ".join(names[:_SHOWN]) or "none"
+def _sides(ids: Collection[str], found: Collection[str]) -> tuple[list[str], list[str]]:
+    """The ids that were not found, and what was found beside them."""
+    known = set(ids)
+    return [i for i in ids if i not in found], [name for name in found if name not in known]
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """A few names for a message, and how many more there are."""
+    more = len(names) - most
+    shown = ", ".join(n[:80] for n in names[:most]) or "none"
     return shown + (f" and {more} more" if more > 0 else "")

@@ -1,29 +1,31 @@
-"""What every `kvfix score` command shares: the loop over truths, the record, the scored folder.
+"""What every benchmark of `kvfix score` shares: the loop over units, the record, the scored folder.
 
-A command turns predictions and truth into a `Scored`: one row a unit and the benchmark's figures.
-From it come the record that `--json` prints and the folder that `--out` names, which
-`kvfix compare` takes like a run.
+A benchmark turns each unit's truth and prediction into rows as a probe writes them, but of no site
+of a model, and the rows into results by the functions of `kvfix.eval.pooled`. From these come the
+record that `--json` prints and the folder that `--out` names, which `kvfix compare` takes like any
+run.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-import numpy as np
-
-from kvfix.data.left_out import Attempts, LeftOut, too_many
+from kvfix.data.left_out import too_many
 from kvfix.data.units import Truths, UnitSet
-from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, pooled_ratio_bootstrap
+from kvfix.eval.pooled import Columns
+from kvfix.eval.results import Result, site_result
+from kvfix.eval.site import Site
+from kvfix.eval.stats.bootstrap import Interval
 from kvfix.runs.atomic import write_text
 from kvfix.runs.folder import RunFolder, claimed
+from kvfix.runs.recorder import Entry, Listing
 from kvfix.runs.samples import Row
 
 T = TypeVar("T")
@@ -37,165 +39,211 @@ class Watch(Protocol):
         """Show a phase of `total` units; yields what to call after each unit."""
 
 
+class Predictions(Protocol):
+    """What a benchmark's prediction reader returns; how one is asked for is the benchmark's own."""
+
+    @property
+    def ids(self) -> Sized:
+        """All that there was to predict."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Those of them without a prediction; they are scored as an empty one."""
+
+    @property
+    def unknown(self) -> Sequence[str]:
+        """Predictions of nothing that there was to predict, left out."""
+
+    def card(self) -> dict[str, Any]:
+        """Where they lie, how many there are, and a digest of all of them, for the record."""
+
+
+P = TypeVar("P", bound=Predictions)
+
+
 @dataclass(frozen=True)
-class Options:
-    """What every command line of `kvfix score` can say; rules of one benchmark are its own."""
+class ScoreOptions:
+    """What a command line of `kvfix score` can say; `rules` are those of one benchmark."""
 
     predictions: Path
     truth: Path
     out: Path | None = None  # scored folder to write
     seed: int = 0  # of the bootstrap
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What was scored: where it lay, how many units it predicts, a digest of all of it."""
+class Scoring(Generic[T, P]):
+    """A scoring under way: what is compared with what, and the rows so far."""
 
-    path: Path
-    n: int
-    sha256: str
+    truths: Truths[T]
+    predictions: P
+    rules: Mapping[str, Any]
+    seed: int
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def units(self) -> UnitSet:
+        """What there was to predict."""
+        return self.truths.units
+
+    def row(self, name: str, cluster: str, metric: str, score: float, **more: Any) -> Row:
+        """A unit's line in `samples/`; `more` are further numbers, such as pixel counts."""
+        return {
+            "id": name,
+            "cluster": cluster,
+            "task": self.units.task,
+            "dataset": self.units.dataset,
+            "control": None,
+            **Site(None)._asdict(),
+            "metric": metric,
+            "score": score,
+            **more,
+            "rows": 1,
+        }
+
+    def columns(self, **fields: Any) -> Columns:
+        """The rows in which all these fields have these values."""
+        rows = [r for r in self.rows if all(r[k] == v for k, v in fields.items())]
+        return Columns(rows, self.seed)
+
+    def result(self, metric: str, found: Interval, *, part: str | None = None) -> Result:
+        """A flat result; `part` is what it is of (a fold, a category), None for all units."""
+        return site_result(self.units, Site(None), metric, found, 0) | {"part": part}
+
+
+def _nothing(scoring: Scoring, results: Sequence[Result] = ()) -> Any:
+    return {}
+
+
+@dataclass(frozen=True)
+class Benchmark(Generic[T, P]):
+    """How a benchmark is scored.
+
+    Args:
+        title: of its table.
+        truths: its reader: the folder or file and the rules -> units and their truths.
+        predictions: its prediction reader: the folder or file and the truths -> predictions.
+        rows: a unit's id and truth -> its rows; those that are written carry `metric`.
+        results: the rows -> its figures, the headline first.
+        details: the rows and the results -> further entries of the record.
+        notes: what else the reader must know, a sentence each.
+        metric: of the rows that are written; the others only serve the figures.
+        recorded: names of rules that decide a score and are recorded.
+        protocol: version of the rules, or their name.
+        oddities: entry of the record -> the sentence in front of the ids in it.
+        lacking: the error where more than 5 % of the predictions are missing.
+    """
+
+    title: str
+    truths: Callable[[Path, Mapping[str, Any]], Truths[T]]
+    predictions: Callable[[Path, Truths[T]], P]
+    rows: Callable[[Scoring[T, P], str, T], Iterable[Row]]
+    results: Callable[[Scoring[T, P]], Iterable[Result]]
+    details: Callable[[Scoring[T, P], list[Result]], dict[str, Any]] = _nothing
+    notes: Callable[[Scoring[T, P]], Iterable[str]] = _nothing
+    metric: str | None = None
+    recorded: tuple[str, ...] = ()
+    protocol: int | str = PROTOCOL
+    oddities: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "missing": "no prediction, counted as empty",
+            "unknown": "predictions of no unit of this data, left out",
+        }
+    )
+    lacking: str = (
+        "expected at least 95 % of {n} predictions, found {found}; the others count as empty ones"
+    )
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Everything a scoring found.
-
-    Args:
-        units: what there was to predict.
-        predictions: what was predicted.
-        rules: what else decides the score (an official rule that was chosen), by name.
-        figures: the headline first.
-        rows: one a unit, see `unit_row`.
-        missing: ids without prediction; they are scored as an empty one.
-        unknown: predictions of no unit, left out.
-        left_out: units whose truth cannot be read, as `{"id", "why"}`.
-        notes: what else the reader must know, a sentence each.
-        details: further figures for `--json`.
-        expected: predictions that a complete set has, where that is not one a unit.
-    """
-
-    units: UnitSet
-    predictions: Predictions
-    rules: dict[str, Any]
-    figures: list[Figure]
-    rows: list[Row]
-    missing: list[str]
-    unknown: list[str] = field(default_factory=list)
-    left_out: list[dict[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-    expected: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
     """The record of a scoring, and why it counts as failed although all of it was scored."""
 
     record: dict[str, Any]
     problem: str | None = None
 
 
-def each_truth(
-    truths: Truths[T], left_out: list[dict[str, str]], watch: Watch
-) -> Iterator[tuple[str, T]]:
-    """The id and the truth of every unit that can be read; why not, for the others."""
-    attempts = Attempts(len(truths.units))
-    with watch.phase("scoring", len(truths.units)) as tick:
-        for i, name in enumerate(truths.units.ids):
-            truth = attempts.do(partial(truths.load, i))
-            if isinstance(truth, LeftOut):
-                left_out.append({"id": name, "why": truth.why})
-            else:
-                yield name, truth
-            tick(truths.units.task)
-    if len(left_out) == len(truths.units):
-        raise ValueError(f"expected a truth that can be read, found none: {left_out[0]['why']}")
-
-
-def unit_row(
-    of: tuple[str, str], name: str, cluster: str, metric: str, score: float, **more: Any
-) -> Row:
-    """A unit's line in `samples/`: a probe's row that was read at no site of a model.
+def score(benchmark: Benchmark, options: ScoreOptions, *, command: str, watch: Watch) -> Scored:
+    """Score predictions; a unit without one counts as an empty one.
 
     Args:
-        of: task and dataset.
-        name: the unit's id.
-        cluster: what is resampled together.
-        metric: what `score` is.
-        score: of the unit.
-        more: further numbers, such as intersection and union.
-    """
-    task, dataset = of
-    return {
-        "id": name,
-        "cluster": cluster,
-        "task": task,
-        "dataset": dataset,
-        "control": None,
-        "site": None,
-        "layer": None,
-        "head": None,
-        "metric": metric,
-        "score": score,
-        **more,
-        "rows": 1,
-    }
-
-
-def finish(scored: Scored, options: Options, *, command: str, start: float) -> Outcome:
-    """The record of a scoring; written to `options.out` too where that is given.
-
-    Args:
-        scored: what was found.
+        benchmark: a row of `kvfix.score.benchmarks.BENCHMARKS`.
         options: of the command line.
         command: the command line, for the record.
-        start: of the scoring, by `time.monotonic`.
+        watch: is told how far it is.
 
     Raises:
-        ValueError: `options.out` holds something else.
+        ValueError: predictions of another form or of other units, no truth that can be read, or an
+            `out` that holds something else.
+        OSError: a file or folder that is not there.
     """
-    record = _record(scored, options.seed)
+    start = time.monotonic()
+    truths = benchmark.truths(options.truth, options.rules)
+    predictions = benchmark.predictions(options.predictions, truths)
+    scoring = Scoring(truths, predictions, options.rules, options.seed)
+    left_out = _each_unit(benchmark, scoring, watch)
+    written = [r for r in scoring.rows if r.get("metric") == benchmark.metric]
+    results = list(benchmark.results(scoring))
+    rules = {name: options.rules[name] for name in benchmark.recorded}
+    rules["protocol"] = benchmark.protocol
+    units, headline = scoring.units, results[0]
+    place = {"task": units.task, "dataset": units.dataset, "split": units.split}
+    record = {
+        "benchmark": units.dataset,
+        **rules,
+        "seed": options.seed,
+        **{key: headline[key] for key in ("metric", "value", "ci")},
+        "n": len(written),
+        "figures": {
+            r["metric"]: r["value"] for r in results if r.get("part", r.get("subtask")) is None
+        },
+        "missing": predictions.missing,
+        "unknown": list(predictions.unknown),
+        "left_out": left_out,
+        "notes": list(benchmark.notes(scoring)),
+        **benchmark.details(scoring, results),
+        "predictions": predictions.card(),
+        "data": [place | {"n": len(units), "sha256": units.sha256}],
+        "results": results,
+    }
     if options.out is not None:
-        rules = {"protocol": PROTOCOL, **scored.rules}
-        write_scored(options.out, record, scored.rows, rules=rules, command=command, start=start)
-    return Outcome(record, _problem(scored))
+        with claimed(options.out, command=command):
+            _write(options.out, record, written, rules, command, start)
+    return Scored(record, _problem(benchmark, scoring, left_out))
 
 
-def write_scored(
+def unread(index: int) -> NoReturn:
+    """The `load` of a unit set whose photos are not looked at."""
+    raise AssertionError("predictions are scored without photos")
+
+
+def _each_unit(benchmark: Benchmark, scoring: Scoring, watch: Watch) -> list[Entry]:
+    """Add the rows of every unit whose truth can be read; why not, for the others."""
+    units = scoring.units
+    listing = Listing(len(units))
+    with watch.phase("scoring", len(units)) as tick:
+        for i, name in enumerate(units.ids):
+            truth = listing.unit(units, name, partial(scoring.truths.load, i))
+            if truth is not None:
+                scoring.rows.extend(benchmark.rows(scoring, name, truth))
+            tick(units.task)
+    if not scoring.rows:
+        why = listing.left_out[0]["why"]
+        raise ValueError(f"expected a truth that can be read, found none: {why}")
+    return listing.left_out
+
+
+def _write(
     out: Path,
     record: dict[str, Any],
-    rows: Sequence[Row],
-    *,
+    rows: Iterable[Row],
     rules: dict[str, Any],
     command: str,
     start: float,
 ) -> None:
-    """The scored folder: `run.json` and `samples/<task>.jsonl`, one line a unit.
-
-    Args:
-        out: created if absent; scored again if it holds the same.
-        record: with `benchmark`, `seed`, `predictions.sha256` and `data`.
-        rows: each with `rows`, the number of its unit's lines.
-        rules: what decides a score beside predictions and data.
-        command: for the record.
-        start: by `time.monotonic`.
-
-    Raises:
-        ValueError: `out` holds something else, was scored by other rules, or is being written.
-    """
-    with claimed(out, command=command):
-        _write_scored(out, record, rows, rules, command, start)
-
-
-def _write_scored(
-    out: Path,
-    record: dict[str, Any],
-    rows: Sequence[Row],
-    rules: dict[str, Any],
-    command: str,
-    start: float,
-) -> None:
-    data = {f"{d['dataset']}/{d['task']}/{d['split']}": d["sha256"] for d in record["data"]}
+    """`run.json` and `samples/<task>.jsonl`; a folder that holds another scoring is refused."""
+    [data] = record["data"]
     folder = RunFolder(
         out,
         kind="score",
@@ -205,146 +253,23 @@ def _write_scored(
             **rules,
             "seed": record["seed"],
             "predictions": record["predictions"]["sha256"],
-            "data": data,
+            "data": {f"{data['dataset']}/{data['task']}/{data['split']}": data["sha256"]},
         },
     )
-    path = out / "samples" / f"{record['data'][0]['task']}.jsonl"
+    path = out / "samples" / f"{data['task']}.jsonl"
     path.parent.mkdir(exist_ok=True)
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     folder.save(seconds=time.monotonic() - start, complete=True, **record)
 
 
-def _record(scored: Scored, seed: int) -> dict[str, Any]:
-    units, predictions = scored.units, scored.predictions
-    place = {"task": units.task, "dataset": units.dataset, "split": units.split}
-    headline = scored.figures[0]
-    return {
-        "benchmark": units.dataset,
-        **scored.rules,
-        "protocol": PROTOCOL,
-        "seed": seed,
-        "metric": headline.metric,
-        "value": headline.value,
-        "ci": headline.ci,
-        "n": len(scored.rows),
-        "figures": {f.metric: f.value for f in scored.figures if f.part is None},
-        **scored.details,
-        "missing": scored.missing,
-        "unknown": scored.unknown,
-        "left_out": scored.left_out,
-        "notes": scored.notes,
-        "predictions": {
-            "path": str(predictions.path),
-            "n": predictions.n,
-            "sha256": predictions.sha256,
-        },
-        "data": [place | {"n": len(units), "sha256": units.sha256}],
-        "results": [
-            place
-            | {"site": None, "layer": None, "head": None, "control": None, "part": f.part}
-            | {"metric": f.metric, "value": f.value, "ci": f.ci, "n": f.n}
-            | {"clusters": f.clusters, "cluster": units.cluster}
-            for f in scored.figures
-        ],
-    }
-
-
-def _problem(scored: Scored) -> str | None:
-    n, missing, broken = len(scored.units), len(scored.missing), len(scored.left_out)
-    expected = n if scored.expected is None else scored.expected
+def _problem(benchmark: Benchmark, scoring: Scoring, left_out: list[Entry]) -> str | None:
+    expected, missing = len(scoring.predictions.ids), len(scoring.predictions.missing)
     if too_many(missing, expected):
-        return (
-            f"expected at least 95 % of {expected} predictions, found {expected - missing}; the "
-            "others count as empty ones"
-        )
+        return benchmark.lacking.format(n=expected, found=expected - missing)
+    n, broken = len(scoring.units), len(left_out)
     if too_many(broken, n):
         return (
             f"expected a truth that can be read for at least 95 % of the units, found {n - broken} "
             f"of {n}; the others are left out"
         )
     return None
-
-
-class Figure(NamedTuple):
-    """One figure; `part` is what it is of (a fold, a category), None for all units."""
-
-    metric: str
-    value: float
-    ci: tuple[float, float] | None
-    n: int
-    clusters: int
-    part: str | None = None
-
-
-def mean_figure(
-    metric: str,
-    value: float,
-    values_N: Sequence[float] | np.ndarray,
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    part: str | None = None,
-) -> Figure:
-    """A mean over units, with the clustered bootstrap's interval.
-
-    Args:
-        metric: its name.
-        value: the mean, as the metric's pure function has it.
-        values_N: what it is the mean of.
-        clusters: one label a unit.
-        seed: of the bootstrap.
-        part: see `Figure`.
-    """
-    got = clustered_bootstrap(np.asarray(values_N, float), clusters, seed=seed)
-    _check(value, float(got.value_S[0]))
-    return Figure(metric, value, _ends(got), int(got.n_S[0]), int(got.clusters_S[0]), part)
-
-
-def ratio_figure(
-    metric: str,
-    value: float,
-    parts_N: Sequence[float] | np.ndarray,
-    wholes_N: Sequence[float] | np.ndarray,
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    strata: Sequence[Hashable] | None = None,
-    n_strata: int | None = None,
-    n: int | None = None,
-    part: str | None = None,
-) -> Figure:
-    """A pooled ratio, or the mean of one a stratum, recomputed in every resample.
-
-    Args:
-        metric: its name.
-        value: the ratio, as the metric's pure function has it.
-        parts_N: intersections, or correct keypoints.
-        wholes_N: unions, or all keypoints.
-        clusters: one label an entry.
-        seed: of the bootstrap.
-        strata: one label an entry (a class, a side); each ratio is pooled within its stratum.
-        n_strata: how many strata the mean is over where that is more than occur: the others are 0.
-        n: units, where that is not the number of entries.
-        part: see `Figure`.
-    """
-    wholes = np.asarray(wholes_N, float)
-    got = pooled_ratio_bootstrap(
-        np.asarray(parts_N, float), wholes, clusters, strata=strata, seed=seed
-    )
-    share = 1.0
-    if strata is not None and n_strata is not None:
-        occur = {s for s, whole in zip(strata, wholes, strict=True) if whole > 0}
-        share = len(occur) / n_strata
-    _check(value, share * float(got.value_S[0]))
-    units = int(got.n_S[0]) if n is None else n
-    return Figure(metric, value, _ends(got, share), units, int(got.clusters_S[0]), part)
-
-
-def _check(value: float, resampled: float) -> None:
-    """The interval must be of the figure that it stands beside."""
-    assert math.isclose(value, resampled, abs_tol=1e-9), (value, resampled)
-
-
-def _ends(got: Interval, share: float = 1.0) -> tuple[float, float] | None:
-    low, high = share * float(got.low_S[0]), share * float(got.high_S[0])
-    return None if math.isnan(low) else (low, high)

@@ -1,38 +1,23 @@
-"""`kvfix score refcoco`: cIoU, mIoU and P@0.5 to 0.9 of predicted COCO run-length masks."""
+"""RefCOCO: cIoU, mIoU and P@0.5 to 0.9 of predicted COCO run-length masks."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvfix.data.pictures.rle import decode_rle
 from kvfix.data.readers.refcoco import refcoco_sentences
-from kvfix.data.units import Sentence, Truths, UnitSet
-from kvfix.eval.metrics import EMPTY_IS, Overlap, overlap, referring
+from kvfix.data.units import Sentence, Truths
+from kvfix.eval.metrics.masks import EMPTY_IS, overlap
+from kvfix.eval.pooled import POOLED, mean
+from kvfix.eval.results import Result
+from kvfix.runs.samples import Row
 from kvfix.score.predictions import Lines
-from kvfix.score.record import (
-    Options,
-    Outcome,
-    Scored,
-    Watch,
-    each_truth,
-    finish,
-    mean_figure,
-    ratio_figure,
-    unit_row,
-)
+from kvfix.score.record import Scoring
 from kvfix.wording import shown
-
-
-@dataclass(frozen=True)
-class RefcocoOptions(Options):
-    """Adds whose rule holds where neither truth nor prediction has a pixel."""
-
-    profile: str = "lisa"  # lisa: such an expression scores 1; lavt: 0
 
 
 class _Rle(NamedTuple):
@@ -41,63 +26,34 @@ class _Rle(NamedTuple):
     where: str
 
 
-class _Sentence(NamedTuple):
-    id: str
-    cluster: str
-    overlap: Overlap
+_Job = Scoring[Sentence, Lines[_Rle]]
 
 
-def score_refcoco(options: RefcocoOptions, *, command: str, watch: Watch) -> Outcome:
-    """Score one mask a sentence; a missing one counts as empty.
-
-    Raises:
-        ValueError: masks that are of another form, size or split, an `out` that holds something
-            else.
-        FileNotFoundError: no predictions, or no parquet files.
-    """
-    start = time.monotonic()
-    units = refcoco_sentences(options.truth)
-    predicted = Lines(options.predictions, units.ids, key="id", read=_rle)
-    left_out: list[dict[str, str]] = []
-    found = []
-    for name, sentence in each_truth(Truths(units, partial(_load, units)), left_out, watch):
-        mask_HW = _decode(predicted.get(name), sentence.mask.shape)
-        counts = overlap(mask_HW, sentence.mask, void=None)
-        found.append(_Sentence(name, sentence.cluster, counts))
-    empty = EMPTY_IS[options.profile]
-    total = referring([s.overlap for s in found], empty=empty)
-    clusters = [s.cluster for s in found]
-    inter, union = [s.overlap.inter for s in found], [s.overlap.union for s in found]
-    iou_N = np.array([s.overlap.iou_or(empty) for s in found])
-    seed = options.seed
-    figures = [
-        ratio_figure("cIoU", total.ciou, inter, union, clusters, seed=seed),
-        mean_figure("mIoU", total.miou, iou_N, clusters, seed=seed),
-        *(
-            mean_figure(f"P@{bound}", share, iou_N >= bound, clusters, seed=seed)
-            for bound, share in total.precision.items()
-        ),
-    ]
-    of = units.task, units.dataset
-    rows = [
-        unit_row(
-            *(of, s.id, s.cluster, "IoU", s.overlap.iou_or(empty)),
-            inter=s.overlap.inter,
-            union=s.overlap.union,
-        )
-        for s in found
-    ]
-    scored = Scored(
-        *(units, predicted.card, {"profile": options.profile}, figures, rows),
-        *(predicted.missing, predicted.unknown, left_out),
-    )
-    return finish(scored, options, command=command, start=start)
+def truths(folder: Path, rules: Mapping[str, Any]) -> Truths[Any]:
+    """The sentences and their masks."""
+    units = refcoco_sentences(folder)
+    return Truths(units, units.load)
 
 
-def _load(units: UnitSet, index: int) -> Sentence:
-    unit = units.load(index)
-    assert isinstance(unit, Sentence)
-    return unit
+def predictions(path: Path, truths: Truths[Sentence]) -> Lines[_Rle]:
+    """A mask for each sentence."""
+    return Lines(path, truths.units.ids, key="id", read=_rle)
+
+
+def rows(job: _Job, name: str, truth: Sentence) -> Iterator[Row]:
+    """Where neither truth nor prediction has a pixel, the rule `profile` says what that scores."""
+    found = overlap(_decode(job.predictions.get(name), truth.mask.shape), truth.mask, void=None)
+    iou = found.iou_or(EMPTY_IS[job.rules["profile"]])
+    yield job.row(name, truth.cluster, "IoU", iou, inter=found.inter, union=found.union)
+
+
+def results(job: _Job) -> Iterator[Result]:
+    """Those of `kvfix eval`, and the mean."""
+    columns = job.columns()
+    figures = {name: figure(columns) for name, figure in POOLED[job.units.task].items()}
+    yield job.result("cIoU", figures.pop("cIoU"))
+    yield job.result("mIoU", mean(columns))
+    yield from (job.result(name, found) for name, found in figures.items())
 
 
 def _rle(line: dict[str, Any], where: str) -> _Rle:

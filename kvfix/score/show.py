@@ -1,9 +1,12 @@
-"""What the terminal shows after `kvfix score`: a table a benchmark, and what was odd."""
+"""What the terminal shows after `kvfix score`: a table, and what was odd."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from kvfix.score.predictions import some
+from kvfix.score.record import Benchmark
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -11,126 +14,18 @@ if TYPE_CHECKING:
 _SHOWN = 5  # ids in a note before it only counts
 
 
-def blink_table(record: dict[str, Any]) -> Table:
-    """One row a task, then micro and macro; accuracies and unparsed rates in percent."""
-    from rich.text import Text
-
-    by = "parsed letters of the dump" if record["parsed"] else "answers extracted"
-    table = _table(f"BLINK, {by}, profile {record['profile']} ({record['follows']})")
-    letters = [name for name in record["letters"] if name != "unparsed"]
-    for name in ("task", "accuracy", "95 % CI", "n", "unparsed", *letters):
-        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
-    for name, task in record["tasks"].items():
-        table.add_row(Text(name.replace("_", " ")), *_blink_cells(task, task["accuracy"], letters))
-    table.add_section()
-    table.add_row("micro", *_blink_cells(record | {"ci": record["micro_ci"]}, None, letters))
-    ends = "–" if record["macro_ci"] is None else _percent_span(record["macro_ci"])
-    table.add_row("macro", f"{100 * record['macro']:.2f}", ends, str(record["n"]), style="bold")
-    answers = ", ".join(f"{x} {n}" for x, n in record["answers"].items())
-    table.caption = f"letters of the right answers: {answers}"
-    return table
+def table_of(benchmark: Benchmark, record: dict[str, Any]) -> Table:
+    """The figures of a record, those of all units first or last."""
+    if "tasks" in record:
+        return _by_task(benchmark, record)
+    return _by_sequence(benchmark, record) if "sequences" in record else _figures(benchmark, record)
 
 
-def _blink_cells(row: dict[str, Any], accuracy: float | None, letters: Sequence[str]) -> list[str]:
-    value = row["micro"] if accuracy is None else accuracy
-    return [
-        f"{100 * value:.2f}",
-        "–" if row["ci"] is None else _percent_span(row["ci"]),
-        str(row["n"]),
-        f"{100 * row['unparsed_rate']:.1f} %",
-        *(str(row["letters"].get(x, 0)) for x in letters),
-    ]
-
-
-def blink_notes(record: dict[str, Any]) -> Iterator[str]:
-    """What the reader must know about the predictions, a line each."""
-    for key, what in (
-        ("missing", "questions without a prediction, which count as wrong"),
-        ("not_text", "predictions that are null or not text, which count as wrong"),
-        ("unknown", "predictions for questions that the answers do not have, left out"),
-        ("disagreeing", "right answers in the dump that the answer file, which counts, denies"),
-    ):
-        if ids := record[key]:
-            yield f"{what}: {len(ids)} ({_some(ids)})"
-    yield from record["notes"]
-    if record["repeated"]:
-        yield f"further copies of a prediction, all equal: {record['repeated']}"
-
-
-def davis_table(record: dict[str, Any]) -> Table:
-    """One row a sequence, then the mean over objects."""
-    from rich.text import Text
-
-    name = record["benchmark"].replace("davis", "DAVIS-")
-    table = _table(f"{name} semi-supervised, means over objects")
-    measures = list(record["ci"])
-    table.add_column("sequence", overflow="fold")
-    for name in ("objects", *(m.replace("-", "\n") for m in measures)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, sequence in record["sequences"].items():
-        figures = (f"{sequence[m]:.3f}" for m in measures)
-        table.add_row(Text(name), str(len(sequence["objects"])), *figures)
-    table.add_section()
-    table.add_row(
-        "all", str(record["n_objects"]), *(f"{record[m]:.3f}" for m in measures), style="bold"
-    )
-    spans = [record["ci"][m] for m in measures]
-    for end, what in enumerate(("95 % CI, low", "95 % CI, high")):
-        cells = ("–" if span is None else f"{span[end]:.3f}" for span in spans)
-        table.add_row(what, "", *cells, style="dim")
-    return table
-
-
-def davis_notes(record: dict[str, Any]) -> Iterator[str]:
-    """What was left out, a line each."""
-    if names := record["ignored"]:
-        yield f"folders of no sequence of the truth, ignored: {len(names)} ({_some(names)})"
-
-
-TITLES = {
-    "spair71k": "SPair-71k, percentage of correct keypoints",
-    "refcoco": "RefCOCO, referring segmentation",
-    "pascal5i": "Pascal-5i, five-shot, means over folds",
-    "imagenet_s": "ImageNet-S, all classes and background",
-    "msrc": "MSRC co-segmentation, means over groups",
-}
-
-
-def figures_table(record: dict[str, Any]) -> Table:
-    """One row a figure: first those of all units, then those of parts; in percent."""
-    from rich.text import Text
-
-    [data] = record["data"]
-    title = TITLES[record["benchmark"]] + f", {data['split']}"
-    table = _table(title + (f", rule of {record['profile']}" if "profile" in record else ""))
-    for name in (
-        "metric",
-        "value",
-        "95 % CI",
-        "n",
-        f"clusters ({record['results'][0]['cluster']})",
-    ):
-        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
-    previous = None
-    for row in record["results"]:
-        if row["part"] != previous:
-            table.add_section()
-            previous = row["part"]
-        ends = "–" if row["ci"] is None else _percent_span(row["ci"])
-        table.add_row(
-            Text(row["metric"] if row["part"] is None else f"{row['part']}: {row['metric']}"),
-            *(f"{100 * row['value']:.2f}", ends, str(row["n"]), str(row["clusters"])),
-            style="bold" if row is record["results"][0] else "",
-        )
-    return table
-
-
-def unit_notes(record: dict[str, Any]) -> Iterator[str]:
+def notes_of(benchmark: Benchmark, record: dict[str, Any]) -> Iterator[str]:
     """What the reader must know about predictions and truth, a line each."""
-    if ids := record["missing"]:
-        yield f"no prediction, counted as empty: {len(ids)} ({_some(ids)})"
-    if ids := record["unknown"]:
-        yield f"predictions of no unit of this data, left out: {len(ids)} ({_some(ids)})"
+    for key, what in benchmark.oddities.items():
+        if ids := record[key]:
+            yield f"{what}: {len(ids)} ({some(ids, _SHOWN)})"
     for entry in record["left_out"][:_SHOWN]:
         yield f"left out {entry['id']}: {entry['why']}"
     if (more := len(record["left_out"]) - _SHOWN) > 0:
@@ -138,11 +33,84 @@ def unit_notes(record: dict[str, Any]) -> Iterator[str]:
     yield from record["notes"]
 
 
-def _table(title: str) -> Table:
+def _by_task(benchmark: Benchmark, record: dict[str, Any]) -> Table:
+    """One row for each task, then micro and macro; accuracies and unparsed rates in percent."""
+    from rich.text import Text
+
+    by = "parsed letters of the dump" if record["parsed"] else "answers extracted"
+    letters = [name for name in record["letters"] if name != "unparsed"]
+    table = _table(
+        f"{benchmark.title}, {by}, profile {record['profile']} ({record['follows']})",
+        *("task", "accuracy", "95 % CI", "n", "unparsed", *letters),
+    )
+
+    def cells(value: float, ci: Sequence[float] | None, row: dict[str, Any]) -> list[str]:
+        counts = (str(row["letters"].get(x, 0)) for x in letters)
+        return [*_percent(value, ci), str(row["n"]), f"{100 * row['unparsed_rate']:.1f} %", *counts]
+
+    for name, task in record["tasks"].items():
+        table.add_row(Text(name.replace("_", " ")), *cells(task["accuracy"], task["ci"], task))
+    table.add_section()
+    table.add_row("micro", *cells(record["micro"], record["micro_ci"], record))
+    macro = _percent(record["macro"], record["macro_ci"])
+    table.add_row("macro", *macro, str(record["n"]), style="bold")
+    answers = ", ".join(f"{x} {n}" for x, n in record["answers"].items())
+    table.caption = f"letters of the right answers: {answers}"
+    return table
+
+
+def _by_sequence(benchmark: Benchmark, record: dict[str, Any]) -> Table:
+    """One row for each sequence, then the mean over objects."""
+    from rich.text import Text
+
+    measures = list(record["ci"])
+    title = benchmark.title.replace("DAVIS", record["benchmark"].replace("davis", "DAVIS-"))
+    table = _table(title, "sequence", "objects", *(m.replace("-", "\n") for m in measures))
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    for name, sequence in record["sequences"].items():
+        figures = (f"{sequence[m]:.3f}" for m in measures)
+        table.add_row(Text(name), str(len(sequence["objects"])), *figures)
+    table.add_section()
+    means = (f"{record[m]:.3f}" for m in measures)
+    table.add_row("all", str(record["n_objects"]), *means, style="bold")
+    spans = [record["ci"][m] for m in measures]
+    for end, what in enumerate(("95 % CI, low", "95 % CI, high")):
+        cells = ("–" if span is None else f"{span[end]:.3f}" for span in spans)
+        table.add_row(what, "", *cells, style="dim")
+    return table
+
+
+def _figures(benchmark: Benchmark, record: dict[str, Any]) -> Table:
+    """One row for each figure: first those of all units, then those of parts; in percent."""
+    from rich.text import Text
+
+    [data] = record["data"]
+    rule = f", rule of {record['profile']}" if "profile" in record else ""
+    first = record["results"][0]
+    table = _table(
+        f"{benchmark.title}, {data['split']}{rule}",
+        *("metric", "value", "95 % CI", "n", f"clusters ({first['cluster']})"),
+    )
+    previous = None
+    for row in record["results"]:
+        part = row["part"]
+        if part != previous:
+            table.add_section()
+            previous = part
+        table.add_row(
+            Text(row["metric"] if part is None else f"{part}: {row['metric']}"),
+            *(*_percent(row["value"], row["ci"]), str(row["n"]), str(row["clusters"])),
+            style="bold" if row is first else "",
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """An empty table; numbers never wrap, because one over two lines is misread."""
     from rich import box
     from rich.table import Table
 
-    return Table(
+    table = Table(
         title=title,
         title_justify="left",
         caption_justify="left",
@@ -150,12 +118,12 @@ def _table(title: str) -> Table:
         show_edge=False,
         header_style="bold",
     )
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    return table
 
 
-def _percent_span(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _percent(value: float, ends: Sequence[float] | None) -> tuple[str, str]:
+    """A share and its interval."""
+    span = "–" if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
+    return f"{100 * value:.2f}", span

@@ -1,6 +1,7 @@
 """Prove that a change of structure changed no number.
 
     python tests/helpers/same_results.py record before      # in the old checkout
+    python tests/helpers/same_results.py record before kvfix score    # only such commands
     python tests/helpers/same_results.py record after       # in the new one
     python tests/helpers/same_results.py before after       # prints every value that differs
 
@@ -52,8 +53,8 @@ PASSING = {
 TRAINING = ("threads=1", "steps=20", "batch=4", "log_every=1", "lora.rank=8")
 
 
-def record(out: Path, root: Path) -> None:
-    """Run everything and leave each run in a folder of `out`."""
+def record(out: Path, root: Path, only: list[str]) -> None:
+    """Run every command that begins with the words `only`; each leaves a folder in `out`."""
     shared = Path(os.environ.get("KVFIX_SHARED", root.parent / "shared"))
     adapter = out / "surfacing"
     recipes = [
@@ -76,7 +77,7 @@ def record(out: Path, root: Path) -> None:
         masks = ["--pred", davis / "Annotations" / "480p", "--gt", davis]
         runs.append(["kvfix", "score", "davis", *masks, "--out", out / "score_davis"])
     out.mkdir(parents=True)
-    for words in [*recipes, *runs]:
+    for words in (w for w in [*recipes, *runs] if w[: len(only)] == only):
         print(*words, flush=True)
         subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
 
@@ -121,12 +122,12 @@ def same(a: Any, b: Any) -> bool:
 
 def main(words: list[str]) -> int:
     """See the top of the file."""
+    if words[:1] == ["record"] and len(words) > 1:
+        record(Path(words[1]).resolve(), Path.cwd(), words[2:])
+        return 0
     if len(words) != 2:
         print(__doc__)
         return 2
-    if words[0] == "record":
-        record(Path(words[1]).resolve(), Path.cwd())
-        return 0
     before, after = values(Path(words[0])), values(Path(words[1]))
     lost, new = before.keys() - after.keys(), after.keys() - before.keys()
     differ = [k for k in before.keys() & after.keys() if not same(before[k], after[k])]

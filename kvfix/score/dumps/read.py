@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from kvfix.data.units import QUESTION_ID, task_of
 from kvfix.score.dumps.files import choose
@@ -38,12 +39,28 @@ _ANSWER = re.compile(r"\(?([A-E])\)?")
 class Dump:
     """Predictions by question id, as the answer key spells it."""
 
+    path: Path  # the file or folder that was read
+    ids: tuple[str, ...]  # all questions of the key
     predictions: dict[str, Prediction]
     unknown: tuple[str, ...]  # ids that the key does not have
     disagreeing: tuple[str, ...]  # whose own right answer in the dump is not the key's
     repeated: int  # further copies of a prediction, equal to the first
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()  # what was chosen among several, in sentences
+
+    @property
+    def missing(self) -> list[str]:
+        """Questions without a prediction."""
+        return [i for i in self.ids if i not in self.predictions]
+
+    def card(self) -> dict[str, Any]:
+        """What was read, for the record."""
+        return {
+            "path": str(self.path),
+            "files": [str(file) for file in self.files],
+            "n": len(self.predictions),
+            "sha256": self.sha256,
+        }
 
     @property
     def sha256(self) -> str:
@@ -108,6 +125,8 @@ def read_dump(path: Path, answers: Mapping[str, str]) -> Dump:
             "as lmms-eval does",
         )
     return Dump(
+        path,
+        tuple(answers),
         align.predictions,
         tuple(align.unknown),
         tuple(align.disagreeing),

@@ -100,25 +100,21 @@ def test_same_seed_same_interval_whatever_the_block_size(monkeypatch: pytest.Mon
     assert not np.allclose(one.low_S, other.low_S, rtol=0, atol=1e-12)
 
 
-def test_best_site_is_reported_without_the_winners_curse() -> None:
-    rng = np.random.default_rng(0)
-    chosen, held_out, covered = [], [], 0
-    for e in range(100):
-        noise = rng.normal(size=(20, 30))  # no site is better than any other: all are 0
-        best = stats.split_half_best(noise, np.arange(20), resamples=500, seed=e)
-        chosen.append(best.chosen_value)
-        held_out.append(float(best.held_out.value_S[0]))
-        covered += int(best.held_out.low_S[0] <= 0 <= best.held_out.high_S[0])
-    assert np.mean(chosen) > 0.5
-    assert abs(np.mean(held_out)) < 0.1
-    assert covered >= 88
-
-
-def test_halves_split_clusters_not_units_and_find_the_best_site() -> None:
+def test_halves_split_clusters_not_units_and_the_larger_half_reports() -> None:
     clusters = np.repeat(np.arange(7), 5)
-    values = np.tile([0.1, 0.9, 0.5], (35, 1))
-    best = stats.split_half_best(values, clusters, seed=2)
-    assert best.site == 1 and best.chosen_value == pytest.approx(0.9)
-    assert best.held_out.n_S[0] == 20 and best.held_out.clusters_S[0] == 4
-    with pytest.raises(ValueError, match="at least 2 clusters"):
-        stats.split_half_best(values, np.zeros(35))
+    chooses = stats.halves(clusters, seed=2).reshape(7, 5)
+    assert (chooses == chooses[:, :1]).all()
+    assert (~chooses).sum() == 20
+
+
+def test_classes_that_do_not_occur_count_zero() -> None:
+    part, whole, labels = np.array([1.0, 1, 3]), np.array([2.0, 2, 4]), ["a", "a", "b"]
+    got = [
+        stats.pooled_ratio_bootstrap(
+            part, whole, np.arange(3), strata=labels, n_strata=n, resamples=200
+        )
+        for n in (None, 2, 5)
+    ]
+    assert [float(g.value_S[0]) for g in got] == [0.625, 0.625, 0.25]
+    assert got[2].low_S == pytest.approx(0.4 * got[0].low_S)
+    assert got[2].high_S == pytest.approx(0.4 * got[0].high_S)
