@@ -18,7 +18,7 @@ from scipy import special
 from kvfix.data.units import UnitSet
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter
 
-PROTOCOL = 2  # raised whenever a change here or in `answers` moves a score
+ACCURACY_PROTOCOL = 2  # raised whenever a change here or in `letters` moves a score
 NONE = "unparsed"  # its name in a letter histogram
 
 

@@ -1,9 +1,9 @@
 """Metrics of the benchmarks as pure functions, float64, equal to their reference implementations.
 
-The public face of `metrics_masks` (IoU, Pascal-5i, RefCOCO, MSRC), `metrics_classes` (ImageNet-S),
-`metrics_davis`, `metrics_points` (PCK) and `metrics_choice`. All scores are in [0, 1]. For metrics
-that gather batches, as a Trainer's `compute_metrics` wants them, see `kvfix.eval.metrics.faces`.
+Scores are in [0, 1]. `kvfix.eval.metrics.faces` gathers batches, as a Trainer's `compute_metrics`
+wants it.
 """
+# ruff: noqa: F401 - what a caller may want of the modules of this folder, under one name
 
 from kvfix.eval.mcq.accuracy import ChoiceAccuracy, choice_accuracy
 from kvfix.eval.metrics.classes import (
@@ -17,78 +17,16 @@ from kvfix.eval.metrics.classes import (
 from kvfix.eval.metrics.davis import ObjectScore, davis_f, davis_j, davis_objects, decay, recall
 from kvfix.eval.metrics.masks import (
     EMPTY_IS,
-    PRECISION_AT,
     VOID,
-    Cosegmentation,
-    FoldScore,
-    GroupScore,
     Overlap,
-    Pascal5i,
-    ReferringScore,
-    binary_iou,
     class_miou,
     cosegmentation,
     fb_iou,
-    fold_of,
-    jaccard,
     mean_iou,
     overlap,
     pascal5i,
-    pixel_precision,
     pooled_iou,
     pooled_ratio,
     referring,
 )
-from kvfix.eval.metrics.points import (
-    PairHits,
-    box_size,
-    image_size,
-    pck_hits,
-    pck_per_image,
-    pck_per_point,
-)
-
-__all__ = [
-    "EMPTY_IS",
-    "IGNORE",
-    "PRECISION_AT",
-    "VOID",
-    "ChoiceAccuracy",
-    "ClassCounts",
-    "ClassIoU",
-    "Cosegmentation",
-    "FoldScore",
-    "GroupScore",
-    "ObjectScore",
-    "Overlap",
-    "PairHits",
-    "Pascal5i",
-    "ReferringScore",
-    "binary_iou",
-    "box_size",
-    "choice_accuracy",
-    "class_counts",
-    "class_ids",
-    "class_iou",
-    "class_miou",
-    "cosegmentation",
-    "davis_f",
-    "davis_j",
-    "davis_objects",
-    "decay",
-    "fb_iou",
-    "fold_of",
-    "image_size",
-    "jaccard",
-    "mean_iou",
-    "overlap",
-    "pascal5i",
-    "pck_hits",
-    "pck_per_image",
-    "pck_per_point",
-    "pixel_precision",
-    "pooled_iou",
-    "pooled_ratio",
-    "recall",
-    "referring",
-]
+from kvfix.eval.metrics.points import PairHits, pck_hits, pck_per_image, pck_per_point

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-IGNORE = 1000
+from kvfix.data.readers.imagenet_s import IGNORE
 
 
 class ClassCounts(NamedTuple):
@@ -31,14 +31,10 @@ class ClassCounts(NamedTuple):
 
 
 class ClassIoU(NamedTuple):
-    """IoU over C + 1 classes.
+    """IoU of each of C + 1 classes, and the mean over all of them, background included.
 
-    Attributes:
-        miou: mean over all C + 1 classes, background included.
-        iou_C: float64 (C + 1,); 0 for a class that neither side has.
-        absent: class ids that the truth does not have, and that therefore count 0 in `miou`. The
-            official validation set has none: where there are any, `miou` is that of a subset and
-            no official figure.
+    The `absent` classes are those that the truth does not have, and that therefore count 0. The
+    official validation set has none: where there are any, `miou` is that of a subset.
     """
 
     miou: float
@@ -47,10 +43,7 @@ class ClassIoU(NamedTuple):
 
 
 def class_ids(rgb_HW3: np.ndarray) -> np.ndarray:
-    """Class ids (height, width) int32 of an official label image.
-
-    Args:
-        rgb_HW3: uint8 (height, width, 3 or 4); 8-bit arithmetic would wrap, so it is cast first.
+    """Class ids (height, width) int32 of an official label image, uint8 (height, width, 3 or 4).
 
     Raises:
         ValueError: not such an image.
@@ -61,7 +54,7 @@ def class_ids(rgb_HW3: np.ndarray) -> np.ndarray:
             f"expected an RGB label image (height, width, 3), its class id R + 256 * G, found "
             f"shape {image.shape}"
         )
-    wide = image.astype(np.int32)
+    wide = image.astype(np.int32)  # 8-bit arithmetic would wrap
     return wide[:, :, 0] + 256 * wide[:, :, 1]
 
 

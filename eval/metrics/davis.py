@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kvfix.data.units import VOID
 from kvfix.eval.metrics.boundary import boundary_f
-from kvfix.eval.metrics.masks import VOID
 
 
 def davis_j(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -24,10 +24,8 @@ def davis_j(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 def davis_f(predicted: np.ndarray, truth: np.ndarray, *, tolerance: float = 0.008) -> float:
     """Boundary accuracy F of one object in one frame, bool masks (``db_eval_boundary``)."""
-    mine = torch.as_tensor(np.asarray(predicted, dtype=bool))[None]
-    return float(
-        boundary_f(mine, torch.as_tensor(np.asarray(truth, dtype=bool)), tolerance=tolerance)
-    )
+    mine, true = (torch.as_tensor(np.asarray(mask, dtype=bool)) for mask in (predicted, truth))
+    return float(boundary_f(mine[None], true, tolerance=tolerance))
 
 
 def recall(per_frame: np.ndarray) -> np.ndarray:
@@ -69,7 +67,7 @@ def davis_objects(
     """Scores of each object of a clip, semi-supervised DAVIS-2017.
 
     Args:
-        predicted: one (height, width) label map a frame; the first and the last are not looked at.
+        predicted: a (height, width) label map for each frame; the first and the last do not count.
         truth: same; 255 is background. The objects are the labels up to the first frame's largest.
 
     Raises:

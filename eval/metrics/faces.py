@@ -38,15 +38,15 @@ class Face(evaluate.Metric):
     `_count` returns, `references` nothing, and further inputs (names) themselves.
     """
 
-    about: ClassVar[str]
     source: ClassVar[str]
     inputs: ClassVar[dict[str, Any]] = {"predictions": _LABELS, "references": _LABELS}
 
     def _info(self) -> evaluate.MetricInfo:
+        about = str(type(self).__doc__)
         return evaluate.MetricInfo(
-            description=self.about,
+            description=about,
             citation=self.source,
-            inputs_description=f"\n\nInputs: {', '.join(self.inputs)}. {self.about}",
+            inputs_description=f"\n\nInputs: {', '.join(self.inputs)}. {about}",
             features=datasets.Features(self.inputs),
             reference_urls=[f"https://github.com/{self.source}"],
         )
@@ -75,12 +75,10 @@ class Face(evaluate.Metric):
         if len({len(column) for column in given.values()}) > 1:
             sizes = ", ".join(f"{len(column)} {k}" for k, column in given.items())
             raise ValueError(f"expected as many of each input, found {sizes}")
-        examples = [
-            dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)
-        ]
+        pairs = zip(given["predictions"], given["references"], strict=True)
         super().add_batch(
-            predictions=[list(map(float, self._count(**example))) for example in examples],
-            references=[None] * len(examples),
+            predictions=[list(map(float, self._count(mine, true))) for mine, true in pairs],
+            references=[None] * len(given["predictions"]),
             **names,
         )
 
@@ -89,7 +87,7 @@ class Face(evaluate.Metric):
         single = {k: [v] for k, v in names.items()}
         self.add_batch(predictions=[prediction], references=[reference], **single)
 
-    def _count(self, *, predictions: Any, references: Any, **names: Any) -> Iterable[float]:
+    def _count(self, mine: Any, true: Any) -> Iterable[float]:
         """The numbers to keep of one example."""
         raise NotImplementedError
 
@@ -99,14 +97,13 @@ class _Masks(Face):
 
     void: ClassVar[int | None] = metrics.VOID
 
-    def _count(self, *, predictions: Any, references: Any, **names: Any) -> Iterable[float]:
-        return metrics.overlap(np.asarray(predictions), np.asarray(references), void=self.void)
+    def _count(self, mine: Any, true: Any) -> Iterable[float]:
+        return metrics.overlap(np.asarray(mine), np.asarray(true), void=self.void)
 
 
 class BinaryIou(_Masks):
-    """Foreground IoU of binary masks: `iou` (mean over examples), `pooled_iou`, `fb_iou`."""
+    """Foreground IoU, mean and pooled, and FB-IoU of binary masks; truths of 255 count nowhere."""
 
-    about = "Foreground IoU per image and pooled, FB-IoU; truths of 255 count nowhere."
     source = "juhongm999/hsnet"
 
     def _compute(self, predictions: Sequence[Any], references: Any) -> dict[str, float]:
@@ -119,11 +116,11 @@ class BinaryIou(_Masks):
 
 
 class Pascal5iIou(_Masks):
-    """MIoU and FB-IoU of Pascal-5i; `classes` are VOC class ids 1 to 20, one an episode."""
+    """MIoU and FB-IoU of Pascal-5i, means over folds; truths of 255 count nowhere.
 
-    about = (
-        "mIoU over the folds' classes and FB-IoU, means over folds; truths of 255 count nowhere."
-    )
+    `classes` are VOC class ids 1 to 20, one for each episode.
+    """
+
     source = "juhongm999/hsnet"
     inputs: ClassVar[dict[str, Any]] = Face.inputs | {"classes": datasets.Value("int32")}
 
@@ -141,7 +138,6 @@ class ReferringIou(_Masks):
     `compute(empty="lavt")` counts an expression without object and prediction as 0, not 1.
     """
 
-    about = "cIoU, mIoU and precision at IoU 0.5 to 0.9 of referring segmentation."
     source = "yz93/LAVT-RIS"
     void = None
 
@@ -156,9 +152,8 @@ class ReferringIou(_Masks):
 
 
 class Cosegmentation(_Masks):
-    """Jaccard and precision of co-segmentation; `groups` names each image's group."""
+    """Jaccard index and pixel precision, means over a group's images, then over `groups`."""
 
-    about = "Jaccard index and pixel precision: means over images of a group, then over groups."
     source = "ShirAmir/dino-vit-features"
     inputs: ClassVar[dict[str, Any]] = Face.inputs | {"groups": _TEXT}
 
@@ -173,13 +168,12 @@ class Cosegmentation(_Masks):
 
 
 class ImageNetSIou(Face):
-    """MIoU over all classes and background, from maps of class ids.
+    """MIoU pooled over the dataset; class ids from 1, 0 background, truths of 1000 ignored.
 
     Args:
         config_name: number of classes, "50", "300" or "919"; other numbers serve other datasets.
     """
 
-    about = "mIoU pooled over the dataset; class ids from 1, 0 background, truths of 1000 ignored."
     source = "LUSSeg/ImageNet-S"
 
     def __init__(self, config_name: str = "919", **kwargs: Any):
@@ -187,9 +181,8 @@ class ImageNetSIou(Face):
         super().__init__(config_name, **kwargs)
         self.n_classes = int(config_name)
 
-    def _count(self, *, predictions: Any, references: Any, **names: Any) -> Iterable[float]:
-        mine, true = np.asarray(predictions), np.asarray(references)
-        counts = metrics.class_counts(mine, true, self.n_classes)
+    def _count(self, mine: Any, true: Any) -> Iterable[float]:
+        counts = metrics.class_counts(np.asarray(mine), np.asarray(true), self.n_classes)
         rows = np.stack((np.arange(self.n_classes + 1), *counts), axis=1)
         return rows[rows[:, 1:].any(1)].ravel()  # only the classes that occur
 
@@ -203,12 +196,11 @@ class ImageNetSIou(Face):
 
 
 class Pck(Face):
-    """Correct keypoints per image and per point; `sizes` are what `alpha` is a share of, in pixels.
+    """Keypoints (x, y) within `alpha` times `sizes` pixels of the truth, per image and per point.
 
     A size is the longer side of the target's box (PCK bbox) or of the target image (PCK img).
     """
 
-    about = "Percentage of correct keypoints, distance <= alpha * size; points are (x, y)."
     source = "Tsingularity/dift"
     _points = datasets.List(datasets.List(datasets.Value("float64")))
     inputs: ClassVar[dict[str, Any]] = {
@@ -217,9 +209,8 @@ class Pck(Face):
         "sizes": datasets.Value("float64"),
     }
 
-    def _count(self, *, predictions: Any, references: Any, **names: Any) -> Iterable[float]:
-        mine, true = np.asarray(predictions, float), np.asarray(references, float)
-        return np.concatenate((mine, true), axis=1).ravel()
+    def _count(self, mine: Any, true: Any) -> Iterable[float]:
+        return np.concatenate((mine, true), axis=1, dtype=float).ravel()
 
     def _compute(
         self,
@@ -241,14 +232,13 @@ class Pck(Face):
 class DavisJf(Face):
     """J, F, their recall and decay; an example is a clip of label maps (frames, height, width)."""
 
-    about = "J&F of DAVIS-2017, semi-supervised, means over objects; first and last frame left out."
     source = "davisvideochallenge/davis2017-evaluation"
     inputs: ClassVar[dict[str, Any]] = dict.fromkeys(
         ("predictions", "references"), datasets.List(_LABELS)
     )
 
-    def _count(self, *, predictions: Any, references: Any, **names: Any) -> Iterable[float]:
-        clips = ([np.asarray(frame) for frame in clip] for clip in (predictions, references))
+    def _count(self, mine: Any, true: Any) -> Iterable[float]:
+        clips = ([np.asarray(frame) for frame in clip] for clip in (mine, true))
         return np.ravel(metrics.davis_objects(*clips))
 
     def _compute(self, predictions: Sequence[Any], references: Any) -> dict[str, float]:
@@ -267,7 +257,6 @@ class ChoiceAccuracy(Face):
             vlmevalkit.
     """
 
-    about = "Accuracy, macro over tasks and micro over questions; what cannot be parsed is wrong."
     source = "zeyofu/BLINK_Benchmark"
     inputs: ClassVar[dict[str, Any]] = {
         "predictions": _TEXT,
@@ -279,9 +268,9 @@ class ChoiceAccuracy(Face):
         """See the class."""
         super().__init__(config_name, **kwargs)
 
-    def _count(self, *, predictions: Any, references: Any, **names: Any) -> Iterable[float]:
-        letter = extract(predictions, self.config_name)
-        return (letter == references.strip("()"), letter is UNPARSED)
+    def _count(self, mine: Any, true: Any) -> Iterable[float]:
+        letter = extract(mine, self.config_name)
+        return (letter == true.strip("()"), letter is UNPARSED)
 
     def _compute(
         self, predictions: Sequence[Any], references: Any, tasks: Sequence[str]

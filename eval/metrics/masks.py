@@ -1,7 +1,8 @@
 """Metrics of binary masks: foreground IoU, Pascal-5i, referring segmentation, co-segmentation.
 
 All start from the pixel counts of one prediction against one truth (`overlap`), so that a run need
-not keep masks. Shapes: N units; masks are (height, width). Scores are in [0, 1].
+not keep masks. Masks are (height, width), scores in [0, 1]. A function of nothing at all raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-VOID = 255
-PER_FOLD = 5  # classes of a fold of Pascal-5i
+from kvfix.data.readers.episodes import FOLDS, PER_FOLD
+from kvfix.data.units import VOID
+
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)  # of RefCOCO; the bound itself counts
 # What an expression scores whose truth and prediction are both empty.
 EMPTY_IS = {"lisa": 1.0, "lavt": 0.0}
@@ -35,15 +37,15 @@ class Overlap(NamedTuple):
         """Foreground IoU; `empty` where neither prediction nor truth has foreground."""
         return self.inter / self.union if self.union else empty
 
+    @property
+    def precision(self) -> float:
+        """MSRC's P: the share of right pixels, over foreground and background; void left out."""
+        n_valid = self.union_background + self.inter
+        return (self.inter + self.inter_background) / n_valid if n_valid else 1.0
+
 
 class FoldScore(NamedTuple):
-    """One fold of Pascal-5i, or the mean of several.
-
-    Attributes:
-        miou: foreground IoU pooled per class over episodes, mean over the fold's classes.
-        fb_iou: mean of foreground and background IoU, both pooled over all episodes.
-        absent: classes of the fold without an episode; each counts 0 in `miou`.
-    """
+    """One fold of Pascal-5i; its `absent` classes have no episode, and each counts 0 in `miou`."""
 
     miou: float
     fb_iou: float
@@ -59,7 +61,7 @@ class Pascal5i(NamedTuple):
 
 
 class ReferringScore(NamedTuple):
-    """Referring segmentation over N expressions.
+    """Referring segmentation over expressions.
 
     Attributes:
         ciou: sum of intersections over sum of unions (also oIoU, "overall IoU").
@@ -73,14 +75,14 @@ class ReferringScore(NamedTuple):
 
 
 class GroupScore(NamedTuple):
-    """Jaccard index J and precision P of one co-segmentation group, or the mean of several."""
+    """Jaccard index J and precision P of one co-segmentation group."""
 
     jaccard: float
     precision: float
 
 
 class Cosegmentation(NamedTuple):
-    """Mean over groups of each group's mean over images, and the groups."""
+    """Means over groups, and the groups."""
 
     jaccard: float
     precision: float
@@ -111,26 +113,13 @@ def overlap(predicted: np.ndarray, truth: np.ndarray, *, void: int | None = VOID
     return Overlap(inter, union, n_valid - union, n_valid - inter)
 
 
-def binary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Foreground IoU of one mask, void (255 in the truth) left out; empty and empty is 1."""
-    return overlap(predicted, truth).iou
-
-
 def mean_iou(overlaps: Iterable[Overlap], *, empty: float = 1.0) -> float:
-    """Mean of each unit's foreground IoU; `empty` is that of nothing against nothing.
-
-    Raises:
-        ValueError: no unit.
-    """
+    """Mean of each unit's foreground IoU; `empty` is that of nothing against nothing."""
     return float(np.mean([o.iou_or(empty) for o in _some(overlaps)]))
 
 
 def pooled_iou(overlaps: Iterable[Overlap]) -> float:
-    """Foreground intersections over unions, both summed over units; NaN if no union has a pixel.
-
-    Raises:
-        ValueError: no unit.
-    """
+    """Foreground intersections over unions, both summed over units; NaN if no union has a pixel."""
     counts = np.asarray(_some(overlaps), dtype=np.int64)
     return float(pooled_ratio(counts[:, 0], counts[:, 1]))
 
@@ -142,23 +131,19 @@ def pooled_ratio(part: np.ndarray, whole: np.ndarray, axis: int = 0) -> np.ndarr
 
 
 def class_miou(overlaps: Sequence[Overlap], classes: Sequence[int], of: Sequence[int]) -> float:
-    """Pascal-5i mIoU of one fold: foreground IoU pooled per class, mean over the classes ``of`` the
-    fold.
+    """Foreground IoU pooled within each class, then the mean over the classes ``of`` a fold.
 
     A class without an episode counts 0, as in HSNet's ``AverageMeter``.
     """
-    by_class = dict.fromkeys(of, (0, 0))
-    for o, c in zip(overlaps, classes, strict=True):
-        if c in by_class:
-            inter, union = by_class[c]
-            by_class[c] = inter + o.inter, union + o.union
-    return float(np.mean([i / max(u, 1) for i, u in by_class.values()]))
+    counts, labels = np.asarray(overlaps, dtype=np.int64), np.asarray(classes)
+    ious = [pooled_ratio(*counts[labels == c, :2].T) for c in of]
+    return float(np.mean(np.nan_to_num(ious)))
 
 
 def fb_iou(overlaps: Sequence[Overlap]) -> float:
     """FB-IoU: mean of the foreground's and the background's IoU, both pooled over all episodes."""
-    sums = np.sum(np.asarray(overlaps, dtype=np.float64), axis=0)
-    return float((sums[0] / max(sums[1], 1) + sums[2] / max(sums[3], 1)) / 2)
+    counts = np.asarray(overlaps, dtype=np.int64)
+    return float(np.mean(np.nan_to_num(pooled_ratio(counts[:, ::2], counts[:, 1::2]))))
 
 
 def fold_of(category: int) -> int:
@@ -167,7 +152,7 @@ def fold_of(category: int) -> int:
     Raises:
         ValueError: another id.
     """
-    if not 1 <= category <= 4 * PER_FOLD:
+    if not 1 <= category <= FOLDS * PER_FOLD:
         raise ValueError(f"expected a VOC class id 1 to 20, found {category}")
     return (category - 1) // PER_FOLD
 
@@ -176,7 +161,7 @@ def pascal5i(overlaps: Sequence[Overlap], classes: Sequence[int]) -> Pascal5i:
     """Pascal-5i (juhongm999/hsnet): each fold's mIoU and FB-IoU, and their means over folds.
 
     Args:
-        overlaps: one an episode, void left out.
+        overlaps: one for each episode, void left out.
         classes: VOC class id 1..20 of each.
 
     Raises:
@@ -204,15 +189,8 @@ def referring(overlaps: Sequence[Overlap], *, empty: float = EMPTY_IS["lisa"]) -
     """CIoU, mIoU and P@0.5..0.9 of referring segmentation.
 
     The rules of yz93/LAVT-RIS (``test.py``) and dvlab-research/LISA (``validate``), which differ
-    for an expression without object and prediction: LISA counts 1, LAVT 0 (`EMPTY_IS`). LISA adds
-    1e-5 pixels to each union; that is left out here.
-
-    Args:
-        overlaps: one an expression.
-        empty: IoU of nothing against nothing.
-
-    Raises:
-        ValueError: no expression.
+    in what nothing against nothing scores (`empty`, see `EMPTY_IS`). LISA adds 1e-5 pixels to each
+    union; that is left out here.
     """
     iou_N = np.array([o.iou_or(empty) for o in _some(overlaps)])
     return ReferringScore(
@@ -222,25 +200,8 @@ def referring(overlaps: Sequence[Overlap], *, empty: float = EMPTY_IS["lisa"]) -
     )
 
 
-def jaccard(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """MSRC Jaccard index J: foreground IoU of one image."""
-    return binary_iou(predicted, truth)
-
-
-def pixel_precision(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """MSRC precision P: share of right pixels, over foreground AND background; void left out."""
-    return _precision(overlap(predicted, truth))
-
-
 def cosegmentation(groups: Mapping[str, Sequence[Overlap]]) -> Cosegmentation:
-    """MSRC co-segmentation: J and P, mean over a group's images, then over groups.
-
-    Args:
-        groups: name -> one overlap an image.
-
-    Raises:
-        ValueError: no group, or one without images.
-    """
+    """MSRC co-segmentation: J and P, means over a group's images, then over groups."""
     if not groups:
         raise ValueError("expected at least one group, found none")
     scores = {name: group_score(overlaps) for name, overlaps in groups.items()}
@@ -250,12 +211,7 @@ def cosegmentation(groups: Mapping[str, Sequence[Overlap]]) -> Cosegmentation:
 
 def group_score(overlaps: Sequence[Overlap]) -> GroupScore:
     """J and P of one group, means over its images."""
-    return GroupScore(mean_iou(overlaps), float(np.mean([_precision(o) for o in overlaps])))
-
-
-def _precision(o: Overlap) -> float:
-    n_valid = o.union_background + o.inter
-    return (o.inter + o.inter_background) / n_valid if n_valid else 1.0
+    return GroupScore(mean_iou(overlaps), float(np.mean([o.precision for o in overlaps])))
 
 
 def _some(overlaps: Iterable[Overlap]) -> list[Overlap]:

@@ -24,14 +24,10 @@ _BLOCK = 2**24  # float64 elements of one block of resampled statistics (128 MiB
 
 
 class Interval(NamedTuple):
-    """Point estimate and confidence interval of each site.
+    """The statistic on all units and its interval at each site, with the units and clusters that
+    count there.
 
-    Attributes:
-        value_S: the statistic on all units, float64 (NaN where a site has none).
-        low_S: lower end; equal to NaN where fewer than two clusters carry the site.
-        high_S: upper end, same.
-        n_S: units that count at the site.
-        clusters_S: clusters that count at the site.
+    The value is NaN where no unit does, both ends where fewer than two clusters do.
     """
 
     value_S: np.ndarray
@@ -49,14 +45,9 @@ def clustered_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean over units with its interval.
+    """Mean over units of (N, S) or (N,) scores with its interval; a score of NaN is left out.
 
-    Args:
-        values_NS: (N, S) or (N,) scores; NaN = the site has no score for the unit, and is left out.
-        clusters: one label a unit.
-        level: of the interval.
-        resamples: B.
-        seed: one seed gives one set of resamples, the same for every site.
+    One seed gives one set of resamples, the same for every site.
 
     Raises:
         ValueError: no unit, or clusters and values differ in length.
@@ -113,8 +104,8 @@ def pooled_ratio_bootstrap(
     Args:
         part_NS: (N, S) or (N,) intersections, or correct keypoints.
         whole_NS: unions, or all keypoints; broadcast against the parts' sites.
-        clusters: one label a unit.
-        strata: one class a unit: ratios are pooled within a class, then averaged over classes
+        clusters: a label for each unit.
+        strata: a class for each unit: ratios are pooled within a class, then averaged over classes
             (Pascal-5i mIoU). A class that a resample misses is left out of that resample's mean.
         n_strata: how many classes the mean is over, if that is more than occur; the others are 0.
         level: of the interval.
@@ -126,9 +117,9 @@ def pooled_ratio_bootstrap(
     """
     part, whole = np.broadcast_arrays(_units_by_sites(part_NS), _units_by_sites(whole_NS))
     n_units, n_sites = part.shape
-    group_N, n_clusters = _codes(clusters, n_units, "clusters")
+    group_N, n_clusters = codes(clusters, n_units, "clusters")
     stratum_N, n_found = (
-        (np.zeros(n_units, int), 1) if strata is None else _codes(strata, n_units, "strata")
+        (np.zeros(n_units, int), 1) if strata is None else codes(strata, n_units, "strata")
     )
     cell_N = group_N * n_found + stratum_N
     shape = (n_clusters, n_found * n_sites)
@@ -160,7 +151,7 @@ def halves(clusters: Sequence[Hashable] | np.ndarray, *, seed: int = 0) -> np.nd
 
     The reporting half is the larger one when the number is odd: its interval is what people read.
     """
-    code_N, n_clusters = _codes(clusters, len(clusters), "clusters")
+    code_N, n_clusters = codes(clusters, len(clusters), "clusters")
     order = np.random.default_rng(seed).permutation(n_clusters)
     return np.isin(code_N, order[: n_clusters // 2])
 
@@ -173,7 +164,7 @@ def _units_by_sites(values: np.ndarray) -> np.ndarray:
     return array
 
 
-def _codes(
+def codes(
     labels: Sequence[Hashable] | np.ndarray, n_units: int, name: str
 ) -> tuple[np.ndarray, int]:
     """Labels -> 0..n-1 in order of first appearance, whatever they are."""

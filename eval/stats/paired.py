@@ -14,19 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from kvfix.eval.stats.bootstrap import Interval, pooled_ratio_bootstrap
+from kvfix.eval.stats.bootstrap import Interval, codes, pooled_ratio_bootstrap
 
 _BLOCK = 2**22  # elements of one block of drawn clusters (32 MiB)
 
 
 class Flips(NamedTuple):
-    """How the answers to n questions changed.
-
-    Attributes:
-        n: questions.
-        fixed: wrong before, right after.
-        broken: right before, wrong after.
-    """
+    """Of n questions, `fixed` are answered right after only, `broken` before only."""
 
     n: int
     fixed: int
@@ -61,11 +55,7 @@ class Ratio(NamedTuple):
 
 
 def flips(before_N: np.ndarray, after_N: np.ndarray) -> Flips:
-    """Count what was fixed and what was broken.
-
-    Args:
-        before_N: bool or 0/1, right before.
-        after_N: same questions in the same order, right after.
+    """Count what was fixed and what was broken, from 0 (wrong) or 1 (right) of the same questions.
 
     Raises:
         ValueError: other shapes, no question, or values beside 0 and 1.
@@ -122,7 +112,7 @@ def minimum_detectable(
     small term -difference^2). Questions count as independent.
 
     Args:
-        changes: one a task.
+        changes: one for each task.
         macro: every task weighs the same (w = 1/T); else every question does (w = n_t / N).
         power: chance to see the difference if it is there.
         level: 1 - size of the two-sided test.
@@ -165,8 +155,8 @@ def stratified_paired_bootstrap(
     Args:
         before_N: scores before, in [0, 1].
         after_N: scores of the same units after.
-        tasks: one label a unit.
-        clusters: one label a unit; the same label in two tasks means two clusters.
+        tasks: a label for each unit.
+        clusters: a label for each unit; the same label in two tasks means two clusters.
         level: of the intervals.
         resamples: B.
         seed: of the resamples.
@@ -210,16 +200,9 @@ def paired_ratio_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Difference of two pooled ratios (cIoU, mIoU), both recomputed in each resample of clusters.
+    """Difference of two pooled ratios of the same units, both recomputed in each resample.
 
-    Args:
-        before: intersections and unions before.
-        after: of the same units after.
-        clusters: one label a unit.
-        strata: one class a unit: ratios are pooled within a class, then averaged over classes.
-        level: of the interval.
-        resamples: B.
-        seed: of the resamples.
+    The other arguments are those of `pooled_ratio_bootstrap`.
 
     Raises:
         ValueError: lengths differ, or no unit.
@@ -242,19 +225,13 @@ def paired_ratio_bootstrap(
         seed=seed,
     )
     counted_S = ((np.asarray(before.whole) > 0) | (np.asarray(after.whole) > 0)).sum(0)
-    return Interval(
-        2 * half.value_S,
-        2 * half.low_S,
-        2 * half.high_S,
-        np.atleast_1d(counted_S),
-        half.clusters_S,
-    )
+    ends = (2 * end_S for end_S in half[:3])
+    return Interval(*ends, np.atleast_1d(counted_S), half.clusters_S)
 
 
 def _cluster_sums(difference_N: np.ndarray, labels: Sequence[Hashable]) -> np.ndarray:
     """(G, 2): each cluster's sum of differences and its number of units."""
-    first: dict[Hashable, int] = {}
-    code_N = np.array([first.setdefault(label, len(first)) for label in labels])
+    code_N, _ = codes(labels, len(labels), "clusters")
     return np.stack((np.bincount(code_N, difference_N), np.bincount(code_N)), axis=1)
 
 

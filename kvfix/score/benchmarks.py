@@ -11,7 +11,7 @@ from kvfix.data.readers.msrc import msrc_truths
 from kvfix.data.readers.pascal import pascal_truths
 from kvfix.data.readers.spair import spair_truths
 from kvfix.data.units import Truths
-from kvfix.eval.mcq.accuracy import PROTOCOL as MCQ_PROTOCOL
+from kvfix.eval.mcq.accuracy import ACCURACY_PROTOCOL
 from kvfix.score import blink, davis, imagenet_s, msrc, pascal5i, refcoco, spair
 from kvfix.score.record import Benchmark
 
@@ -26,7 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "BLINK",
         *(blink.truths, blink.predictions, blink.rows, blink.results, blink.details, blink.notes),
         recorded=("profile", "parsed"),
-        protocol=MCQ_PROTOCOL,
+        protocol=ACCURACY_PROTOCOL,
         oddities={
             "missing": "questions without a prediction, which count as wrong",
             "not_text": "predictions that are null or not text, which count as wrong",

@@ -157,8 +157,7 @@ def _key(folder: Path, year: int | None) -> _Key:
     masks = folder if root is None else root / _MASKS
     names = None
     if root is not None:
-        year = year or _listed_year(root)
-        names = _listed_names(root, year)
+        year, names = _listed(root, year)
     if names is None:
         names = tuple(sorted(p.name for p in masks.iterdir() if p.is_dir() and masks_of(p)))
     if not names:
@@ -172,20 +171,13 @@ def _key(folder: Path, year: int | None) -> _Key:
     return _Key(masks, names, year or _year(masks / names[0]))
 
 
-def _listed_year(root: Path) -> int | None:
-    """The edition whose list of val a DAVIS folder has; None where it has none."""
-    if (root / _LIST).is_file():
-        return 2017
-    return 2016 if any((root / name).is_file() for name in davis2016.LISTS) else None
-
-
-def _listed_names(root: Path, year: int | None) -> tuple[str, ...] | None:
-    """The sequences of val; None where the folder has no list of the year."""
-    if year == 2017 and (root / _LIST).is_file():
-        return read_list(root / _LIST)
-    if year == 2016 and any((root / name).is_file() for name in davis2016.LISTS):
-        return davis2016.sequences(root)[1]
-    return None
+def _listed(root: Path, year: int | None) -> tuple[int | None, tuple[str, ...] | None]:
+    """The edition and the sequences of a DAVIS folder's list of val; None where it has no such."""
+    if year != 2016 and (root / _LIST).is_file():
+        return 2017, read_list(root / _LIST)
+    if year != 2017 and any((root / name).is_file() for name in davis2016.LISTS):
+        return 2016, davis2016.sequences(root)[1]
+    return year, None
 
 
 def _year(sequence: Path) -> int:
@@ -218,17 +210,13 @@ def _objects(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[ObjectS
     if n_objects == 0:
         raise ValueError(_background_only(true))
     results = [read_masks(mine, name) for name in counted]
-    for name, result_HW, truth_HW in zip(counted, results, labels[1:-1], strict=True):
-        check_size(mine.folder / name, result_HW, truth_HW)
+    _check_sizes(mine.folder, counted, results, labels)
+    for name, result_HW in zip(counted, results, strict=True):
         if result_HW.max() > n_objects:
-            hint = (
-                "; results of one object in 0 and 255 need the truth of DAVIS-2016 (--year 2016)"
-                if is_2016(result_HW)
-                else ""
-            )
+            hint = "; results of one object in 0 and 255 need the truth of DAVIS-2016 (--year 2016)"
             raise ValueError(
                 f"{mine.folder / name}: expected object ids up to {n_objects}, those of the "
-                f"truth's first frame, found {result_HW.max()}{hint}"
+                f"truth's first frame, found {result_HW.max()}{hint if is_2016(result_HW) else ''}"
             )
     return davis_objects([first, *results, first], labels)
 
@@ -249,9 +237,15 @@ def _one_object(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[Obje
         raise ValueError(_background_only(true))
     [folder] = mine.objects.values() or (mine.folder,)
     results = [davis2016.read_result(folder / name) for name in counted]
+    _check_sizes(folder, counted, results, labels)
+    return davis_objects([labels[0], *results, labels[0]], labels)
+
+
+def _check_sizes(
+    folder: Path, counted: tuple[str, ...], results: list[np.ndarray], labels: list[np.ndarray]
+) -> None:
     for name, result_HW, truth_HW in zip(counted, results, labels[1:-1], strict=True):
         check_size(folder / name, result_HW, truth_HW)
-    return davis_objects([labels[0], *results, labels[0]], labels)
 
 
 def _background_only(true: Masks) -> str:

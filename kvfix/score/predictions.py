@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Lines(Generic[T]):
-    """Predictions of a JSONL file by unit id.
+    """Predictions of a file with a JSON object in each line, by unit id.
 
     Args:
-        path: one JSON object a line.
+        path: the file.
         ids: units that there are to predict.
         key: the field that names the unit.
         read: the object and its place -> prediction; raises ValueError for another form.
@@ -39,7 +39,6 @@ class Lines(Generic[T]):
         key: str,
         read: Callable[[dict[str, Any], str], T],
     ):
-        """Read and check the whole file."""
         self.path, self.ids, self._whole = path, ids, hashlib.sha256()
         self.found: dict[str, T] = {}
         for where, value in _objects(path, self._whole):
@@ -67,12 +66,11 @@ class Lines(Generic[T]):
 
 
 class MaskFolder:
-    """Predicted mask images of a folder, by unit id: `<folder>/<id>.png`, and `a/b` in a folder a.
+    """Predicted mask images by unit id: `<folder>/<id>.png`, where an id may be `group/image`.
 
     Args:
-        folder: also searched below.
-        ids: units that there are to predict; empty where that is not known before they are asked
-            for.
+        folder: is listed; images are read when they are asked for.
+        ids: units that there are to predict; empty where those are that will be asked for.
         suffixes: of the images.
 
     Raises:
@@ -83,7 +81,6 @@ class MaskFolder:
     def __init__(
         self, folder: Path, ids: Sequence[str] = (), *, suffixes: Sequence[str] = (".png",)
     ):
-        """List the folder; images are read when they are asked for."""
         if not folder.is_dir():
             found = "a file" if folder.exists() else "no such folder"
             raise FileNotFoundError(f"{folder}: expected a folder of masks, found {found}")
@@ -150,7 +147,7 @@ class Pixels(NamedTuple):
 
 
 def read_pixels(path: Path, modes: Sequence[str]) -> Pixels:
-    """The stored values of a predicted mask: palette indices, grey values or colours.
+    """The stored values of a mask (palette indices, grey values or colours) of one of the modes.
 
     Raises:
         ValueError: no image, or one of another mode.

@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from kvfix.data.left_out import too_many
 from kvfix.data.units import Truths, UnitSet
@@ -28,34 +27,30 @@ from kvfix.runs.folder import RunFolder, claimed
 from kvfix.runs.recorder import Entry, Listing
 from kvfix.runs.samples import Row
 
+if TYPE_CHECKING:  # it loads models
+    from kvfix.session import Watch
+
 T = TypeVar("T")
-PROTOCOL = 1  # raised whenever a change here moves a score
-
-
-class Watch(Protocol):
-    """Who is told how far a scoring is."""
-
-    def phase(self, name: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Show a phase of `total` units; yields what to call after each unit."""
+SCORE_PROTOCOL = 1  # raised whenever a change here moves a score
 
 
 class Predictions(Protocol):
-    """What a benchmark's prediction reader returns; how one is asked for is the benchmark's own."""
+    """What a benchmark's prediction reader returns; how one is asked for is the benchmark's own.
+
+    Of the `ids` that there were to predict some are `missing`; `unknown` are predictions of
+    anything else. `card` says where they lie, how many there are, and their digest.
+    """
 
     @property
-    def ids(self) -> Sized:
-        """All that there was to predict."""
+    def ids(self) -> Sized: ...
 
     @property
-    def missing(self) -> list[str]:
-        """Those of them without a prediction; they are scored as an empty one."""
+    def missing(self) -> list[str]: ...
 
     @property
-    def unknown(self) -> Sequence[str]:
-        """Predictions of nothing that there was to predict, left out."""
+    def unknown(self) -> Sequence[str]: ...
 
-    def card(self) -> dict[str, Any]:
-        """Where they lie, how many there are, and a digest of all of them, for the record."""
+    def card(self) -> dict[str, Any]: ...
 
 
 P = TypeVar("P", bound=Predictions)
@@ -144,7 +139,7 @@ class Benchmark(Generic[T, P]):
     notes: Callable[[Scoring[T, P]], Iterable[str]] = _nothing
     metric: str | None = None
     recorded: tuple[str, ...] = ()
-    protocol: int | str = PROTOCOL
+    protocol: int | str = SCORE_PROTOCOL
     oddities: Mapping[str, str] = field(
         default_factory=lambda: {
             "missing": "no prediction, counted as empty",

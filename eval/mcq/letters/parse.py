@@ -19,46 +19,30 @@ from kvfix.eval.mcq.letters.rules import read
 from kvfix.eval.mcq.letters.suite_rules import (
     BRACKETED,
     EVERY_LETTER,
-    LETTERS,
     UNPARSED,
     Letter,
-    Options,
+    OptionTexts,
     is_letter,
     only,
 )
 from kvfix.eval.mcq.letters.text import scopes
 
-__all__ = [
-    "EVERY_LETTER",
-    "FOLLOWS",
-    "LETTERS",
-    "PROFILES",
-    "UNPARSED",
-    "Letter",
-    "extract",
-    "parsed_letter",
-]
-
 
 class _Profile(NamedTuple):
-    rule: Callable[[str, Options], Letter]
+    rule: Callable[[str, OptionTexts], Letter]
     follows: str
 
 
 def extract(
     text: str | None, profile: str = "kvfix", *, options: Sequence[str] | None = None
 ) -> Letter:
-    """The option that an answer chooses.
+    """The letter of the option that an answer chooses, or UNPARSED.
 
     Args:
         text: what the model wrote; None chooses nothing.
         profile: one of `PROFILES`.
         options: texts of the question's options in order, at most ten; None where they are not
             known: then five letters are possible, and no rule that matches texts applies.
-
-    Returns:
-        A letter, or UNPARSED. Under ``official`` a bare letter counts even beyond the options; it
-        is wrong all the same.
 
     Raises:
         ValueError: an unknown profile, or more than ten options.
@@ -85,7 +69,7 @@ def parsed_letter(parsed: str | None, profile: str = "kvfix") -> Letter:
     return parsed if profile != "official" and is_letter(parsed) else UNPARSED
 
 
-def _kvfix(text: str, options: Options) -> Letter:
+def _kvfix(text: str, options: OptionTexts) -> Letter:
     """What is stated outside of all reasoning; see `kvfix.eval.mcq.letters.rules` for the rules."""
     letters = [read(scope, options) for scope in scopes(text)]
     # Each of several tags of an answer must say the same.

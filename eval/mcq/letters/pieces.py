@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from kvfix.eval.mcq.letters import words
-from kvfix.eval.mcq.letters.suite_rules import EVERY_LETTER, LETTERS, Options
+from kvfix.eval.mcq.letters.suite_rules import EVERY_LETTER, LETTERS, OptionTexts
 from kvfix.eval.mcq.letters.text import Token, tokens
 
 OPEN, CLOSE = frozenset("([{<"), frozenset(")]}>")
@@ -23,6 +23,11 @@ NOTHING: Final = "nothing"  # said in words: none, both, either
 SEVERAL: Final = "several"  # alternatives, or an option that there is not
 
 
+def is_single(text: str) -> bool:
+    """Whether a text is one letter of A to Z, in either case."""
+    return len(text) == 1 and text.isascii() and text.isalpha()
+
+
 class Found(NamedTuple):
     """A letter, NOTHING or SEVERAL, and at which piece of the text it stands."""
 
@@ -31,15 +36,9 @@ class Found(NamedTuple):
 
 
 class Answer:
-    """An answer cut into pieces, and what its rules share.
+    """An answer (plain, without reasoning) cut into pieces, and what its rules share."""
 
-    Args:
-        text: plain, without reasoning.
-        options: texts of the options, or None.
-    """
-
-    def __init__(self, text: str, options: Options):
-        """Cut the text into pieces."""
+    def __init__(self, text: str, options: OptionTexts):
         self.text = text
         self.pieces = tokens(text)
         self.small = [p.text.casefold() for p in self.pieces]
@@ -83,15 +82,13 @@ class Answer:
     def letter(self, i: int, *, strict: bool = False, label: bool = False) -> str | None:
         """The letter that piece i writes, of an option or not, or None if it is another word.
 
-        Args:
-            i: which piece.
-            strict: whether a word may not follow, but for "because" and its like.
-            label: whether a word may follow a point at once ("B.the left jar").
+        If `strict`, no word may follow but "because" and its like; if `label`, one may follow a
+        point at once ("B.the left jar").
         """
         if self.kind(i) != "word":
             return None
         written = self.pieces[i].text
-        if len(written) != 1 or not ("A" <= written <= "Z" or "a" <= written <= "z"):
+        if not is_single(written):
             return None
         if self.touches(i) and (self.word(i + 1) in GLUED or self.kind(i + 1) == "word"):
             return None
@@ -128,7 +125,7 @@ class Answer:
             if j > i + REACH:
                 return False
         other = self.pieces[j].text if self.kind(j) == "word" else ""
-        if len(other) != 1 or not other.isascii() or not other.isalpha():
+        if not is_single(other):
             return False
         if other.isupper() != self.pieces[i].text.isupper():
             return False
@@ -171,6 +168,10 @@ class Answer:
     def asked(self, i: int) -> bool:
         """Whether the letter of piece i ends a question."""
         return "?" in (self.word(i + 1), self.word(i + 2) if self.word(i + 1) in CLOSE else "")
+
+    def found(self, i: int, x: str) -> Found:
+        """The letter that piece i writes, if the question offers it."""
+        return Found(x if x in self.offered else SEVERAL, i)
 
     def single(self, i: int) -> bool:
         """Whether piece i is one character."""

@@ -32,20 +32,21 @@ from kvfix.eval.mcq.letters.pieces import (
     SEVERAL,
     Answer,
     Found,
+    is_single,
 )
 from kvfix.eval.mcq.letters.suite_rules import (
     EVERY_LETTER,
     LETTERS,
     UNPARSED,
     Letter,
-    Options,
+    OptionTexts,
     only,
 )
 
 _SENTENCE_ENDS: Final = frozenset(".!?;")
 
 
-def read(text: str, options: Options) -> Letter:
+def read(text: str, options: OptionTexts) -> Letter:
     """The letter that a plain text states, mentions or names, or UNPARSED."""
     answer = Answer(text, options)
     nothing = False
@@ -80,16 +81,12 @@ def _corrected(answer: Answer, found: Sequence[Found]) -> Letter:
 
 def _whole(answer: Answer) -> list[Found]:
     said = [i for i, p in enumerate(answer.pieces) if p.kind not in ("mark", "break", "boxed")]
-    if len(said) != 1 or answer.kind(said[0]) != "word":
+    if len(said) != 1 or not is_single(answer.pieces[said[0]].text):
         return []
-    written = answer.pieces[said[0]].text
-    if len(written) != 1 or not written.isascii() or not written.isalpha():
-        return []
-    i = said[0]
+    [i] = said
     if any(answer.touches(j) and answer.word(k) in GLUED for j, k in ((i, i + 1), (i - 1, i - 1))):
         return []
-    x = written.upper()
-    return [Found(x if x in answer.offered else SEVERAL, said[0])]
+    return [answer.found(i, answer.pieces[i].text.upper())]
 
 
 def _final(answer: Answer) -> list[Found]:
@@ -186,7 +183,7 @@ def _by_verdict(answer: Answer) -> list[Found]:
             answer.denied.add(i)
         elif verdict and words.SUPPOSE.isdisjoint(answer.before(i)):
             joined = answer.word(i - 1) in words.OR or answer.word(i - 2) in words.OR
-            out.append(Found(x if x in answer.offered and not joined else SEVERAL, i))
+            out.append(Found(SEVERAL, i) if joined else answer.found(i, x))
     return out
 
 
@@ -241,9 +238,7 @@ def _line(answer: Answer, line: range) -> Found | None:
     if len(said) != 1 or not answer.single(said[0]):
         return None
     x = answer.letter(said[0])
-    if x is None:
-        return None
-    return Found(x if x in answer.offered else SEVERAL, said[0])
+    return None if x is None else answer.found(said[0], x)
 
 
 def _leading(answer: Answer) -> list[Found]:
@@ -256,10 +251,8 @@ def _leading(answer: Answer) -> list[Found]:
         return []
     told = answer.word(i + 1) in words.BECAUSE or answer.option_at(i + 1) == x
     if answer.bracketed(i):
-        told = (
-            answer.word(i + 2) in (*words.BECAUSE, *":,\u2014\u2013-")
-            or answer.option_at(i + 2) == x
-        )
+        told = answer.word(i + 2) in words.BECAUSE | {*":,\u2014\u2013-"}
+        told = told or answer.option_at(i + 2) == x
         if not told and answer.kind(i + 2) != "break":
             return []
     elif not told and answer.word(i + 1) not in LABEL_MARKS:
@@ -275,12 +268,8 @@ def _leading(answer: Answer) -> list[Found]:
         if piece.kind == "break":
             k = j + 2 if answer.word(j + 1) in OPEN else j + 1
             other = answer.pieces[k].text if k < len(answer.pieces) else ""
-            if (
-                other != x
-                and len(other) == 1
-                and other in EVERY_LETTER
-                and answer.word(k + 1) in (*".):",)
-            ):
+            labels = len(other) == 1 and other in EVERY_LETTER and answer.word(k + 1) in (*".):",)
+            if labels and other != x:
                 return []
     return [Found(x, i)]
 

@@ -21,7 +21,7 @@ LETTERS: Final = "ABCDE"  # what the benchmarks know, and all there is where opt
 EVERY_LETTER: Final = "ABCDEFGHIJ"  # of up to ten options of a question
 UNPARSED: Final = None
 Letter = str | None  # one of EVERY_LETTER, or UNPARSED
-Options = tuple[str, ...] | None
+OptionTexts = tuple[str, ...] | None
 
 BRACKETED = re.compile(r"\(([A-E])\)")
 _BRACKETED = re.compile(r"\(([A-J])\)")
@@ -32,7 +32,7 @@ def is_letter(text: str) -> bool:
     return len(text) == 1 and text in LETTERS
 
 
-def offered(options: Options) -> str:
+def offered(options: OptionTexts) -> str:
     """The letters that a question offers; all of them where its options are not known."""
     return LETTERS if options is None else EVERY_LETTER[: len(options)]
 
@@ -43,7 +43,7 @@ def only(letters: Iterable[str]) -> Letter:
     return found.pop() if len(found) == 1 else UNPARSED
 
 
-def official(text: str, options: Options) -> Letter:
+def official(text: str, options: OptionTexts) -> Letter:
     """A bare letter or "(X)", nothing round it; else the one "(X)" that stands between spaces.
 
     The last paragraph wins if it has exactly one.
@@ -58,7 +58,7 @@ def official(text: str, options: Options) -> Letter:
     return last or only(words[word] for word in text.split() if word in words)
 
 
-def lmms_eval_before_1435(text: str, options: Options) -> Letter:
+def lmms_eval_before_1435(text: str, options: OptionTexts) -> Letter:
     """The first letter of the text, in either case, whatever word it begins ("Both" is a B)."""
     match = re.match(r"[\(\s]*([A-Z])[\)\.\s]*", text.strip(), flags=re.IGNORECASE)
     # IGNORECASE lets a few other characters pass for A-Z, none of which is a letter of an option.
@@ -75,7 +75,7 @@ _SPACES = re.compile(r"\s*")
 _STATED = re.compile(r"\(?([A-J])(?![A-Za-z])", re.IGNORECASE)
 
 
-def lmms_eval(text: str, options: Options) -> Letter:
+def lmms_eval(text: str, options: OptionTexts) -> Letter:
     """A first line that is the letter; else the last "answer is X"; else the last "(X)"; else the
     first letter of the text. Only letters that the question offers count.
     """
@@ -119,7 +119,7 @@ _VLMEVALKIT_REFUSALS = (
 _VLMEVALKIT_STATED = re.compile(r"(?i)answer\s+is\s+\**([ABCD])")
 
 
-def vlmevalkit(text: str, options: Options) -> Letter:
+def vlmevalkit(text: str, options: OptionTexts) -> Letter:
     """One letter as a word whose first place is among the last four; else "answer is X"; else text.
 
     Upstream hands what is left to a judge, and without one to Z, which is UNPARSED here.
@@ -127,12 +127,12 @@ def vlmevalkit(text: str, options: Options) -> Letter:
     return _vlmevalkit(text.strip(), options, stated=True)
 
 
-def vlmevalkit_before_1552(text: str, options: Options) -> Letter:
+def vlmevalkit_before_1552(text: str, options: OptionTexts) -> Letter:
     """The same without "answer is X"."""
     return _vlmevalkit(text.strip(), options, stated=False)
 
 
-def _vlmevalkit(text: str, options: Options, *, stated: bool) -> Letter:
+def _vlmevalkit(text: str, options: OptionTexts, *, stated: bool) -> Letter:
     if "Failed to obtain answer via API" not in text:
         if any(phrase in text for phrase in _VLMEVALKIT_REFUSALS):
             return UNPARSED

@@ -66,15 +66,11 @@ _NUMBER = re.compile(r"(?<=\d)[.,](?=\d)")
 
 
 class Token(NamedTuple):
-    """A piece of a text.
+    """A piece of a text as it is written, and where it stands.
 
-    Attributes:
-        kind: ``word`` (small and large letters of one script, with hyphens and apostrophes within),
-            ``cjk`` (a run of Chinese, Japanese or Korean), ``mark`` (one character), ``boxed``
-            (LaTeX's command, ahead of its braces) or ``break`` (the end of a line).
-        text: as written; of a break as many line ends as there are.
-        end: where it ends in the text.
-        start: where it starts.
+    Its kind is ``word`` (letters of one script, with hyphens and apostrophes within), ``cjk`` (a
+    run of Chinese, Japanese or Korean), ``mark`` (one character), ``boxed`` (LaTeX's command, ahead
+    of its braces) or ``break`` (one or more ends of lines).
     """
 
     kind: str

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from kvfix.score.predictions import some
+
 FORMS: Final = (".json", ".jsonl", ".csv", ".tsv", ".xlsx")
 _TABLES: Final = (".csv", ".tsv", ".xlsx")
 # What suites write beside predictions: scores, judged copies, states of a run.
@@ -29,7 +31,6 @@ _DERIVED = re.compile(
 )
 _SAMPLES = re.compile(r"(?:(?P<time>\d{4,8}_\d{4,6}).*?_)?samples_(?P<task>.+)")
 _WORK = re.compile(r"T\d{8}_G\w+")
-_SHOWN: Final = 5  # names in a message before it only counts
 
 
 class Chosen(NamedTuple):
@@ -74,14 +75,9 @@ def choose(path: Path) -> Chosen:
 def _several(path: Path, folders: Sequence[Path]) -> ValueError:
     names = [p.relative_to(path).as_posix() for p in folders]
     return ValueError(
-        f"{path}: expected one model's results, found {len(names)}: {_some(names)}; "
+        f"{path}: expected one model's results, found {len(names)}: {some(names, 5)}; "
         "name one of them"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(n[:80] for n in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _is_samples(path: Path) -> bool:
@@ -119,10 +115,10 @@ def _of_one_form(path: Path, files: list[Path]) -> Chosen:
         if form in _TABLES and len(found) > 1:
             raise ValueError(
                 f"{path}: expected one prediction table, found "
-                f"{_some([p.name for p in found])}; name the file"
+                f"{some([p.name for p in found], 5)}; name the file"
             )
         others = [p.name for p in files if p not in found]
-        notes = (f"beside {found[0].name}, not read: {_some(others)}",) if others else ()
+        notes = (f"beside {found[0].name}, not read: {some(others, 5)}",) if others else ()
         return Chosen(found, notes)
     raise AssertionError("candidates have one of the forms")
 

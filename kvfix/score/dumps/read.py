@@ -28,7 +28,7 @@ from typing import Any
 
 from kvfix.data.units import QUESTION_ID, task_of
 from kvfix.score.dumps.files import choose
-from kvfix.score.dumps.rows import Prediction, Row, read_rows
+from kvfix.score.dumps.rows import DumpRow, Prediction, read_rows
 from kvfix.score.dumps.text import kind, parse_json, read_text
 from kvfix.wording import shown
 
@@ -153,7 +153,7 @@ class _Aligner:
             self.by_task.setdefault(_plain(task_of(question)), []).append(question)
         self.by_plain = {name: ids[0] for name, ids in plain.items() if len(ids) == 1}
 
-    def add(self, rows: Iterable[Row], file: Path) -> None:
+    def add(self, rows: Iterable[DumpRow], file: Path) -> None:
         found = 0
         for row in rows:
             found += 1
@@ -176,7 +176,7 @@ class _Aligner:
         if not found:
             raise ValueError(f"{file}: expected predictions, found none")
 
-    def _question(self, row: Row) -> str | None:
+    def _question(self, row: DumpRow) -> str | None:
         if row.id is not None:
             if row.id in self.answers:
                 return row.id

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from kvfix.data.units import QUESTION_ID
-from kvfix.eval.mcq.letters.parse import LETTERS
+from kvfix.eval.mcq.letters.suite_rules import LETTERS
 from kvfix.score.dumps.files import FORMS
 from kvfix.score.dumps.spreadsheet import read_sheet
 from kvfix.score.dumps.text import kind, parse_json, read_table, read_text
@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
     where: str
 
 
-class Row(NamedTuple):
+class DumpRow(NamedTuple):
     """A prediction and whose it is.
 
     Attributes:
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     repeats: int = 1
 
 
-def read_rows(file: Path, split: str) -> Iterator[Row]:
+def read_rows(file: Path, split: str) -> Iterator[DumpRow]:
     """The rows of one file.
 
     Args:
@@ -122,7 +122,7 @@ def _is_table(names: Collection[str]) -> bool:
     return _id_key(names) is not None and _text_key(names) is not None
 
 
-def _json_rows(value: Any, file: Path, split: str) -> Iterator[Row]:
+def _json_rows(value: Any, file: Path, split: str) -> Iterator[DumpRow]:
     if isinstance(value, dict) and split in value:
         value = value[split]
     elif isinstance(value, dict) and not any(QUESTION_ID.fullmatch(key) for key in value):
@@ -133,7 +133,7 @@ def _json_rows(value: Any, file: Path, split: str) -> Iterator[Row]:
             if isinstance(text, dict) and _text_key(text.keys()):
                 yield _record({**text, "idx": question}, where)
             else:
-                yield Row(Prediction(_text(text), _text(text), None, where), question)
+                yield DumpRow(Prediction(_text(text), _text(text), None, where), question)
     elif isinstance(value, list):
         yield from _record_rows(value, file)
     else:
@@ -158,7 +158,7 @@ def _unwrapped(value: dict[str, Any], file: Path, split: str) -> Any:
     return value
 
 
-def _record_rows(records: list[Any], file: Path) -> Iterator[Row]:
+def _record_rows(records: list[Any], file: Path) -> Iterator[DumpRow]:
     """Records by their ids, or VLMEvalKit's, whose `index` is a number."""
     if records and isinstance(records[0], dict) and not isinstance(records[0].get("idx"), str):
         numbered = isinstance(records[0].get("index"), int)
@@ -177,7 +177,7 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else _text(value) or str(value)
 
 
-def _record(record: Any, where: str) -> Row:
+def _record(record: Any, where: str) -> DumpRow:
     """An official record, or one like it; without `full_prediction` its text is parsed as well."""
     key = _text_key(record.keys()) if isinstance(record, dict) else None
     if key is None:
@@ -192,10 +192,10 @@ def _record(record: Any, where: str) -> Row:
     text = _text(record[key])
     parsed = _text(record.get("prediction")) if key == "full_prediction" else text
     found = Prediction(text, parsed, _options(record.get("choices")), where)
-    return Row(found, question, answer=_truth(record))
+    return DumpRow(found, question, answer=_truth(record))
 
 
-def _line_rows(file: Path, text: str) -> Iterator[Row]:
+def _line_rows(file: Path, text: str) -> Iterator[DumpRow]:
     records: list[Any] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -211,7 +211,7 @@ def _line_rows(file: Path, text: str) -> Iterator[Row]:
     yield from _record_rows(records, file)
 
 
-def _lmms_eval_row(record: dict[str, Any], file: Path, where: str) -> Row:
+def _lmms_eval_row(record: dict[str, Any], file: Path, where: str) -> DumpRow:
     """A line of lmms-eval's samples; its metric's entry holds the id, the answer and the letter.
 
     Of several answers to a question (``repeats``) the first counts, as in lmms-eval's own metric.
@@ -230,16 +230,18 @@ def _lmms_eval_row(record: dict[str, Any], file: Path, where: str) -> Row:
     found = Prediction(_text(text), parsed, _options(doc.get("choices")), where)
     question = entry.get("id", doc.get("idx"))
     if isinstance(question, str):
-        return Row(found, question, repeats=repeats)
+        return DumpRow(found, question, repeats=repeats)
     order = record.get("doc_id")
     if not isinstance(order, int):
         raise ValueError(f"{where}: expected doc_id, a number, found {shown(order)}")
     task = re.sub(r"^blink_", "", file.stem.rpartition("samples_")[2])
     answer = _text(record.get("target", doc.get("answer")))
-    return Row(found, None, task, order, answer=answer, repeats=repeats)
+    return DumpRow(found, None, task, order, answer=answer, repeats=repeats)
 
 
-def _table_rows(file: Path, table: list[dict[str, str]], unit: str, first: int) -> Iterator[Row]:
+def _table_rows(
+    file: Path, table: list[dict[str, str]], unit: str, first: int
+) -> Iterator[DumpRow]:
     """Rows of VLMEvalKit, by id where index holds one, else by index within their category."""
     columns = table[0].keys() if table else ()
     id_key, text_key = _id_key(columns), _text_key(columns)
@@ -261,10 +263,10 @@ def _table_rows(file: Path, table: list[dict[str, str]], unit: str, first: int) 
         prediction = Prediction(row[text_key] or None, None, tuple(texts) or None, where)
         index = (row[id_key] or "").strip()
         if not index.replace(".", "", 1).isdigit():
-            yield Row(prediction, index)
+            yield DumpRow(prediction, index)
             continue
         task = row.get("category") or ""
-        yield Row(prediction, None, task, order[task], tasks[task], row.get(truth))
+        yield DumpRow(prediction, None, task, order[task], tasks[task], row.get(truth))
         order[task] += 1
 
 

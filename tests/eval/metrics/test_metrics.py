@@ -6,6 +6,8 @@ from grids import square_mask
 from scipy import ndimage
 
 from kvfix.eval import metrics
+from kvfix.eval.metrics.masks import fold_of
+from kvfix.eval.metrics.points import box_size, image_size
 
 HW = (48, 64)
 
@@ -15,15 +17,14 @@ def test_overlap_leaves_void_out_of_both_sides() -> None:
     predicted = np.array([[1, 0, 1, 0], [1, 1, 0, 0]], np.uint8)
     o = metrics.overlap(predicted, truth)
     assert o == (2, 4, 2, 4)
-    assert metrics.binary_iou(predicted, truth) == 0.5
-    assert metrics.jaccard(predicted, truth) == 0.5
-    assert metrics.pixel_precision(predicted, truth) == 4 / 6
+    assert o.iou == 0.5
+    assert o.precision == 4 / 6
 
 
 def test_overlap_of_nothing_with_nothing_is_one_and_shapes_are_checked() -> None:
     empty = np.zeros((3, 3), np.uint8)
-    assert metrics.binary_iou(empty, empty) == 1.0
-    assert metrics.pixel_precision(empty, np.full((3, 3), 255, np.uint8)) == 1.0
+    assert metrics.overlap(empty, empty).iou == 1.0
+    assert metrics.overlap(empty, np.full((3, 3), 255, np.uint8)).precision == 1.0
     with pytest.raises(ValueError, match="one shape"):
         metrics.overlap(empty, np.zeros((3, 4), np.uint8))
 
@@ -155,7 +156,7 @@ def test_pck_bound_is_included_and_both_aggregations_differ() -> None:
 def test_pck_needs_one_prediction_a_keypoint_and_knows_both_sizes() -> None:
     with pytest.raises(ValueError, match="of one shape"):
         metrics.pck_hits(np.zeros((2, 2)), np.zeros((3, 2)), 50, 0.1)
-    assert metrics.box_size((10, 20, 40, 90)) == 70 and metrics.image_size((50, 40)) == 50
+    assert box_size((10, 20, 40, 90)) == 70 and image_size((50, 40)) == 50
 
 
 # Overlaps by hand: I, U, and background where it matters.
@@ -204,7 +205,7 @@ def test_pascal5i_is_the_mean_of_folds_and_names_absent_classes() -> None:
     front, back = 35 / 100, (90 + 70 + 40) / (95 + 70 + 100)
     assert found.folds[0].fb_iou == pytest.approx((front + back) / 2, abs=1e-15)
     assert found.fb_iou == pytest.approx((found.folds[0].fb_iou + (0.5 + 90 / 95) / 2) / 2)
-    assert [metrics.fold_of(c) for c in (1, 5, 6, 20)] == [0, 0, 1, 3]
+    assert [fold_of(c) for c in (1, 5, 6, 20)] == [0, 0, 1, 3]
     with pytest.raises(ValueError, match="class id 1 to 20, found 0"):
         metrics.pascal5i([HALF], [0])
     with pytest.raises(ValueError, match="found 1 episodes and 0 classes"):
