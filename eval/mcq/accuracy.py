@@ -113,9 +113,7 @@ def score(
     n_T = np.array([t.n for t in tasks.values()])
     draws_BT = np.random.default_rng(seed).binomial(n_T, right_T / n_T, size=(resamples, len(n_T)))
     enough = int(n_T.min()) > 1  # a task of one question would pass for certain
-    # fsum: macro must not depend on the order in which tasks appear.
-    macro = math.fsum(t.accuracy.value for t in tasks.values()) / len(tasks)
-    micro = int(right_T.sum()) / len(questions)
+    macro, micro, _ = choice_accuracy([q.correct for q in questions], [q.task for q in questions])
     macro_B, micro_B = (draws_BT / n_T).mean(1), draws_BT.sum(1) / len(questions)
     return McqScore(
         _span(macro, macro_B, level, enough),
@@ -189,13 +187,7 @@ def results(units: UnitSet, got: McqScore) -> Iterator[dict[str, Any]]:
 
 
 class ChoiceAccuracy(NamedTuple):
-    """Share of right answers.
-
-    Attributes:
-        macro: mean over tasks of their accuracy (official BLINK, lmms-eval).
-        micro: over all questions (VLMEvalKit's "Overall").
-        tasks: accuracy of each task.
-    """
+    """Share of right answers: the mean over tasks, over all questions, and of each task."""
 
     macro: float
     micro: float
@@ -203,11 +195,7 @@ class ChoiceAccuracy(NamedTuple):
 
 
 def choice_accuracy(correct: Sequence[bool], tasks: Sequence[Hashable]) -> ChoiceAccuracy:
-    """Macro and micro accuracy.
-
-    Args:
-        correct: one a question; an unparsed answer is not correct.
-        tasks: one a question.
+    """Macro and micro accuracy of questions, each right or not and of a task.
 
     Raises:
         ValueError: no question, or lengths that differ.

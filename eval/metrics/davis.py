@@ -16,16 +16,29 @@ from kvfix.data.units import VOID
 from kvfix.eval.metrics.boundary import boundary_f
 
 
+def region_j(predicted_SHW: torch.Tensor, truth_HW: torch.Tensor) -> torch.Tensor:
+    """Region similarity J of S bool masks of one object, (S,) float64 (``db_eval_iou``).
+
+    A union without a pixel gives 1.
+    """
+    inter = (predicted_SHW & truth_HW).sum((1, 2)).double()
+    union = (predicted_SHW | truth_HW).sum((1, 2)).double()
+    return torch.where(union > 0, inter / union.clamp(min=1), 1.0)
+
+
 def davis_j(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Region similarity J of an object in a frame, bool masks; union 0 -> 1 (``db_eval_iou``)."""
-    union = np.logical_or(predicted, truth).sum()
-    return float(np.logical_and(predicted, truth).sum() / union) if union else 1.0
+    """J of one object in one frame, bool masks."""
+    return float(region_j(*_masks(predicted, truth)))
 
 
 def davis_f(predicted: np.ndarray, truth: np.ndarray, *, tolerance: float = 0.008) -> float:
     """Boundary accuracy F of one object in one frame, bool masks (``db_eval_boundary``)."""
+    return float(boundary_f(*_masks(predicted, truth), tolerance=tolerance))
+
+
+def _masks(predicted: np.ndarray, truth: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     mine, true = (torch.as_tensor(np.asarray(mask, dtype=bool)) for mask in (predicted, truth))
-    return float(boundary_f(mine[None], true, tolerance=tolerance))
+    return mine[None], true
 
 
 def recall(per_frame: np.ndarray) -> np.ndarray:

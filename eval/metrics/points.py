@@ -28,15 +28,15 @@ def image_size(width_height: Sequence[float]) -> float:
     return float(max(width_height[0], width_height[1]))
 
 
-def pck_hits(predicted_K2: np.ndarray, truth_K2: np.ndarray, size: float, alpha: float) -> PairHits:
-    """Keypoints within alpha * size pixels of the truth, the bound included (DIFT, HPF).
+def correct_points(predicted: np.ndarray, truth_K2: np.ndarray, radius: float) -> np.ndarray:
+    """How many of K points (..., K, 2) lie within a radius of the truth, which counts itself."""
+    return (np.linalg.norm(predicted - truth_K2, axis=-1) <= radius).sum(-1)
 
-    Args:
-        predicted_K2: (x, y) in target pixels.
-        truth_K2: same.
-        size: the longer side in pixels of the target box (PCK bbox) or of the target image (PCK
-            img).
-        alpha: share of it, 0.1 for the headline figure.
+
+def pck_hits(predicted_K2: np.ndarray, truth_K2: np.ndarray, size: float, alpha: float) -> PairHits:
+    """Keypoints (x, y) within alpha * size pixels of the truth, the bound included (DIFT, HPF).
+
+    `size` is the longer side of the target box (PCK bbox) or of the target image (PCK img).
 
     Raises:
         ValueError: other than one prediction a keypoint.
@@ -47,8 +47,7 @@ def pck_hits(predicted_K2: np.ndarray, truth_K2: np.ndarray, size: float, alpha:
             f"expected (keypoints, 2) predictions and truths of one shape, found {mine.shape} and "
             f"{true.shape}"
         )
-    distance = np.linalg.norm(mine - true, axis=1)
-    return PairHits(int((distance <= alpha * size).sum()), len(distance))
+    return PairHits(int(correct_points(mine, true, alpha * size)), len(true))
 
 
 def pck_per_image(hits: Sequence[PairHits]) -> float:

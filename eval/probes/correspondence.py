@@ -30,8 +30,9 @@ from kvfix.eval.grid import (
     to_cells,
     to_grid,
 )
-from kvfix.eval.metrics import decay, recall
 from kvfix.eval.metrics.boundary import boundary_f
+from kvfix.eval.metrics.davis import decay, recall, region_j
+from kvfix.eval.metrics.points import box_size, correct_points
 from kvfix.eval.probes.propagation import Propagator, Window, hard_labels
 from kvfix.eval.probes.score import UnitScore, check_keep, check_sites, site_chunks
 from kvfix.mlm.layout import Layout
@@ -104,9 +105,9 @@ def score_pair(
             f"a pair needs the same keypoints on both sides, at least one; got {len(source_xy)} "
             f"and {len(truth)}"
         )
-    radius = alpha * max(target_box[2] - target_box[0], target_box[3] - target_box[1])
+    radius = alpha * box_size(target_box)
     found = match_cells(source_SHWC, source_layout, source_xy, target_SHWC, target_layout)
-    correct_S = ((found - truth).norm(dim=-1) <= radius).sum(1).double().numpy()
+    correct_S = correct_points(found.numpy(), truth.numpy(), radius).astype(np.float64)
     centres = cell_centres(target_layout).flatten(0, 1) - _PIXEL_CENTRE
     within_KN = torch.cdist(truth, centres) <= radius
     return UnitScore(
@@ -143,9 +144,7 @@ def _jf_frame(predicted_SHW: torch.Tensor, truth: np.ndarray, n_objects: int) ->
         true = gold == o + 1
         for part in site_chunks(len(predicted_SHW), 4 * height * width):
             mine = predicted_SHW[part] == o + 1
-            inter = (mine & true).sum((1, 2)).double()
-            union = (mine | true).sum((1, 2)).double()
-            out[0, part, o] = torch.where(union > 0, inter / union.clamp(min=1), 1.0).cpu().numpy()
+            out[0, part, o] = region_j(mine, true).cpu().numpy()
             out[1, part, o] = boundary_f(mine, true).cpu().numpy()
     return out
 

@@ -74,14 +74,14 @@ def flips(before_N: np.ndarray, after_N: np.ndarray) -> Flips:
 def mcnemar(fixed: int, broken: int) -> float:
     """Exact two-sided McNemar p: the binomial test of `fixed` out of fixed + broken at 1/2.
 
-    The binomial is symmetric, so the p-value is twice its shorter tail. Questions count as
-    independent. No changed answer gives 1.
+    Questions count as independent. No changed answer gives 1.
 
     Raises:
         ValueError: a negative count.
     """
     if min(fixed, broken) < 0:
         raise ValueError(f"expected counts of at least 0, got fixed {fixed}, broken {broken}")
+    # The binomial is symmetric: twice its shorter tail.
     return float(min(1.0, 2 * special.bdtr(min(fixed, broken), fixed + broken, 0.5)))
 
 

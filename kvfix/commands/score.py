@@ -15,10 +15,38 @@ from kvfix.terminal import RichWatch, command_line, console, fail, note
 score_app = typer.Typer(help="Score predictions of another tool by official rules.")
 
 Out = Annotated[Path | None, typer.Option(help="Also write a scored folder, for `kvfix compare`.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap behind the intervals.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print every figure to stdout at full precision.")
 ]
+Davis2016Masks = Annotated[Path, typer.Option(help="Results: <sequence>/<frame>.png, one object.")]
+Davis2016 = Annotated[Path, typer.Option(help="DAVIS folder (val of 2016), or masks alike.")]
+DavisMasks = Annotated[
+    Path,
+    typer.Option(help="Results: <sequence>/<frame>.png, or <sequence>/<object>/<frame>.png."),
+]
+Davis = Annotated[Path, typer.Option(help="DAVIS folder (val), or masks like the results.")]
+SpairPoints = Annotated[
+    Path, typer.Option(help='JSONL: {"pair": "000001-SRC-TRG:cat", "xy": [[x, y], ...]}.')
+]
+Spair = Annotated[Path, typer.Option(help="SPair-71k folder (test); photos are not needed.")]
+RefcocoMasks = Annotated[
+    Path,
+    typer.Option(help='JSONL: {"id": "...", "rle": {"size": [h, w], "counts": "..."}}.'),
+]
+Refcoco = Annotated[Path, typer.Option(help="Folder of testA's or testB's parquet files.")]
+PascalMasks = Annotated[Path, typer.Option(help="Masks: <episode id>.png, 400 x 400.")]
+Pascal = Annotated[Path, typer.Option(help="VOC2012 folder.")]
+ClassMaps = Annotated[
+    Path, typer.Option(help="Class maps: <wordnet id>/<image>.png, RGB, id = R + 256 * G.")
+]
+ImagenetS = Annotated[Path, typer.Option(help="ImageNetS50, ImageNetS300 or ImageNetS919 folder.")]
+MsrcMasks = Annotated[Path, typer.Option(help="Masks: <group>/<image>.png or .bmp.")]
+Msrc = Annotated[Path, typer.Option(help="MSRC folder: <group>/GroundTruth/<image>.bmp.")]
+_ABSENT = (
+    "What has no prediction counts as an empty one. If more than 5 % have none, the figures are "
+    "printed, but the exit code is 1."
+)
 
 
 def _score(
@@ -41,7 +69,7 @@ def _score(
         fail(scored.problem)
 
 
-@score_app.command("blink")
+@score_app.command("blink", epilog=_ABSENT)
 def score_blink(
     predictions: Annotated[
         Path,
@@ -70,24 +98,19 @@ def score_blink(
 ) -> None:
     """Multiple-choice accuracy of BLINK, macro over tasks and micro over questions.
 
-    Predictions: a file or a folder with a file a task, in one of the forms
+    Predictions are a file, or a folder with a file for each task, in one of these forms:
     official {"val": [{"idx", "answer", "full_prediction", "prediction"}]};
     plain {"val_Art_Style_1": "text", ...}, or records like the official ones;
     lmms-eval *_samples_*.jsonl; VLMEvalKit .xlsx, .csv or .tsv.
     A question without prediction, or without parsed answer, is wrong.
-    The figures are printed even if more than 5 % of the questions have no
-    prediction, but then the exit code is 1.
     """
     _score("blink", predictions, answers, out, seed, as_json, profile=profile, parsed=parsed)
 
 
 @score_app.command("davis")
 def score_davis(
-    pred: Annotated[
-        Path,
-        typer.Option(help="Results: <sequence>/<frame>.png, or <sequence>/<object>/<frame>.png."),
-    ],
-    gt: Annotated[Path, typer.Option(help="DAVIS folder (val), or masks like the results.")],
+    pred: DavisMasks,
+    gt: Davis,
     year: Annotated[
         Literal[2016, 2017] | None,
         typer.Option(help="Edition. Default: by the truth's list of val, else by its first mask."),
@@ -112,46 +135,31 @@ def score_davis(
 
 @score_app.command("davis2016")
 def score_davis2016(
-    pred: Annotated[Path, typer.Option(help="Results: <sequence>/<frame>.png, one object.")],
-    gt: Annotated[Path, typer.Option(help="DAVIS folder (val of 2016), or masks alike.")],
-    out: Out = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    pred: Davis2016Masks, gt: Davis2016, out: Out = None, seed: Seed = 0, as_json: AsJson = False
 ) -> None:
-    """The same as `davis --year 2016`: one object a sequence, whatever the truth's labels are."""
+    """The same as `davis --year 2016`: one object in each sequence, whatever its labels are."""
     score_davis(pred, gt, 2016, out, seed, as_json)
 
 
-@score_app.command("spair")
+@score_app.command("spair", epilog=_ABSENT)
 def score_spair(
-    pred: Annotated[
-        Path, typer.Option(help='JSONL: {"pair": "000001-SRC-TRG:cat", "xy": [[x, y], ...]}.')
-    ],
-    gt: Annotated[Path, typer.Option(help="SPair-71k folder (test); photos are not needed.")],
-    out: Out = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    pred: SpairPoints, gt: Spair, out: Out = None, seed: Seed = 0, as_json: AsJson = False
 ) -> None:
     """Correct keypoints (PCK) of SPair-71k, per image and per point.
 
-    A line a pair, named as in Layout/large/test.txt. "xy" holds a point for
-    each of the pair's keypoints, in the annotation's order and in pixels of
-    the original target photo.
+    There is a line for each pair, named as in Layout/large/test.txt. "xy" holds
+    a point for each of its keypoints, in the annotation's order and in pixels
+    of the original target photo.
     A point counts at distance <= alpha * longer side of the target's box, and
     of the target image; alpha is 0.05, 0.1, 0.15.
-    A pair without a line counts as all wrong; if more than 5 % have none, the
-    figures are printed, but the exit code is 1.
     """
     _score("spair", pred, gt, out, seed, as_json)
 
 
-@score_app.command("refcoco")
+@score_app.command("refcoco", epilog=_ABSENT)
 def score_refcoco(
-    pred: Annotated[
-        Path,
-        typer.Option(help='JSONL: {"id": "...", "rle": {"size": [h, w], "counts": "..."}}.'),
-    ],
-    gt: Annotated[Path, typer.Option(help="Folder of testA's or testB's parquet files.")],
+    pred: RefcocoMasks,
+    gt: Refcoco,
     profile: Annotated[
         Literal["lisa", "lavt"],
         typer.Option(help="IoU of an empty mask against an empty truth: lisa 1, lavt 0."),
@@ -162,19 +170,17 @@ def score_refcoco(
 ) -> None:
     """Referring segmentation of RefCOCO: cIoU, mIoU (gIoU) and P@0.5 to 0.9 over sentences.
 
-    A line a sentence: "id" is <split>-<row, 5 digits>-<sentence>, both counted
-    from 0 in the files' order, such as testA-00012-0. "rle" is COCO's
-    run-length mask of the original photo, counts as text or list.
-    A sentence without a line counts as an empty mask; if more than 5 % have
-    none, the figures are printed, but the exit code is 1.
+    There is a line for each sentence: "id" is <split>-<row, 5 digits>-<sentence>,
+    both counted from 0 in the files' order, such as testA-00012-0. "rle" is
+    COCO's run-length mask of the original photo, counts as text or list.
     """
     _score("refcoco", pred, gt, out, seed, as_json, profile=profile)
 
 
-@score_app.command("pascal5i")
+@score_app.command("pascal5i", epilog=_ABSENT)
 def score_pascal5i(
-    pred: Annotated[Path, typer.Option(help="Masks: <episode id>.png, 400 x 400.")],
-    gt: Annotated[Path, typer.Option(help="VOC2012 folder.")],
+    pred: PascalMasks,
+    gt: Pascal,
     class_maps: Annotated[
         bool, typer.Option("--class-maps", help="Pixels are VOC class ids, not 0 and 1 or 255.")
     ] = False,
@@ -184,55 +190,39 @@ def score_pascal5i(
 ) -> None:
     """Few-shot segmentation of Pascal-5i: mIoU and FB-IoU over HSNet's episodes.
 
-    A PNG an episode, named by its id, such as
+    There is a PNG for each episode, named by its id, such as
     fold0-0007-2007_000762-bottle.png: a binary mask of the query (0 and 1, or
     0 and 255), or with --class-maps a map of VOC class ids, of which the
     episode's own is foreground. Masks are those of the 400 x 400 query.
     Void pixels of the truth count nowhere.
-    An episode without a mask counts as an empty one; if more than 5 % have
-    none, the figures are printed, but the exit code is 1.
     """
     _score("pascal5i", pred, gt, out, seed, as_json, class_maps=class_maps)
 
 
-@score_app.command("imagenet_s")
+@score_app.command("imagenet_s", epilog=_ABSENT)
 def score_imagenet_s(
-    pred: Annotated[
-        Path, typer.Option(help="Class maps: <wordnet id>/<image>.png, RGB, id = R + 256 * G.")
-    ],
-    gt: Annotated[Path, typer.Option(help="ImageNetS50, ImageNetS300 or ImageNetS919 folder.")],
-    out: Out = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    pred: ClassMaps, gt: ImagenetS, out: Out = None, seed: Seed = 0, as_json: AsJson = False
 ) -> None:
     """Semantic segmentation of ImageNet-S: mIoU over all classes and background.
 
-    A PNG an image, of its size and in the official encoding: the class id is
-    R + 256 * G, 0 for everything else. IoUs are pooled over the validation
-    images. Pixels that are 1000 in the truth do
-    not count. A class that the truth lacks counts 0, and is named: then the
-    figure is that of a subset.
-    An image without a map counts as background; if more than 5 % have none,
-    the figures are printed, but the exit code is 1.
+    There is a PNG for each image, of its size and in the official encoding: the
+    class id is R + 256 * G, 0 for everything else. IoUs are pooled over the
+    validation images. Pixels that are 1000 in the truth do not count. A class
+    that the truth lacks counts 0, and is named: then the figure is that of a
+    subset.
     """
     _score("imagenet_s", pred, gt, out, seed, as_json)
 
 
-@score_app.command("msrc")
+@score_app.command("msrc", epilog=_ABSENT)
 def score_msrc(
-    pred: Annotated[Path, typer.Option(help="Masks: <group>/<image>.png or .bmp.")],
-    gt: Annotated[Path, typer.Option(help="MSRC folder: <group>/GroundTruth/<image>.bmp.")],
-    out: Out = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    pred: MsrcMasks, gt: Msrc, out: Out = None, seed: Seed = 0, as_json: AsJson = False
 ) -> None:
     """Co-segmentation of MSRC: Jaccard index J and pixel precision P, means over groups.
 
-    A mask an image, named like it and of its size: 0 and 1, or 0 to 255 with
-    foreground above 127, as in the truth. J is the foreground IoU of an image,
+    There is a mask for each image, named like it and of its size: 0 and 1, or 0
+    to 255 with foreground above 127, as in the truth. J is the foreground IoU of an image,
     P its share of right pixels, foreground and background; both are means over
     a group's images, then over groups.
-    An image without a mask counts as an empty one; if more than 5 % have none,
-    the figures are printed, but the exit code is 1.
     """
     _score("msrc", pred, gt, out, seed, as_json)

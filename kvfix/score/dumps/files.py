@@ -41,10 +41,7 @@ class Chosen(NamedTuple):
 
 
 def choose(path: Path) -> Chosen:
-    """The files of one model's predictions.
-
-    Args:
-        path: a file, which is taken as it is, or a folder.
+    """The files of one model's predictions in a folder; a file is taken as it is.
 
     Raises:
         ValueError: no predictions, several models', or several tables that may be meant.
@@ -89,15 +86,15 @@ def _visible(path: Path) -> bool:
 
 
 def _holds(folder: Path) -> bool:
-    return any(p.suffix.lower() in FORMS and _visible(p) for p in folder.rglob("*"))
+    return any(map(_is_form, folder.rglob("*")))
+
+
+def _is_form(path: Path) -> bool:
+    return path.suffix.lower() in FORMS and _visible(path)
 
 
 def _candidates(folder: Path) -> list[Path]:
-    files = [
-        p
-        for p in sorted(folder.iterdir())
-        if p.suffix.lower() in FORMS and _visible(p) and p.is_file()
-    ]
+    files = [p for p in sorted(folder.iterdir()) if _is_form(p) and p.is_file()]
     return _of_blink([p for p in files if not _DERIVED.fullmatch(p.stem)] or files)
 
 
@@ -135,9 +132,5 @@ def _of_lmms_eval(path: Path, samples: list[Path]) -> Chosen:
         runs[match["task"]].append((match["time"] or "", file))
     newest = tuple(max(files)[1] for files in runs.values())
     older = len(samples) - len(newest)
-    notes = (
-        (f"reruns: {len(newest)} tasks' newest samples are scored, {older} older files are not",)
-        if older
-        else ()
-    )
-    return Chosen(newest, notes)
+    note = f"reruns: {len(newest)} tasks' newest samples are scored, {older} older files are not"
+    return Chosen(newest, (note,) if older else ())

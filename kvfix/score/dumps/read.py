@@ -97,11 +97,7 @@ def read_answers(path: Path) -> dict[str, str]:
 
 
 def read_dump(path: Path, answers: Mapping[str, str]) -> Dump:
-    """The predictions in a file or folder for the questions of an answer key.
-
-    Args:
-        path: a file of one of the forms above, or a folder of them.
-        answers: id -> letter.
+    """The predictions in a file or folder for the questions of an answer key (id -> letter).
 
     Raises:
         ValueError: a form that is none of the above, two different predictions for one question,

@@ -31,49 +31,28 @@ _WRAPPERS: Final = ("predictions", "results", "data", "samples", "outputs")
 
 
 class Prediction(NamedTuple):
-    """What a dump holds for one question.
+    """What a dump holds for one question."""
 
-    Attributes:
-        text: what the model wrote; None for null and for what is not text.
-        parsed: the answer as the dump's author parsed it, such as "(A)"; None where there is none.
-        options: texts of the options, where the dump holds them.
-        where: file and place, for messages.
-    """
-
-    text: str | None
-    parsed: str | None
-    options: tuple[str, ...] | None
-    where: str
+    text: str | None  # what the model wrote; None for null and for what is not text
+    parsed: str | None  # the answer as the dump's author parsed it, such as "(A)"
+    options: tuple[str, ...] | None  # texts of the options, where the dump holds them
+    where: str  # file and place, for messages
 
 
 class DumpRow(NamedTuple):
-    """A prediction and whose it is.
-
-    Attributes:
-        found: the prediction.
-        id: of the question; None where only task and order say which it is.
-        task: its task, as the dump spells it.
-        order: 0-based place within the task.
-        of: how many rows the file has for the task; 0 where the order does not depend on it.
-        answer: the row's own right answer, to check the order by.
-        repeats: how many answers the row holds, of which `found` is the first.
-    """
+    """A prediction and whose it is."""
 
     found: Prediction
-    id: str | None
-    task: str = ""
-    order: int = 0
-    of: int = 0
-    answer: str | None = None
-    repeats: int = 1
+    id: str | None  # of the question; None where only task and order say which it is
+    task: str = ""  # as the dump spells it
+    order: int = 0  # 0-based place within the task
+    of: int = 0  # how many rows the file has for the task; 0 where the order does not need it
+    answer: str | None = None  # the row's own right answer, to check the order by
+    repeats: int = 1  # how many answers the row holds, of which `found` is the first
 
 
 def read_rows(file: Path, split: str) -> Iterator[DumpRow]:
-    """The rows of one file.
-
-    Args:
-        file: .json, .jsonl, .csv, .tsv or .xlsx.
-        split: which of the splits of an official file, such as `val`.
+    """The rows of one file; of the splits of an official one, those of `split`.
 
     Raises:
         ValueError: a form that is none of those known; the message names file and place.

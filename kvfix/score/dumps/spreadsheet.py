@@ -43,10 +43,8 @@ def read_sheet(
 ) -> list[dict[str, str]]:
     """Rows of a sheet by the names in its first row; empty cells are empty texts.
 
-    Args:
-        path: an .xlsx file.
-        wanted: which sheet to take, by the names of its columns; the first one for which it holds,
-            and the first of all if it holds for none.
+    Of several sheets the first with the `wanted` columns is taken, or the first of all if none has
+    them.
 
     Raises:
         ValueError: not such a file, or one that is larger than the bounds of this module.

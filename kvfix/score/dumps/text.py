@@ -73,10 +73,8 @@ class _Twice(ValueError):
 def read_table(file: Path, wanted: Callable[[set[str]], bool]) -> list[dict[str, str]]:
     """Rows of a csv file by the names of its header.
 
-    Args:
-        file: fields parted by commas, semicolons, tabs or bars.
-        wanted: whether these are the columns that it should have; the first way to part its header
-            for which it holds is taken, and that of the file's suffix if it holds for none.
+    Fields are parted by commas, semicolons, tabs or bars: by the first that gives a header with the
+    `wanted` columns, and by that of the file's suffix if none does.
 
     Raises:
         ValueError: no table.
