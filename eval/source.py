@@ -34,6 +34,8 @@ class View(NamedTuple):
 class Source(Protocol):
     """What a probe asks for features."""
 
+    kinds: tuple[str, ...]
+
     def sites(self, kind: str) -> list[Site]:
         """The S sites of a kind, in the order of its features."""
 

@@ -1,25 +1,30 @@
-"""A few units of every task with the best value layer's prediction drawn on them: see it, don't
-trust it.
+"""A few units of every task with predictions drawn on them: see it, don't trust it.
+
+The first unit of a task is drawn at several stages, so that a reader can flip between them; the
+others at the best value layer alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from kvfix.data.left_out import Attempts, LeftOut, naming
 from kvfix.data.units import UnitSet, images_of
 from kvfix.eval.probes.score import UnitScore
 from kvfix.eval.probes.tasks import TASKS
-from kvfix.eval.source import Site, Source
+from kvfix.eval.source import Site, Source, View
 from kvfix.report.overlays import clip_overlay, mask_overlay, match_overlay
 
-SHOWN = 3  # units a task
+SHOWN = 3  # units per task
+FLIPPED = 4  # value layers of the first unit, beside the best one
+FEW = 2  # the same of a clip, whose frames are all kept until its last stage is drawn
 
 Overlay = dict[str, Any]
 
@@ -44,43 +49,97 @@ def draw_gallery(
     Args:
         unit_sets: as measured.
         source: the model.
-        sites: (task, dataset) -> the site to show.
+        sites: (task, dataset) -> the best site.
         folder: the run folder; pictures go to `figures/overlays/`.
         tick: called after each task.
 
     Returns:
-        One entry a picture, for `run.json`, and why there is none of a unit.
+        One entry per picture, for `run.json`, and why there is none of a unit.
     """
     gallery = Gallery([], {})
     for units in unit_sets:
-        site = sites.get((units.task, units.dataset))
-        if site is None:
+        best = sites.get((units.task, units.dataset))
+        if best is None:
             continue
-        index = source.sites(site.site).index(site)
         shown = min(SHOWN, len(units))
         attempts = Attempts(shown, proven=True)  # what was measured stands without its picture
         for i in range(shown):
-            overlay = attempts.do(partial(_draw, units, i, source, site, index, folder))
-            if isinstance(overlay, LeftOut):
-                gallery.not_drawn[units.ids[i]] = overlay.why
+            stages = _stages(source, best, units.task) if i == 0 else [best]
+            drawn = attempts.do(partial(_draw, units, i, source, stages, folder))
+            if isinstance(drawn, LeftOut):
+                gallery.not_drawn[units.ids[i]] = drawn.why
             else:
-                gallery.overlays.append(overlay)
+                gallery.overlays.extend(
+                    overlay | {"best": stage == best}
+                    for overlay, stage in zip(drawn, stages, strict=True)
+                )
         tick(units.task)
     return gallery
 
 
+def _stages(source: Source, best: Site, task: str) -> list[Site]:
+    """The stages to flip through: before the language model, and value layers evenly apart."""
+    layers = source.sites(best.site)
+    count = FEW if task == "temporal_correspondence" else FLIPPED
+    apart = {round(k) for k in np.linspace(0, len(layers) - 1, count)}
+    before = () if TASKS[task].by_text else ("vision", "projector")
+    return [
+        *(site for kind in before if kind in source.kinds for site in source.sites(kind)),
+        *(site for k, site in enumerate(layers) if k in apart or site == best),
+    ]
+
+
+class _Kept:
+    """A source that keeps what it saw of a unit, so that drawing many stages costs one pass.
+
+    A probe asks for the same images in the same order whatever the stage, so what was seen is kept
+    in the order of asking. All layers are served, as when the unit was scored: a clustering may
+    turn on the last bit, which the size of a batch moves.
+    """
+
+    def __init__(self, source: Source):
+        self.source, self.kinds, self.sites = source, source.kinds, source.sites
+        self._seen: list[Any] = []
+        self._asked = 0
+
+    def again(self) -> _Kept:
+        """Serve from the start."""
+        self._asked = 0
+        return self
+
+    def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
+        yield from self._once(lambda: list(self.source.views(images)))
+
+    def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
+        return self._once(lambda: self.source.spoken(image, text))
+
+    def _once(self, ask: Callable[[], Any]) -> Any:
+        if self._asked == len(self._seen):
+            self._seen.append(ask())
+        self._asked += 1
+        return self._seen[self._asked - 1]
+
+
 def _draw(
-    units: UnitSet, number: int, source: Source, site: Site, index: int, folder: Path
+    units: UnitSet, number: int, source: Source, stages: Sequence[Site], folder: Path
+) -> list[Overlay]:
+    """Draw what a unit's probe predicts at each stage, and save the pictures."""
+    unit, kept = units.load(number), _Kept(source)
+    return [_draw_stage(units, number, unit, kept.again(), site, folder) for site in stages]
+
+
+def _draw_stage(
+    units: UnitSet, number: int, unit: Any, source: Source, site: Site, folder: Path
 ) -> Overlay:
-    """Score a unit at one site, draw it, save the picture."""
-    unit = units.load(number)
+    index = source.sites(site.site).index(site)
     with naming(images_of(unit)):
         score = TASKS[units.task].run(unit, source, (site.site, index))[site.site]
         picture, caption = _DRAW[units.task](unit, score)
-    name = f"figures/overlays/{units.task}.{units.dataset}.{number}.png"
+    where = site.site if site.layer is None else f"{site.site}{site.layer}"
+    name = f"figures/overlays/{units.task}.{units.dataset}.{number}.{where}.webp"
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    picture.save(path, quality=80)
     return {
         "task": units.task,
         "dataset": units.dataset,

@@ -7,16 +7,19 @@ forbids it) and needs no script; Markdown has the same rule through `finalize`.
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from kvfix.report import figures, questions, surfacing, words
-from kvfix.report.stages import LAYERED, PEAK, RANDOM, Panel, Score, interval, load, number, panels
+from kvfix.report.curves import curves
+from kvfix.report.pictures import Album
+from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, interval, load, number, panels
 from kvfix.report.table import finding_numbers
+from kvfix.report.verdict import model_name, verdict
 from kvfix.runs.atomic import write_text
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ OUTSIDE = {
     "projector": "Projector",
     "position": "Position only (control)",
 }
-PNG = b"\x89PNG\r\n\x1a\n"
+DIAGNOSES = ("flow", "keys", "prefix", "surfacing")
 
 
 def write_report(folder: Path) -> Path:
@@ -73,16 +76,21 @@ def write_report(folder: Path) -> Path:
 def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What both templates show."""
     model = run.get("model") or {}
-    shown = panels(run)
+    shown, album = panels(run), Album(folder)
     return {
         "run": run,
         "model": model,
+        "name": model_name(model),
+        "verdict_of": verdict(run, shown),
+        "curves": curves(shown),
+        "asked": [],
+        **_script(),
         "facts": _facts(run, model),
         "findings": _findings(run),
         "panels": shown,
         "headlines": [p for p in shown if p.headline and p.staged],
         "tables": [_stage_table(p) for p in shown],
-        "overlays": _overlays(run, folder),
+        "overlays": _overlays(run, album),
         "boards": questions.boards(run),
         "surfacing": [surfacing.row(item) for item in run.get("surfacing") or []],
         "surfacing_trained": [surfacing.row(i) for i in run.get("surfacing_trained") or []],
@@ -94,25 +102,36 @@ def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _findings(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The findings by task; `short` is the sentence without the task that heads the group."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def _findings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The findings by diagnosis; `open` ones show no clear difference and are folded away."""
+    kinds: dict[str, dict[str, Any]] = {
+        kind: {"told": [], "open": [], "any": False} for kind in DIAGNOSES
+    }
     for item in run.get("findings") or []:
-        task, dataset = (str(item.get(k) or "") for k in ("task", "dataset"))
-        text, human = str(item.get("text") or ""), _human(task).capitalize()
-        low, high = span = interval(item.get("ci"))
-        finding = {
-            "text": text,
-            "short": text.removeprefix(f"{human}: ").removeprefix(f"{human} ({dataset}): "),
+        kind = str(item.get("id")).partition(".")[0]
+        group = kinds.get(kind, kinds["flow"])
+        shown = {
+            "text": str(item.get("text") or ""),
             "value": number(item.get("value")),
-            "span": span,
-            # A score may well touch zero; of a difference it means that nothing was shown.
-            "open": item.get("id") != PEAK and low is not None and low <= 0 <= (high or 0.0),
-            "n": number(item.get("n")),
+            "span": interval(item.get("ci")),
             "numbers": finding_numbers(item),
         }
-        groups.setdefault((task, dataset), []).append(finding)
-    return [{"task": t, "dataset": d, "items": v} for (t, d), v in groups.items()]
+        group["told" if item.get("clear", True) else "open"].append(shown)
+        group["any"] = True
+    return kinds
+
+
+def _script() -> dict[str, Any]:
+    """The page's own script, and the policy that lets no other run."""
+    from markupsafe import Markup
+
+    text = (Path(__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'"
+    )
+    return {"script": Markup(text), "policy": Markup(policy)}
 
 
 def _facts(run: dict[str, Any], model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -163,31 +182,30 @@ def _stage_table(panel: Panel) -> dict[str, Any]:
     return {**found, "outside": outside, "layers": layers}
 
 
-def _overlays(run: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The overlays as data URIs by task; a file that is no PNG inside `folder` has none."""
+def _overlays(run: dict[str, Any], album: Album) -> list[dict[str, Any]]:
+    """The overlays by task, and by unit in the order of stages."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    root = folder.resolve()
     for item in run.get("overlays") or []:
-        path = (root / str(item.get("file"))).resolve()
-        data = path.read_bytes() if path.is_relative_to(root) and path.is_file() else b""
-        uri = link = None
-        if data.startswith(PNG):
-            uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-            link = quote(path.relative_to(root).as_posix())
-        name = (str(item.get("task")), str(item.get("dataset")))
-        shown = {k: item.get(k) for k in ("id", "site", "layer", "file", "caption")}
-        width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20)) if uri else (1, 1)
-        shown |= {
-            "shape": width / max(height, 1),
-            "score": number(item.get("score")),
-            "uri": uri,
-            "link": link,
-        }
-        groups.setdefault(name, []).append(shown)
+        picture = album.get(item.get("file"))
+        shown = {k: item.get(k) for k in ("id", "site", "layer", "file", "caption", "best")}
+        shown |= {"picture": picture, "score": number(item.get("score"))}
+        groups.setdefault((str(item.get("task")), str(item.get("dataset"))), []).append(shown)
     return [
-        {"task": t, "dataset": d, "items": v, "shape": max(o["shape"] for o in v)}
-        for (t, d), v in groups.items()
+        {
+            "task": task,
+            "dataset": dataset,
+            "units": _by_unit(shots),
+            "shape": max((s["picture"].shape for s in shots if s["picture"]), default=1.0),
+        }
+        for (task, dataset), shots in groups.items()
     ]
+
+
+def _by_unit(shots: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    units: dict[str, list[dict[str, Any]]] = {}
+    for shot in shots:
+        units.setdefault(str(shot["id"]), []).append(shot)
+    return list(units.values())
 
 
 def _inline_svg(svg: str, prefix: str) -> str:

@@ -19,6 +19,8 @@ TEXT_KINDS = ("value",)
 class FakeSource:
     """Mean colours of a 16 x 16 grid; value layer l sees them through noise of size `noise[l]`."""
 
+    kinds = ("value",)
+
     def __init__(
         self,
         *,

@@ -27,6 +27,9 @@ def test_the_first_units_of_a_task_are_drawn_with_their_scores(task: str, tmp_pa
     overlays = draw_gallery(
         [units], source, {(task, "scenes"): BEST}, tmp_path, tick=ticks.append
     ).overlays
+    flips = [o["layer"] for o in overlays if o["id"] == units.ids[0]]
+    assert flips == [0, 1, 2]
+    overlays = [o for o in overlays if o["best"]]
     assert ticks == [task] and [o["id"] for o in overlays] == list(units.ids[:SHOWN])
     rows = run_task(units.head(1), FakeSource(), tmp_path).rows
     [scored] = [r for r in rows if (r["site"], r["layer"]) == BEST[:2]]
@@ -44,12 +47,14 @@ def test_the_site_decides_what_is_drawn(tmp_path: Path) -> None:
     units = scene_units("semantic_segmentation", n=1)
     pictures = []
     for layer in (0, 1, 2):
-        [overlay] = draw_gallery(
+        drawn = draw_gallery(
             [units],
             FakeSource(noise=(0.5, 0.0, 5.0)),
             {(units.task, "scenes"): Site("value", layer)},
             tmp_path / str(layer),
         ).overlays
+        [overlay] = [o for o in drawn if o["best"]]
+        assert overlay["layer"] == layer
         pictures.append((tmp_path / str(layer) / overlay["file"]).read_bytes())
     assert len(set(pictures)) == 3
 
@@ -67,7 +72,19 @@ def test_a_broken_unit_and_a_task_without_a_site_are_passed_over(tmp_path: Path)
     overlays = draw_gallery(
         [replace(units, load=load), others], FakeSource(), sites, tmp_path
     ).overlays
-    assert [o["id"] for o in overlays] == list(units.ids[1:])
+    assert list(dict.fromkeys(o["id"] for o in overlays)) == list(units.ids[1:])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_many_stages_of_a_unit_cost_one_pass_and_score_as_the_probe_does(
+    task: str, tmp_path: Path
+) -> None:
+    units, once, drawn = scene_units(task, n=1), FakeSource(), FakeSource()
+    rows = run_task(units, once, tmp_path).rows
+    scores = {r["layer"]: r["score"] for r in rows if r["site"] == "value"}
+    overlays = draw_gallery([units], drawn, {(task, "scenes"): BEST}, tmp_path).overlays
+    assert drawn.seen == once.seen
+    assert {o["layer"]: o["score"] for o in overlays} == pytest.approx(scores)
 
 
 def test_a_match_is_called_right_as_the_probe_calls_it(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ KEPT |= {"figures/overlays/a.png"}
 
 def text_of(page: str) -> str:
     """The page without tags and figures."""
-    page = re.sub(r"<(svg|style)\b.*?</\1>", " ", page, flags=re.S)
+    page = re.sub(r"<(svg|style|script)\b.*?</\1>", " ", page, flags=re.S)
     return " ".join(stdlib_html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
@@ -263,7 +263,7 @@ def test_best_layer_without_a_choice_is_marked_as_optimistic(tmp_path: Path) -> 
 def test_hostile_text_is_escaped_everywhere(attacked: Path) -> None:
     for name in ("report.html", "report.md"):
         page = (attacked / name).read_text()
-        assert "<script" not in page.lower(), name
+        assert page.lower().count("<script") == (name == "report.html"), name  # kvfix's own
         assert "<img src=http" not in page, name
         assert not re.search(r"<[^>]*\sonerror=", re.sub(r'"[^"]*"', '""', page)), name
     markdown = re.sub(r"<pre>[^<]*</pre>", "", (attacked / "report.md").read_text())
@@ -279,7 +279,7 @@ def test_hostile_text_is_escaped_everywhere(attacked: Path) -> None:
 def test_only_png_files_of_the_folder_are_read(attacked: Path) -> None:
     page = (attacked / "report.html").read_text()
     assert page.count("data:image/png;base64") == 1
-    assert page.count("No PNG at") == 5
+    assert page.count("No picture at") == 5
 
 
 def test_html_loads_nothing(written: Path, attacked: Path) -> None:

@@ -1,0 +1,218 @@
+"""The verdict of a run: a few sentences anybody in the field understands, and what to run next.
+
+Every sentence stands on findings whose interval decides; what is too small to tell is called so.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvfix.findings import FEWEST_CLUSTERS
+from kvfix.report.stages import Panel, number
+
+LOSS, WELL, OPEN = "loss", "well", "open"  # tones: something is wrong; nothing is; too little data
+STEPS = {"flow.projector": "in the projector", "flow.late_loss": "after the best layer"}
+MORE = 64  # units that a diagnosis without a clear result is repeated on
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sentence or two of the verdict under a short heading; `tone` is LOSS, WELL or OPEN."""
+
+    head: str
+    text: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader with one minute should know."""
+
+    points: tuple[Point, ...]
+    why: str  # what the command is for
+    command: str
+
+
+def model_name(model: dict[str, Any]) -> str:
+    """A name for people: a hub id as it is, of a folder its last part, with the adapter's."""
+    name = str(model.get("id") or "unnamed model")
+    shown = Path(name).name if Path(name).is_absolute() or name.count("/") > 1 else name
+    adapter = model.get("adapter")
+    return f"{shown} + {Path(str(adapter)).name}" if adapter else shown
+
+
+def verdict(run: dict[str, Any], panels: Sequence[Panel]) -> Verdict:
+    """The verdict of a diagnosis or an evaluation.
+
+    Args:
+        run: in the format of run.json.
+        panels: its panels, as `kvfix.report.stages.panels` sorts them.
+    """
+    shown = [p for p in panels if p.headline and p.staged]
+    found = run.get("findings") or []
+    points = [
+        *_flow(found, shown),
+        *_surfacing(run.get("surfacing") or []),
+        *_keys(found),
+    ]
+    if not points:
+        points = _measured(shown)
+    return Verdict(tuple(points), *_next(run, points))
+
+
+def _flow(findings: Sequence[dict[str, Any]], shown: Sequence[Panel]) -> Iterable[Point]:
+    """Where information about the image is lost."""
+    steps = [f for f in findings if f.get("id") in STEPS]
+    if not steps:
+        return
+    head, tasks = "Where it is lost", len({(f.get("task"), f.get("dataset")) for f in steps})
+    losses = [f for f in steps if f.get("clear") and (number(f.get("value")) or 0.0) < 0]
+    small = [f for f in steps if (number(f.get("n")) or 0) < FEWEST_CLUSTERS]
+    if not losses and small:
+        yield Point(head, "No loss is clear, but this few units can hardly show one.", OPEN)
+    elif not losses:
+        yield Point(
+            head,
+            f"Nowhere clearly: in {_count(tasks, 'task')} neither the projector nor the later "
+            "layers of the language model hold less than the stage before.",
+            WELL,
+        )
+    else:
+        yield Point(head, " ".join(_losses(losses, tasks, shown)), LOSS)
+
+
+def _losses(losses: Sequence[dict[str, Any]], tasks: int, shown: Sequence[Panel]) -> Iterable[str]:
+    for kind, place in STEPS.items():
+        mine = [f for f in losses if f["id"] == kind]
+        if not mine:
+            continue
+        worst = min(mine, key=lambda f: f["value"])
+        text = f"Information is clearly lost {place} in {len(mine)} of {_count(tasks, 'task')}"
+        yield f"{text}, most in {_human(worst)}{_fall(worst, shown)}."
+
+
+def _fall(finding: dict[str, Any], shown: Sequence[Panel]) -> str:
+    """` (IoU 0.61 at layer 3, 0.40 at the last, 7)`."""
+    name = (finding.get("task"), finding.get("dataset"))
+    panel = next((p for p in shown if (p.task, p.dataset) == name), None)
+    if panel is None:
+        return ""
+    if finding["id"] == "flow.projector":
+        first, then, after = panel.at("vision"), panel.at("projector"), "after the projector"
+        before = "before"
+    else:
+        first, then = panel.best, panel.last
+        before = f"at layer {first.layer}" if first else ""
+        after = f"at the last, {then.layer}" if then else ""
+    if first is None or then is None or first.value is None or then.value is None:
+        return ""
+    return f" ({panel.metric} {first.value:.2f} {before}, {then.value:.2f} {after})"
+
+
+def _surfacing(records: Sequence[dict[str, Any]]) -> Iterable[Point]:
+    """What the values hold and the written answers do not say."""
+    written = [r for r in records if r.get("scoring") == "generation"]
+    if not written:
+        return
+    head = "What it sees and does not say"
+    clear = [r for r in written if r.get("clear")]
+    if clear:
+        worst = max(clear, key=lambda r: r["of_all"]["value"])
+        kinds = ", ".join(_human(r, "subtask") for r in clear)
+        yield Point(
+            head,
+            f"In {len(clear)} of {_count(len(written), 'kind')} of question ({kinds}) the image "
+            "values hold answers that the model does not give: in "
+            f"{100 * worst['of_all']['value']:.0f} % of the {worst['n']} questions of "
+            f"{_human(worst, 'subtask')} they are right where it writes a wrong answer "
+            f"({100 * worst['shuffled']['value']:.0f} % by luck).",
+            LOSS,
+        )
+    elif all(r["n"] < FEWEST_CLUSTERS for r in written):
+        yield Point(head, "Too few questions to tell.", OPEN)
+    else:
+        n = sum(r["n"] for r in written)
+        yield Point(
+            head,
+            f"Nothing clearly: in {_count(len(written), 'kind')} of question ({n} in all) the "
+            "values hold no more right answers that go unsaid than luck gives.",
+            WELL,
+        )
+
+
+def _keys(findings: Sequence[dict[str, Any]]) -> Iterable[Point]:
+    """Whether keys that ignore the image are there, and do harm."""
+    share = next((f for f in findings if f.get("id") == "keys.share"), None)
+    if share is None:
+        return
+    head, value = "Image keys", number(share.get("value")) or 0.0
+    if not share.get("clear"):
+        yield Point(head, "Not to blame: every layer's keys depend on the image.", WELL)
+        return
+    helps = any(
+        f.get("clear") and (number(f.get("value")) or 0.0) > 0
+        for f in findings
+        if str(f.get("id")).startswith("keys.block")
+    )
+    yield Point(
+        head,
+        f"{100 * value:.1f} % of them hardly depend on the image; blocking them "
+        + ("clearly helps, so they do harm." if helps else "does not clearly help."),
+        LOSS if helps else OPEN,
+    )
+
+
+def _measured(shown: Sequence[Panel]) -> list[Point]:
+    """Of a run without findings: where each task scores best."""
+    best = [(p, p.best) for p in shown if p.best is not None and p.best.value is not None]
+    if not best:
+        return []
+    text = "; ".join(
+        f"{p.task.replace('_', ' ')} {p.metric} {b.value:.2f} at layer {b.layer}" for p, b in best
+    )
+    return [Point("Best image values", f"{text[:1].upper()}{text[1:]}.", WELL)]
+
+
+def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
+    """Why, and the command."""
+    model = run.get("model") or {}
+    words = ["--model", str(model.get("id") or "MODEL")]
+    if model.get("adapter"):
+        words += ["--adapter", str(model["adapter"])]
+    named, tones = shlex.join(words), {p.head: p.tone for p in points}
+    if run.get("kind") != "diagnose":
+        return (
+            "Run it on another model or adapter, and compare the two:",
+            "kvfix compare BEFORE AFTER",
+        )
+    if tones.get("What it sees and does not say") == LOSS:
+        return "Train it to say what it sees, and measure again:", f"kvfix repair {named}"
+    if tones.get("Image keys") == LOSS:
+        return (
+            "Train the keys that ignore the image away:",
+            f"kvfix train artifacts model={shlex.quote(words[1])}",
+        )
+    if OPEN in tones.values():
+        return (
+            "Measure more units, so that the differences can be told:",
+            f"kvfix diagnose {named} --limit {_more(run)} --out runs/more",
+        )
+    return "Try it on your own pictures and questions:", f"kvfix diagnose {named} --data NAME=DIR"
+
+
+def _more(run: dict[str, Any]) -> int:
+    limit = re.search(r"--limit[ =](\d+)", str(run.get("command")))
+    return max(MORE, 4 * int(limit[1])) if limit else 4 * MORE
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _human(item: dict[str, Any], key: str = "task") -> str:
+    return str(item.get(key)).replace("_", " ").lower()
