@@ -31,6 +31,7 @@ from kvfix.runs.fingerprint import data_fingerprint
 from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
 from kvfix.runs.recorder import left_out_of, once
 from kvfix.session import ModelOptions, Outcome, Watch, host_of, peak_memory_mib
+from kvfix.threads import threads_as_before
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def evaluate(options: Options, *, command: str, watch: Watch) -> Outcome:
         FileNotFoundError: a model or data folder that is not there.
         InUse: another process is writing the folder.
     """
-    with claimed(options.out, command=command):
+    with claimed(options.out, command=command), threads_as_before():
         return _evaluate(options, command, watch)
 
 

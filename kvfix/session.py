@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.runs.fingerprint import model_fingerprint
 from kvfix.shipped import nano_dir
 from kvfix.terminal import note
+from kvfix.threads import choose_threads
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class ModelOptions:
     model: str | None = None  # hub id or folder; None: the shipped nano
     adapter: str | None = None  # PEFT folder or hub id
     force_adapter: bool = False  # although it was trained on another model
+    # auto: the checkpoint's own, or float32 where a CPU has no bfloat16; saved: its own in any case
     dtype: str = "auto"
     device: str | None = None
     quant: str | None = None
@@ -64,6 +67,10 @@ class ModelOptions:
             )
         for text in mlm.warnings:
             note(text)
+        if mlm.dtype == torch.float32 and saved_dtype(mlm) == "bfloat16" and self.dtype == "auto":
+            note("computing in float32: this CPU has no instructions for the checkpoint's bfloat16")
+        if mlm.device.type == "cpu":
+            choose_threads(sum(p.numel() for p in mlm.base.parameters()))
         return mlm
 
     def load_random(self, seed: int) -> Mlm:
@@ -78,7 +85,7 @@ class ModelOptions:
         )
 
     def _dtype(self) -> str | torch.dtype:
-        return self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        return {"auto": "native", "saved": "auto"}.get(self.dtype) or getattr(torch, self.dtype)
 
     def fingerprint(self, mlm: Mlm) -> dict[str, Any]:
         """What of a model moves a score."""
@@ -117,12 +124,20 @@ class Part:
     failed: bool = False  # more than 5 % of a task's units were left out
 
 
+def saved_dtype(mlm: Mlm) -> str | None:
+    """The number format of the checkpoint's weights, as its config names it."""
+    config = mlm.weights.config
+    return config.get("dtype") or config.get("torch_dtype")
+
+
 def host_of(mlm: Mlm) -> dict[str, Any]:
     """What of the machine moves the last bits of a score, beside its processor."""
     cuda = mlm.device.type == "cuda"
     return {
         "accelerator": torch.cuda.get_device_name(mlm.device) if cuda else None,
         "threads": torch.get_num_threads(),
+        "threads_set_by": "user" if "OMP_NUM_THREADS" in os.environ else "kvfix",
+        "saved_dtype": saved_dtype(mlm),
     }
 
 

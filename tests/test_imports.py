@@ -14,6 +14,7 @@ from places import ROOT
 ORDER = (
     *(
         "checkout",
+        "threads",
         "wording",
         "bounds",
         "launchers",

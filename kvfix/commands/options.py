@@ -68,7 +68,10 @@ Heads = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="The number format to compute in; auto takes the checkpoint's own."),
+    typer.Option(
+        help="The number format to compute in; auto takes the checkpoint's own, or float32 on a "
+        "CPU that has no bfloat16."
+    ),
 ]
 Device = Annotated[
     str | None,

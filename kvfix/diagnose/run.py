@@ -31,6 +31,7 @@ from kvfix.session import (
     host_of,
     peak_memory_mib,
 )
+from kvfix.threads import threads_as_before
 
 ASKING = {"keys", "surfacing"}  # these put questions to the model
 
@@ -43,7 +44,7 @@ def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
         FileNotFoundError: a model or data folder that is not there.
         InUse: another process is writing the folder.
     """
-    with claimed(options.out, command=command):
+    with claimed(options.out, command=command), threads_as_before():
         return _diagnose(options, command, watch)
 
 

@@ -62,7 +62,7 @@ def merge(
                 model=model,
                 adapter=adapter,
                 force_adapter=force_adapter,
-                dtype=dtype,
+                dtype="saved" if dtype == "auto" else dtype,
                 processor=processor,
             ).load(),
             folder,

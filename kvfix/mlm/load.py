@@ -15,6 +15,7 @@ from kvfix import adapters
 from kvfix.checkpoint import folder as checkpoint
 from kvfix.mlm.families import FAMILIES, Family, family_of, submodule
 from kvfix.mlm.language_models import LanguageModel, Part, Reading, language_model_of, reading
+from kvfix.mlm.native import native_dtype
 from kvfix.mlm.processor import load_processor, processor_sha256
 from kvfix.mlm.prompts import Encoded, ImageSpan, Prompt, encode
 from kvfix.mlm.reference import ReferenceEncoder, load_reference_encoder
@@ -198,7 +199,8 @@ def load_mlm(
             another model, is warned of and stands in `Mlm.warnings`.
         force_adapter: Load an adapter that was trained on another model, too.
         processor: Hub id or folder whose processor is taken instead of the checkpoint's own.
-        dtype: "auto" is the checkpoint's own.
+        dtype: "auto" is the checkpoint's own; "native" is that too, but float32 instead of bfloat16
+            on a CPU that has no instructions for it.
         device: As torch names it, or "auto" to spread over devices; None is the GPU if there is
             one.
         quant: None, "nf4" or "int8": of the language model's weights, by bitsandbytes. The vision
@@ -228,6 +230,9 @@ def load_mlm(
     if processor is not None:
         beside, _ = checkpoint.locate(str(processor), weights=False)
     loaded_processor = load_processor(beside, config, family)
+    if dtype == "native":
+        where_to = checkpoint.pick_device(None if device == "auto" else device)
+        dtype = "auto" if quant else native_dtype(config, where_to)
     if random_weights is not None:
         model = checkpoint.initialise(config, seed=random_weights, dtype=dtype, attn=attn)
         model.to(checkpoint.pick_device(device))

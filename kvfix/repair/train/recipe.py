@@ -43,6 +43,7 @@ from kvfix.repair.train.starts import CONFIG, Going, claim, look
 from kvfix.runs.atomic import remove_leftovers, write_text
 from kvfix.shipped import nano_dir
 from kvfix.terminal import RichWatch
+from kvfix.threads import choose_threads
 from kvfix.wording import shown
 
 # Those of transformers that need nothing but steps and warm-up.
@@ -91,7 +92,7 @@ class Recipe:
         log_every: Steps between lines of the log.
         report_to: "none", "tensorboard", "wandb".
         workers: Processes that prepare batches; 0: the trainer itself.
-        threads: Of torch on the CPU; 0: as torch likes.
+        threads: Of torch on the CPU; 0: one for a small model, else as torch likes.
         seed: Of everything.
     """
 
@@ -196,6 +197,8 @@ def _train(
         torch.set_num_threads(recipe.threads)
     examples, main = _examples(recipe, launch), launch.rank == 0
     mlm = _load(recipe, launch)
+    if not recipe.threads and mlm.device.type == "cpu":
+        choose_threads(sum(p.numel() for p in mlm.base.parameters()))
     for text in examples.said():
         monitor.say(text)
     identity = Identity(_known(recipe, launch, examples), mlm)
