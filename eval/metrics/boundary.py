@@ -39,16 +39,12 @@ def boundary_f(
 ) -> torch.Tensor:
     """F in [0, 1] of each prediction, (S,) float64; both boundaries empty -> 1, one -> 0.
 
-    Args:
-        predicted_SHW: bool masks of one object.
-        truth_HW: bool mask of the object.
-        tolerance: of the image diagonal if below 1, else in pixels.
+    `tolerance` is a share of the image's diagonal if below 1, else in pixels.
     """
     height, width = truth_HW.shape
-    radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(height, width))
-    radius = int(radius)
-    predicted = boundary_map(predicted_SHW)
-    truth = boundary_map(truth_HW[None])
+    share = math.ceil(tolerance * math.hypot(height, width))
+    radius = int(tolerance) if tolerance >= 1 else share
+    predicted, truth = boundary_map(predicted_SHW), boundary_map(truth_HW[None])
     n_predicted, n_truth = predicted.sum((1, 2)).double(), truth.sum().double()
 
     s, row, col = predicted.nonzero(as_tuple=True)

@@ -61,16 +61,10 @@ def class_ids(rgb_HW3: np.ndarray) -> np.ndarray:
 def class_counts(
     predicted: np.ndarray, truth: np.ndarray, n_classes: int, *, ignore: int = IGNORE
 ) -> ClassCounts:
-    """Count the pixels of one image by class.
+    """Count the pixels of one image by class, C = `n_classes` without the background.
 
-    A predicted id beyond C belongs to no class, as in the reference: its pixel counts in the
-    truth's class only.
-
-    Args:
-        predicted: (height, width) integer class ids.
-        truth: same size; `ignore` where nothing counts.
-        n_classes: C, without background.
-        ignore: the truth's value that is left out.
+    Both are (height, width) class ids; where the truth is `ignore`, nothing counts. A predicted id
+    beyond C belongs to no class, as in the reference: its pixel counts in the truth's class only.
 
     Raises:
         ValueError: the shapes differ, or a true id is beyond C.

@@ -79,9 +79,9 @@ def davis_objects(
 ) -> list[ObjectScore]:
     """Scores of each object of a clip, semi-supervised DAVIS-2017.
 
-    Args:
-        predicted: a (height, width) label map for each frame; the first and the last do not count.
-        truth: same; 255 is background. The objects are the labels up to the first frame's largest.
+    Both are a (height, width) label map for each frame, of which the first and the last do not
+    count. In the truth 255 is background, and the objects are the labels up to the first frame's
+    largest.
 
     Raises:
         ValueError: frame counts or sizes differ, fewer than 3 frames, no object in the first frame,

@@ -63,10 +63,8 @@ class Pascal5i(NamedTuple):
 class ReferringScore(NamedTuple):
     """Referring segmentation over expressions.
 
-    Attributes:
-        ciou: sum of intersections over sum of unions (also oIoU, "overall IoU").
-        miou: mean of each expression's IoU (also gIoU).
-        precision: bound -> share of expressions whose IoU reaches it.
+    cIoU (also oIoU, "overall IoU") is the sum of intersections over that of unions, mIoU (also
+    gIoU) the mean of each expression's; `precision` is the share whose IoU reaches each bound.
     """
 
     ciou: float
@@ -158,11 +156,7 @@ def fold_of(category: int) -> int:
 
 
 def pascal5i(overlaps: Sequence[Overlap], classes: Sequence[int]) -> Pascal5i:
-    """Pascal-5i (juhongm999/hsnet): each fold's mIoU and FB-IoU, and their means over folds.
-
-    Args:
-        overlaps: one for each episode, void left out.
-        classes: VOC class id 1..20 of each.
+    """Pascal-5i (juhongm999/hsnet) of episodes and their VOC class ids 1 to 20.
 
     Raises:
         ValueError: no episode, another class id, or lengths that differ.

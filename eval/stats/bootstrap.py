@@ -73,9 +73,7 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean of after - before over the same units in the same order, with its interval.
-
-    A unit that lacks either score (NaN) counts in neither.
+    """Mean of after - before over the same units; one that lacks either score (NaN) is left out.
 
     Raises:
         ValueError: the shapes differ, or as ``clustered_bootstrap``.

@@ -118,7 +118,7 @@ def minimum_detectable(
         level: 1 - size of the two-sided test.
 
     Returns:
-        A share in [0, inf); None when no answer changed, as nothing can be inferred from that.
+        A share; None when no answer changed, as nothing can be inferred from that.
 
     Raises:
         ValueError: no task.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,12 +31,6 @@ MEASURES = {
     **{"F-Mean": "f_mean", "F-Recall": "f_recall", "F-Decay": "f_decay"},
 }
 _LIST, _MASKS = "ImageSets/2017/val.txt", "Annotations/480p"
-
-
-class _Key(NamedTuple):
-    folder: Path  # holds a folder of masks for each sequence
-    names: tuple[str, ...]
-    year: int
 
 
 class Sequences:
@@ -101,12 +95,28 @@ def truths(folder: Path, rules: Mapping[str, Any]) -> Truths[Masks]:
         ValueError: no masks, or none of a sequence that is listed.
         FileNotFoundError: no such folder.
     """
-    key = _key(folder, rules["year"])
-    masks = [found for name in key.names if (found := masks_of(key.folder / name))]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected the ground truth, found no such folder")
+    year, names, below = rules["year"], None, folder
+    if root := next((r for r in (folder, folder / "DAVIS") if (r / _MASKS).is_dir()), None):
+        year, names = _listed(root, year)
+        below = root / _MASKS
+    if names is None:
+        names = tuple(sorted(p.name for p in below.iterdir() if p.is_dir() and masks_of(p)))
+    if not names:
+        raise ValueError(
+            f"{folder}: expected the DAVIS folder or <sequence>/<frame>.png, found no mask"
+        )
+    masks = [found for name in names if (found := masks_of(below / name))]
+    if empty := [name for name in names if masks_of(below / name) is None]:
+        raise ValueError(
+            f"{below}: expected masks of every sequence, found none of {some(empty, 5)}"
+        )
+    year = year or _year(masks[0])
     files = [path for m in masks for path in m.files(m.frames)]
     units = UnitSet(
-        *("temporal_correspondence", f"davis{key.year}", "val", key.names, unread),
-        sha256=digest(key.folder, annotations=files, photos=()),
+        *("temporal_correspondence", f"davis{year}", "val", names, unread),
+        sha256=digest(below, annotations=files, photos=()),
         cluster="sequence",
     )
     return Truths(units, masks.__getitem__)
@@ -150,27 +160,6 @@ def details(job: _Job, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _key(folder: Path, year: int | None) -> _Key:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected the ground truth, found no such folder")
-    root = next((r for r in (folder, folder / "DAVIS") if (r / _MASKS).is_dir()), None)
-    masks = folder if root is None else root / _MASKS
-    names = None
-    if root is not None:
-        year, names = _listed(root, year)
-    if names is None:
-        names = tuple(sorted(p.name for p in masks.iterdir() if p.is_dir() and masks_of(p)))
-    if not names:
-        raise ValueError(
-            f"{folder}: expected the DAVIS folder or <sequence>/<frame>.png, found no mask"
-        )
-    if empty := [n for n in names if masks_of(masks / n) is None]:
-        raise ValueError(
-            f"{masks}: expected masks of every sequence, found none of {some(empty, 5)}"
-        )
-    return _Key(masks, names, year or _year(masks / names[0]))
-
-
 def _listed(root: Path, year: int | None) -> tuple[int | None, tuple[str, ...] | None]:
     """The edition and the sequences of a DAVIS folder's list of val; None where it has no such."""
     if year != 2016 and (root / _LIST).is_file():
@@ -180,10 +169,8 @@ def _listed(root: Path, year: int | None) -> tuple[int | None, tuple[str, ...] |
     return year, None
 
 
-def _year(sequence: Path) -> int:
+def _year(masks: Masks) -> int:
     """2016 where the first mask holds 0 and 255 alone, else 2017."""
-    masks = masks_of(sequence)
-    assert masks is not None
     flat = not masks.objects and is_2016(read_masks(masks, masks.frames[0]))
     return 2016 if flat else 2017
 

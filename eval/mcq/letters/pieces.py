@@ -11,12 +11,6 @@ from kvfix.eval.mcq.letters import words
 from kvfix.eval.mcq.letters.suite_rules import EVERY_LETTER, LETTERS, OptionTexts
 from kvfix.eval.mcq.letters.text import Token, tokens
 
-OPEN, CLOSE = frozenset("([{<"), frozenset(")]}>")
-_ENDS: Final = frozenset(".,;:!?\u2014\u2013-=)]}>。，；：！？、")
-LABEL_MARKS: Final = frozenset(".):,;(\u2014\u2013-、")
-POINTS: Final = frozenset(":=\u2192>\u2014\u2013-")
-CLAUSE_ENDS: Final = frozenset(".;!?:")
-GLUED: Final = frozenset("+°%@=&")  # C++, 25 °C, B&W: no option
 REACH: Final = 10  # pieces between a noun and its verb, and between that and the letter
 _LONGEST: Final = 40  # pieces of an option's text that are compared
 NOTHING: Final = "nothing"  # said in words: none, both, either
@@ -63,12 +57,12 @@ class Answer:
 
     def bracketed(self, i: int) -> bool:
         """Whether piece i stands in brackets of its own."""
-        return self.word(i - 1) in OPEN and self.word(i + 1) in CLOSE
+        return self.word(i - 1) in words.OPEN and self.word(i + 1) in words.CLOSE
 
     def ends(self, i: int) -> bool:
         """Whether a clause ends after piece i."""
         after = self.word(i + 1)
-        return self.kind(i + 1) == "break" or after in _ENDS or self.kind(i + 1) == "cjk"
+        return self.kind(i + 1) == "break" or after in words.ENDS or self.kind(i + 1) == "cjk"
 
     def option_at(self, i: int) -> str | None:
         """The option whose text starts at piece i, the longest of several."""
@@ -90,19 +84,19 @@ class Answer:
         written = self.pieces[i].text
         if not is_single(written):
             return None
-        if self.touches(i) and (self.word(i + 1) in GLUED or self.kind(i + 1) == "word"):
+        if self.touches(i) and (self.word(i + 1) in words.GLUED or self.kind(i + 1) == "word"):
             return None
-        if self.touches(i - 1) and (self.word(i - 1) in GLUED or self.word(i - 1) == "."):
+        if self.touches(i - 1) and (self.word(i - 1) in words.GLUED or self.word(i - 1) == "."):
             return None
         dotted = self.word(i + 1) == "." and self.touches(i) and self.touches(i + 1)
         if dotted and self.kind(i + 2) == "word" and (len(self.word(i + 2)) == 1 or not label):
             return None
         x = written.upper()
-        if self.bracketed(i) or (self.word(i + 1) in CLOSE and self.touches(i)):
+        if self.bracketed(i) or (self.word(i + 1) in words.CLOSE and self.touches(i)):
             return x
         ends = self.ends(i) or (self.word(i + 1) == "(" and x not in "AI")
         if written != x:
-            pointed = self.word(i - 1) in POINTS and self.kind(i + 1) == "break"
+            pointed = self.word(i - 1) in words.POINTS and self.kind(i + 1) == "break"
             return x if pointed or (ends and x != "A") else None
         follows = self.word(i + 1) in words.FOLLOWS or self.option_at(i + 1) == x
         if ends or follows:
@@ -112,7 +106,7 @@ class Answer:
     def also(self, i: int) -> bool:
         """Whether another letter is joined to that of piece i: "A or B", "(A), (B)", "A/B"."""
         j = i + 1
-        while j <= i + 3 and (self.word(j) in CLOSE or self.word(j) == "."):
+        while j <= i + 3 and (self.word(j) in words.CLOSE or self.word(j) == "."):
             j += 1
         comma = self.word(j) in (",", "、")
         if not comma and self.word(j) not in words.OR and self.word(j) not in words.CJK_OR:
@@ -120,7 +114,7 @@ class Answer:
         j += 1
         if comma and self.word(j) in words.OR:
             comma, j = False, j + 1
-        while self.word(j) in OPEN or self.word(j) in words.LABELS:
+        while self.word(j) in words.OPEN or self.word(j) in words.LABELS:
             j += 1
             if j > i + REACH:
                 return False
@@ -150,8 +144,8 @@ class Answer:
                 return self.deny(j + 1)
             if small in words.NONE:
                 return Found(NOTHING, j)
-            passes = small in words.FILLERS or small in OPEN or small in POINTS
-            passes = passes or (j == i and small in CLOSE)
+            passes = small in words.FILLERS or small in words.OPEN or small in words.POINTS
+            passes = passes or (j == i and small in words.CLOSE)
             if not passes and self.kind(j) not in ("break", "boxed"):
                 return None
         return None
@@ -160,14 +154,17 @@ class Answer:
         """Up to n words ahead of piece i in its clause."""
         out: list[str] = []
         for j in range(i - 1, i - 1 - n, -1):
-            if self.kind(j) == "break" or self.word(j) in CLAUSE_ENDS:
+            if self.kind(j) == "break" or self.word(j) in words.CLAUSE_ENDS:
                 break
             out.append(self.word(j))
         return out
 
     def asked(self, i: int) -> bool:
         """Whether the letter of piece i ends a question."""
-        return "?" in (self.word(i + 1), self.word(i + 2) if self.word(i + 1) in CLOSE else "")
+        return "?" in (
+            self.word(i + 1),
+            self.word(i + 2) if self.word(i + 1) in words.CLOSE else "",
+        )
 
     def found(self, i: int, x: str) -> Found:
         """The letter that piece i writes, if the question offers it."""
@@ -184,7 +181,7 @@ class Answer:
                 continue
             self.denied.add(j)
             k = j + 1
-            while k < j + 4 and (self.word(k) in CLOSE or self.word(k) == ","):
+            while k < j + 4 and (self.word(k) in words.CLOSE or self.word(k) == ","):
                 k += 1
             return self.after(k + 1) if self.word(k) in ("but", "sondern") else None
         return None

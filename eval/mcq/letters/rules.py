@@ -22,12 +22,7 @@ from typing import Final
 
 from kvfix.eval.mcq.letters import words
 from kvfix.eval.mcq.letters.pieces import (
-    CLOSE,
-    GLUED,
-    LABEL_MARKS,
     NOTHING,
-    OPEN,
-    POINTS,
     REACH,
     SEVERAL,
     Answer,
@@ -42,8 +37,6 @@ from kvfix.eval.mcq.letters.suite_rules import (
     OptionTexts,
     only,
 )
-
-_SENTENCE_ENDS: Final = frozenset(".!?;")
 
 
 def read(text: str, options: OptionTexts) -> Letter:
@@ -84,7 +77,9 @@ def _whole(answer: Answer) -> list[Found]:
     if len(said) != 1 or not is_single(answer.pieces[said[0]].text):
         return []
     [i] = said
-    if any(answer.touches(j) and answer.word(k) in GLUED for j, k in ((i, i + 1), (i - 1, i - 1))):
+    if any(
+        answer.touches(j) and answer.word(k) in words.GLUED for j, k in ((i, i + 1), (i - 1, i - 1))
+    ):
         return []
     return [answer.found(i, answer.pieces[i].text.upper())]
 
@@ -129,7 +124,7 @@ def _connected(answer: Answer, i: int) -> Iterator[tuple[int, bool]]:
     for j in range(i + 1, i + 1 + REACH):
         small = answer.word(j)
         loose = loose or (small in words.RELATIVE and j == i + 1)
-        if small in POINTS or small in words.COPULAS:
+        if small in words.POINTS or small in words.COPULAS:
             yield j + 1, loose
             if not loose:
                 return
@@ -139,7 +134,9 @@ def _connected(answer: Answer, i: int) -> Iterator[tuple[int, bool]]:
             return
         else:
             passes = loose or small in words.LINKS or small in (",", "(", ")")
-            stops = small in words.MAYBE or small in _SENTENCE_ENDS or answer.kind(j) == "break"
+            stops = (
+                small in words.MAYBE or small in words.SENTENCE_ENDS or answer.kind(j) == "break"
+            )
             if stops or not passes:
                 return
 
@@ -175,10 +172,10 @@ def _by_verdict(answer: Answer) -> list[Found]:
         x = piece.text.upper()
         if not answer.single(i) or not (answer.bracketed(i) or x == piece.text):
             continue
-        before = answer.word(i - 2 if answer.word(i - 1) in OPEN else i - 1)
+        before = answer.word(i - 2 if answer.word(i - 1) in words.OPEN else i - 1)
         if before.isalpha() and before not in words.BEFORE:
             continue  # "point B", "image B": not the letter of an option
-        verdict = _verdict(answer, i + 2 if answer.word(i + 1) in CLOSE else i + 1)
+        verdict = _verdict(answer, i + 2 if answer.word(i + 1) in words.CLOSE else i + 1)
         if verdict is False:
             answer.denied.add(i)
         elif verdict and words.SUPPOSE.isdisjoint(answer.before(i)):
@@ -244,7 +241,7 @@ def _line(answer: Answer, line: range) -> Found | None:
 def _leading(answer: Answer) -> list[Found]:
     """A label at the start: "B. the left jar", "B: ...", "B, because ...", "B - ..."."""
     i = 0
-    while i < 3 and (answer.word(i) in OPEN or answer.word(i) in words.LABELS):
+    while i < 3 and (answer.word(i) in words.OPEN or answer.word(i) in words.LABELS):
         i += 1
     x = answer.letter(i, strict=True, label=True)
     if x is None or not answer.pieces[i].text.isupper() or i in answer.denied:
@@ -255,7 +252,7 @@ def _leading(answer: Answer) -> list[Found]:
         told = told or answer.option_at(i + 2) == x
         if not told and answer.kind(i + 2) != "break":
             return []
-    elif not told and answer.word(i + 1) not in LABEL_MARKS:
+    elif not told and answer.word(i + 1) not in words.LABEL_MARKS:
         return []
     inner = next((j for j in range(i + 1, i + 5) if answer.kind(j) == "word"), i)
     other = answer.letter(inner, strict=True)
@@ -266,7 +263,7 @@ def _leading(answer: Answer) -> list[Found]:
     # One label of several is a list of the options, not an answer.
     for j, piece in enumerate(answer.pieces[:-1]):
         if piece.kind == "break":
-            k = j + 2 if answer.word(j + 1) in OPEN else j + 1
+            k = j + 2 if answer.word(j + 1) in words.OPEN else j + 1
             other = answer.pieces[k].text if k < len(answer.pieces) else ""
             labels = len(other) == 1 and other in EVERY_LETTER and answer.word(k + 1) in (*".):",)
             if labels and other != x:

@@ -1,4 +1,4 @@
-"""The words by which an answer says which option it means, small, of several languages."""
+"""The marks, and the words of several languages, by which an answer says which option it means."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+OPEN, CLOSE = frozenset("([{<"), frozenset(")]}>")
+ENDS: Final = frozenset(".,;:!?\u2014\u2013-=)]}>。，；：！？、")
+LABEL_MARKS: Final = frozenset(".):,;(\u2014\u2013-、")
+POINTS: Final = frozenset(":=\u2192>\u2014\u2013-")
+CLAUSE_ENDS: Final = frozenset(".;!?:")
+GLUED: Final = frozenset("+°%@=&")  # C++, 25 °C, B&W: no option
+SENTENCE_ENDS: Final = frozenset(".!?;")
 NOUNS: Final = _words(
     "answer option choice conclusion selection pick guess response result verdict ans antwort "
     "lösung réponse reponse respuesta opción opcion risposta resposta opção odpowiedź ответ "
