@@ -16,7 +16,7 @@ import numpy as np
 from kvfix.eval.metrics.masks import PRECISION_AT
 from kvfix.eval.results import Result, Table, site_result
 from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, pooled_ratio_bootstrap
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ScoreRow
 
 if TYPE_CHECKING:
     from kvfix.eval.suite import TaskRun
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Columns(NamedTuple):
     """The rows of a task, read field by field, and the seed of the bootstrap."""
 
-    rows: Iterable[Row]
+    rows: Iterable[ScoreRow]
     seed: int = 0
 
     def table(self, field: str = "score") -> Table:
@@ -34,7 +34,7 @@ class Columns(NamedTuple):
 
     def labels(self, field: str) -> list[Hashable]:
         """One label for each unit, in the order of `table`."""
-        return list({row["id"]: row[field] for row in self.rows}.values())
+        return list({row.id: row.number(field) for row in self.rows}.values())
 
 
 def mean(columns: Columns, field: str = "score") -> Interval:

@@ -12,7 +12,7 @@ import numpy as np
 from kvfix.data.units import UnitSet
 from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ScoreRow
 
 if TYPE_CHECKING:  # the suite imports every probe, which `kvfix score` needs none of
     from kvfix.eval.suite import TaskRun
@@ -23,7 +23,7 @@ Result = dict[str, Any]
 class Table:
     """The scores of one task as an array: units x sites."""
 
-    def __init__(self, rows: Iterable[Row], field: str = "score"):
+    def __init__(self, rows: Iterable[ScoreRow], field: str = "score"):
         """Pivot rows, gone through once; a unit without a site's score gets NaN there.
 
         Args:
@@ -36,14 +36,14 @@ class Table:
         self.metric = ""
         at, numbers = array("q"), array("d")
         for row in rows:
-            if row["id"] not in unit_of:
-                unit_of[row["id"]] = len(unit_of)
-                self.clusters.append(row["cluster"])
-                self.metric = row.get("metric", "")
-            site = site_of.setdefault(Site(row["site"], row["layer"], row["head"]), len(site_of))
-            at.extend((unit_of[row["id"]], site))
-            bounds = (row.get(name, math.nan) for name in ("chance", "ceiling"))
-            numbers.extend((row[field], *bounds))
+            if row.id not in unit_of:
+                unit_of[row.id] = len(unit_of)
+                self.clusters.append(row.cluster)
+                self.metric = row.metric
+            site = site_of.setdefault(Site(row.site, row.layer, row.head), len(site_of))
+            at.extend((unit_of[row.id], site))
+            bounds = (math.nan if bound is None else bound for bound in (row.chance, row.ceiling))
+            numbers.extend((row.number(field), *bounds))
         self.ids, self.sites = list(unit_of), list(site_of)
         grids = np.full((3, len(unit_of), len(site_of)), np.nan)
         where = np.array(at).reshape(-1, 2)
@@ -67,7 +67,9 @@ def summarise(run: TaskRun, *, control: str | None = None, seed: int = 0) -> lis
         return []
     interval = clustered_bootstrap(table.score_NS, table.clusters, seed=seed)
     return [
-        site_result(run.units, site, table.metric, interval, s, control=control)
+        site_result(
+            *(run.units, site, table.metric, interval, s), control=control, subtask=run.subtask
+        )
         | {
             "chance": float(np.nanmean(table.chance_NS[:, s])),
             "ceiling": float(np.nanmean(table.ceiling_NS[:, s])),
@@ -84,11 +86,13 @@ def site_result(
     s: int,
     *,
     control: str | None = None,
+    subtask: str | None = None,
 ) -> Result:
     """The flat result of site number `s` of an interval."""
     low, high = float(interval.low_S[s]), float(interval.high_S[s])
     return {
         "task": units.task,
+        **({} if subtask is None else {"subtask": subtask}),
         "dataset": units.dataset,
         "split": units.split,
         **site._asdict(),

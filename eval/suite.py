@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ from kvfix.data.units import UnitSet, images_of
 from kvfix.eval.probes.tasks import TASKS, Scores
 from kvfix.eval.source import Source
 from kvfix.runs.recorder import Recorder, left_out_of
-from kvfix.runs.samples import Row, Rows
+from kvfix.runs.rows import ProbeRow, Rows
 
 PROTOCOL = 1  # raise when the same features would get another score
 
@@ -23,11 +23,15 @@ SourceOf: TypeAlias = Source | Callable[[Any], Source]  # for all units, or made
 
 
 class TaskRun(NamedTuple):
-    """One task of one dataset, scored: its rows on disk, and what was left out and why."""
+    """One task of one dataset, scored: its rows on disk, and what was left out and why.
+
+    The units of readouts are the questions of one subtask.
+    """
 
     units: UnitSet
-    rows: Rows | list[Row]
+    rows: Iterable[Any]  # scores, or answers; none is held
     left_out: list[dict[str, str]]
+    subtask: str | None = None
 
     @property
     def too_many_left_out(self) -> bool:
@@ -71,11 +75,11 @@ def run_task(
             recorder.unit(name, partial(_score, units, i, source, control))
             tick(units.task)
     wanted = set(units.ids)
-    scored = Rows(path, lambda r: r["id"] in wanted and "left_out" not in r)
+    scored = Rows(path, ProbeRow, lambda row: row.id in wanted)
     return TaskRun(units, scored, left_out_of(units, path))
 
 
-def _score(units: UnitSet, index: int, source: SourceOf, control: str | None) -> list[Row]:
+def _score(units: UnitSet, index: int, source: SourceOf, control: str | None) -> list[ProbeRow]:
     """The rows of one unit."""
     unit = units.load(index)
     with naming(images_of(unit)):
@@ -86,35 +90,31 @@ def _score(units: UnitSet, index: int, source: SourceOf, control: str | None) ->
 
 def unit_rows(
     unit: Any, units: UnitSet, scores: Scores, source: Source, control: str | None
-) -> list[Row]:
-    """One row a site."""
-    rows: list[Row] = []
+) -> list[ProbeRow]:
+    """A row for every site."""
+    rows: list[ProbeRow] = []
     for kind, score in scores.items():
         for s, site in enumerate(source.sites(kind)):
-            row: Row = {
-                "id": unit.id,
-                "cluster": unit.cluster,
-                **category_of(unit),
-                "task": units.task,
-                "dataset": units.dataset,
-                "control": control,
-                **site._asdict(),
-                "metric": TASKS[units.task].metric,
-                "score": float(score.score_S[s]),
-                "chance": float(score.chance_S[s]),
-                "ceiling": score.ceiling,
-            }
+            more = _extra(score.extra, s)
             if score.inter_S is not None and score.union_S is not None:
-                row |= {"inter": float(score.inter_S[s]), "union": float(score.union_S[s])}
-            row |= _extra(score.extra, s)
-            rows.append(row)
+                more = {"inter": float(score.inter_S[s]), "union": float(score.union_S[s])} | more
+            rows.append(
+                ProbeRow(
+                    unit.id,
+                    unit.cluster,
+                    units.task,
+                    units.dataset,
+                    **site._asdict(),
+                    metric=TASKS[units.task].metric,
+                    score=float(score.score_S[s]),
+                    chance=float(score.chance_S[s]),
+                    ceiling=score.ceiling,
+                    control=control,
+                    category=getattr(unit, "category", None),
+                    more=more,
+                )
+            )
     return rows
-
-
-def category_of(unit: Any) -> Row:
-    """The class of a unit that has one, for figures that pool by class."""
-    category = getattr(unit, "category", None)
-    return {} if category is None else {"category": category}
 
 
 def _extra(extra: dict[str, np.ndarray], s: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Shapes: N questions, S value layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from experiment import Trial
@@ -15,7 +15,9 @@ from kvfix.checkpoint.folder import read_json
 from kvfix.diagnose.surfacing.table import align
 from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.eval.probes.tasks import TASKS
-from kvfix.runs.samples import Rows
+from kvfix.runs.rows import AnswerRow, ReadoutRow, Rows
+
+R = TypeVar("R", AnswerRow, ReadoutRow)
 
 
 class Answers(NamedTuple):
@@ -38,20 +40,20 @@ def answers(trial: Trial, base: Trial | None = None) -> Answers:
         FileNotFoundError: No samples.
         ValueError: Other questions than the base's, or in another order.
     """
-    rows = _rows(trial, "mcq", lambda r: "correct" in r)
+    rows = _rows(trial, "mcq", AnswerRow)
 
-    def column(of: Callable[[dict[str, Any]], Any]) -> np.ndarray:
+    def column(of: Callable[[AnswerRow], Any]) -> np.ndarray:
         return np.array([float(of(r)) for r in rows])
 
     found = Answers(
-        [r["id"] for r in rows],
-        [r["task"] for r in rows],
-        [r["answer"] for r in rows],
-        [r["logprob_letter"] for r in rows],
-        [len(r["logprobs"]) for r in rows],
-        column(lambda r: r["logprob_correct"]),
-        column(lambda r: r["correct"]),
-        column(lambda r: not r["unparsed"]),
+        [r.id for r in rows],
+        [r.subtask for r in rows],
+        [r.answer for r in rows],
+        [str(r.logprob_letter) for r in rows],
+        [len(r.logprobs or ()) for r in rows],
+        column(lambda r: r.logprob_correct),
+        column(lambda r: r.correct),
+        column(lambda r: not r.unparsed),
     )
     if base is not None and found.ids != answers(base).ids:
         raise ValueError(f"{trial.folder}: expected the questions of {base.folder}, found others")
@@ -76,19 +78,17 @@ def readouts(trial: Trial, base: Trial) -> dict[str, np.ndarray]:
 
 
 def _readings(trial: Trial) -> dict[str, Any]:
-    said = _rows(trial, "mcq", lambda r: "correct" in r)
-    read = _rows(trial, "readout", lambda r: "score" in r, needed=False)
+    said = _rows(trial, "mcq", AnswerRow)
+    read = _rows(trial, "readout", ReadoutRow, needed=False)
     found = {}
     for task in READOUTS:
-        features = [r for r in read if r["task"] == f"readout_{task}"]
+        features = [r for r in read if r.subtask == task]
         if features:
-            found[task] = align(features, [r for r in said if r["task"] == task], "logprob")[0]
+            found[task] = align(features, [r for r in said if r.subtask == task], "logprob")[0]
     return found
 
 
-def _rows(
-    trial: Trial, kind: str, keep: Callable[[dict[str, Any]], bool], *, needed: bool = True
-) -> list[dict[str, Any]]:
+def _rows(trial: Trial, kind: str, of: type[R], *, needed: bool = True) -> list[R]:
     """Samples of all datasets: `mcq.jsonl` is of scenes, `mcq.blink.jsonl` of BLINK."""
     folder = trial.folder / "mcq" / "samples"
     files = sorted(folder.glob(f"{kind}.jsonl")) + sorted(folder.glob(f"{kind}.*.jsonl"))
@@ -96,7 +96,7 @@ def _rows(
         raise FileNotFoundError(
             f"{folder}: expected {kind}.jsonl or {kind}.<data>.jsonl, found none"
         )
-    return [row for file in files for row in Rows(file, keep)]
+    return [row for file in files for row in Rows(file, of)]
 
 
 def probe_tasks(trial: Trial) -> list[str]:

@@ -69,8 +69,8 @@ def test_answers_have_both_scorings_with_letters_and_unparsed(finished: Finished
 
 
 def test_readouts_and_what_has_none_are_told_apart(finished: Finished) -> None:
-    tasks = {r["task"] for r in finished.run["results"]}
-    assert {f"readout_{skill}" for skill in SKILLS if skill in READOUTS} <= tasks
+    read = {r.get("subtask") for r in finished.run["results"] if r["task"] == "readout"}
+    assert {skill for skill in SKILLS if skill in READOUTS} <= read
     without = finished.run["without_readout"]["scenes"]
     assert sum(without.values()) == LIMIT - sum(skill in READOUTS for skill in SKILLS)
     assert not finished.run["left_out"]
@@ -113,7 +113,8 @@ def test_two_evaluations_are_compared(finished: Finished, tmp_path: Path) -> Non
     record = json.loads(ended.out)
     [questions] = record["questions"]
     assert questions["micro"]["value"] == 0 and questions["logprob"]["micro"]["value"] == 0
-    assert {p["task"] for p in record["probes"]} >= {"semantic_correspondence", "readout_Art_Style"}
+    compared = {(p["task"], p.get("subtask")) for p in record["probes"]}
+    assert compared >= {("semantic_correspondence", None), ("readout", "Art_Style")}
 
 
 def test_wrong_words_are_wrong_usage(model: Path, tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from kvfix.data.units import Question
+from kvfix.data.pictures.read import source_of
+from kvfix.data.units import MCQ, Question
 from kvfix.eval.mcq.ask import McqProtocol, ask
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter, extract
 from kvfix.eval.mcq.options import OptionTree, answer_gap, option_tokens, option_tree
 from kvfix.eval.mcq.prefill import Prefill
 from kvfix.mlm.load import Encoded, Mlm, Prompt
 from kvfix.mlm.prompts import Around
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import AnswerRow
 
 __all__ = [
     "Answer",
@@ -86,18 +87,18 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
     return out
 
 
-def batches(ids: Sequence[str], size: int) -> list[list[int]]:
-    """Which questions to answer together: indices into `ids`, at most `size` at a time.
+def batches(subtasks: Sequence[str], size: int) -> list[list[int]]:
+    """Which questions to answer together: indices of questions, at most `size` at a time.
 
-    A batch is of one task, as an id tells by all but its number (`val_Jigsaw_7`): such questions
-    show as many images of like sizes, so that little of a batch is padding.
+    Questions of one subtask show as many images of like sizes, so that little of a batch is
+    padding.
     """
-    of_task: dict[str, list[int]] = {}
-    for i, name in enumerate(ids):
-        of_task.setdefault(name.rpartition("_")[0], []).append(i)
+    of_subtask: dict[str, list[int]] = {}
+    for i, subtask in enumerate(subtasks):
+        of_subtask.setdefault(subtask, []).append(i)
     return [
         members[start : start + size]
-        for members in of_task.values()
+        for members in of_subtask.values()
         for start in range(0, len(members), size)
     ]
 
@@ -169,28 +170,34 @@ def _check_order(prompts: Sequence[Prompt], encoded: Encoded, processor: Any) ->
             )
 
 
-def question_row(question: Question, dataset: str, answered: Answer) -> Row:
-    """A question's line of `samples/mcq.jsonl`, as `kvfix compare` reads it.
-
-    Args:
-        question: what was asked.
-        dataset: of the unit set.
-        answered: what came of it.
-    """
+def question_row(question: Question, dataset: str, answered: Answer) -> AnswerRow:
+    """What was asked, what was answered and what is right: a line of `samples/mcq.jsonl`."""
     right = EVERY_LETTER[question.answer]
-    return {
-        "id": question.id,
-        "cluster": question.cluster,
-        "task": question.sub_task,
-        "dataset": dataset,
-        "control": None,
-        "correct": int(answered.letter == right),
-        "letter": answered.letter,
-        "answer": right,
-        "unparsed": answered.letter is UNPARSED,
-        "logprob_correct": int(answered.logprob_letter == right),
-        "logprob_letter": answered.logprob_letter,
-        "logprobs": list(answered.logprobs),
-        "per_token": answered.per_token,
-        "text": answered.text,
-    }
+    return AnswerRow(
+        id=question.id,
+        cluster=question.cluster,
+        task=MCQ,
+        subtask=question.sub_task,
+        dataset=dataset,
+        correct=int(answered.letter == right),
+        letter=answered.letter,
+        answer=right,
+        unparsed=answered.letter is UNPARSED,
+        logprob_correct=int(answered.logprob_letter == right),
+        logprob_letter=answered.logprob_letter,
+        logprobs=answered.logprobs,
+        per_token=answered.per_token,
+        text=answered.text,
+        question=question.question,
+        options=question.choices,
+        images=image_names(question, dataset),
+    )
+
+
+def image_names(question: Question, dataset: str) -> tuple[str, ...]:
+    """Where each image of a question is found again: its file, or its number within the question.
+
+    An image of a file or a table is named by that; a painted one as `scenes/<question>/<number>`.
+    """
+    inside = f"{dataset}/{question.id}"
+    return tuple(source_of(image) or f"{inside}/{k}" for k, image in enumerate(question.images))

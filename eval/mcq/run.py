@@ -1,50 +1,46 @@
 """Run multiple-choice questions: the model's answers, and what readouts make of its features.
 
-Answers go to `samples/mcq[.<dataset>].jsonl`, one line a question; readouts to
-`samples/readout[.<dataset>].jsonl`, one line a question and site, each under the task
-`readout_<subtask>`. A question that no readout can decide leaves a line that says why.
+Answers go to `samples/mcq[.<dataset>].jsonl`, one line for each question; readouts to
+`samples/readout[.<dataset>].jsonl`, one line for each question and site. A question that no
+readout can decide leaves a line that says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kvfix.data.left_out import naming
-from kvfix.data.units import Question, UnitSet, task_of
+from kvfix.data.units import Question, UnitSet
 from kvfix.eval.mcq import accuracy as mcq
 from kvfix.eval.mcq.answer import McqProtocol, answer, batches, question_row
 from kvfix.eval.mcq.readouts import READOUTS, question_views, read_out
-from kvfix.eval.source import Source
+from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
 from kvfix.mlm.load import Mlm
 from kvfix.runs.recorder import Recorder, left_out_of
-from kvfix.runs.samples import Row, Rows
+from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Row, Rows, WithoutReadoutRow
 
-READOUT = "readout"
 SCORINGS = ("generation", "logprob")
 
 
 def in_turn(units: UnitSet) -> list[int]:
     """Indices of questions, one of every subtask in turn; a dataset may list task after task."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     turns: list[tuple[int, int]] = []  # (how many of its subtask come before, index)
-    for i, name in enumerate(units.ids):
-        task = task_of(name)
-        turns.append((seen.setdefault(task, 0), i))
-        seen[task] += 1
+    for i, subtask in enumerate(units.subtasks):
+        turns.append((seen[subtask], i))
+        seen[subtask] += 1
     return [i for _, i in sorted(turns)]
 
 
 def readable(units: UnitSet, limit: int | None = None) -> UnitSet:
-    """The questions of the subtasks that have a readout, told by their ids.
-
-    A limit takes from every such subtask in turn.
-    """
-    chosen = [i for i in in_turn(units) if task_of(units.ids[i]) in READOUTS]
+    """The questions of the subtasks that have a readout; a limit takes from each in turn."""
+    chosen = [i for i in in_turn(units) if units.subtasks[i] in READOUTS]
     return units.subset(sorted(chosen[:limit]))
 
 
@@ -74,7 +70,7 @@ def run_answers(
     """
     path = sample_path(folder, units)
     index = {name: i for i, name in enumerate(units.ids)}
-    in_batches = batches(units.ids, protocol.batch)
+    in_batches = batches(units.subtasks, protocol.batch)
     order = [units.ids[i] for batch in in_batches for i in batch]
     with Recorder(units, path, order=order) as recorder:
         for batch in in_batches:
@@ -85,13 +81,15 @@ def run_answers(
             )
             for _ in batch:
                 tick(units.task)
-    return _task_run(units, path)
+    wanted = set(units.ids)
+    rows = Rows(path, AnswerRow, lambda row: row.id in wanted)
+    return TaskRun(units, rows, left_out_of(units, path))
 
 
 def _answered(
     questions: Sequence[Question], dataset: str, mlm: Mlm, protocol: McqProtocol
-) -> list[list[Row]]:
-    """One row a question of a batch."""
+) -> list[list[AnswerRow]]:
+    """The row of each question of a batch."""
     with naming(image for question in questions for image in question.images):
         answers = answer(mlm, questions, protocol)
     return [
@@ -112,7 +110,7 @@ def run_readouts(
         tick: called after each question, done before or now.
 
     Returns:
-        One run a subtask that has a readout, in order of appearance.
+        A run for each subtask that has a readout, in order of appearance.
     """
     path = readout_path(folder, units)
     with Recorder(units, path) as recorder:
@@ -120,10 +118,20 @@ def run_readouts(
             recorder.unit(name, partial(_read, units, i, source))
             tick(READOUT)
     wanted = set(units.ids)
-    tasks = dict.fromkeys(
-        r["task"] for r in Rows(path, lambda r: r["id"] in wanted and "score" in r)
-    )
-    return [_task_run(replace(units, task=task), path) for task in tasks]
+    scored = Rows(path, ReadoutRow, lambda row: row.id in wanted)
+    left_out = left_out_of(units, path)
+    return [
+        readout_run(units, subtask, path, wanted, left_out)
+        for subtask in dict.fromkeys(row.subtask for row in scored)
+    ]
+
+
+def readout_run(
+    units: UnitSet, subtask: str, path: Path, ids: Set[str], left_out: list[dict[str, str]]
+) -> TaskRun:
+    """The readouts of one subtask among the rows of a file."""
+    rows = Rows(path, ReadoutRow, lambda row: row.id in ids and row.subtask == subtask)
+    return TaskRun(replace(units, task=READOUT), rows, left_out, subtask)
 
 
 def readout_path(folder: Path, units: UnitSet) -> Path:
@@ -141,55 +149,53 @@ def _read(units: UnitSet, index: int, source: Source) -> list[Row]:
 def _read_out(question: Question, units: UnitSet, source: Source) -> list[Row]:
     marked = question_views(question, source)
     if isinstance(marked, str):
-        return [{"id": question.id, "task": units.task, "without_readout": marked}]
+        return [WithoutReadoutRow(question.id, READOUT, marked, question.sub_task, units.dataset)]
     rows: list[Row] = []
     for kind in marked.views[0].features:
         got = read_out(question, marked, kind)
         for s, site in enumerate(source.sites(kind)):
-            rows.append(
-                {
-                    "id": question.id,
-                    "cluster": question.cluster,
-                    "task": f"{READOUT}_{question.sub_task}",
-                    "dataset": units.dataset,
-                    "control": None,
-                    **site._asdict(),
-                    "metric": "accuracy",
-                    "score": float(got.choice_S[s] == question.answer),
-                    "chance": 1 / len(question.choices),
-                    "ceiling": 1.0,
-                    "choice": int(got.choice_S[s]),
-                }
-            )
+            rows.append(readout_row(question, units.dataset, site, int(got.choice_S[s])))
     return rows
+
+
+def readout_row(
+    question: Question,
+    dataset: str,
+    site: Site,
+    choice: int,
+    *,
+    control: str | None = None,
+    training: dict[str, Any] | None = None,
+) -> ReadoutRow:
+    """The option that a readout takes at a site."""
+    return ReadoutRow(
+        question.id,
+        question.cluster,
+        READOUT,
+        question.sub_task,
+        dataset,
+        **site._asdict(),
+        metric="accuracy",
+        score=float(choice == question.answer),
+        choice=choice,
+        chance=1 / len(question.choices),
+        ceiling=1.0,
+        control=control,
+        training=training,
+    )
 
 
 def without_readout(units: UnitSet, folder: Path) -> dict[str, int]:
     """Why questions have no readout, and how many each."""
-    file, wanted = readout_path(folder, units), set(units.ids)
-    counts: dict[str, int] = {}
-    for row in Rows(file, lambda r: r["id"] in wanted and "without_readout" in r):
-        counts[row["without_readout"]] = counts.get(row["without_readout"], 0) + 1
-    return counts
+    wanted = set(units.ids)
+    rows = Rows(readout_path(folder, units), WithoutReadoutRow, lambda row: row.id in wanted)
+    return dict(Counter(row.without_readout for row in rows))
 
 
 def _question(units: UnitSet, index: int) -> Question:
     question = units.load(index)
     assert isinstance(question, Question), type(question)
     return question
-
-
-def _task_run(units: UnitSet, file: Path) -> TaskRun:
-    wanted = set(units.ids)
-    scored = Rows(
-        file,
-        lambda r: (
-            r["id"] in wanted
-            and ("correct" in r or r["task"] == units.task)
-            and not {"left_out", "without_readout"} & r.keys()
-        ),
-    )
-    return TaskRun(units, scored, left_out_of(units, file))
 
 
 def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
@@ -205,7 +211,7 @@ def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
     )
 
 
-def _scored(units: UnitSet, rows: list[Row], how: str, seed: int) -> Iterator[dict[str, Any]]:
+def _scored(units: UnitSet, rows: list[AnswerRow], how: str, seed: int) -> Iterator[dict[str, Any]]:
     got = mcq.score(_questions(rows, how), seed=seed)
     chance = {task: _mean_chance(rows, task) for task in got.tasks}
     of_all = {
@@ -217,12 +223,12 @@ def _scored(units: UnitSet, rows: list[Row], how: str, seed: int) -> Iterator[di
         yield line | {"scoring": how, "chance": by_chance}
 
 
-def _questions(rows: list[Row], how: str) -> list[mcq.Question]:
+def _questions(rows: list[AnswerRow], how: str) -> list[mcq.Question]:
     field = "letter" if how == "generation" else "logprob_letter"
-    return [mcq.Question(r["id"], r["task"], r["answer"], r[field]) for r in rows]
+    return [mcq.Question(r.id, r.subtask, r.answer, getattr(r, field)) for r in rows]
 
 
-def _mean_chance(rows: list[Row], task: str | None = None) -> float:
+def _mean_chance(rows: list[AnswerRow], subtask: str | None = None) -> float:
     """Of a guess that takes every option equally often."""
-    shares = [1 / len(r["logprobs"]) for r in rows if task in (None, r["task"])]
+    shares = [1 / len(r.logprobs or ()) for r in rows if subtask in (None, r.subtask)]
     return sum(shares) / len(shares)

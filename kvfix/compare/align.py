@@ -1,8 +1,6 @@
 """Two run folders, unit by unit: what may be compared, and what is in one of them only.
 
-A run folder holds `run.json` and `samples/*.jsonl`. A line with `score` is a probe's score of one
-unit at one site, one with `correct` and no score an answered question. Lines of a control are left
-alone.
+Rows of a control are left alone.
 
 Shapes: N units that both runs scored, S sites that both scored.
 """
@@ -10,11 +8,10 @@ Shapes: N units that both runs scored, S sites that both scored.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +20,16 @@ from kvfix.eval.source import Site
 from kvfix.eval.stats.paired import Ratio
 from kvfix.runs.fingerprint import flat, not_recorded
 from kvfix.runs.folder import read_run
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import (
+    AnswerRow,
+    LeftOutRow,
+    Row,
+    ScoreRow,
+    WithoutReadoutRow,
+    from_json,
+    full_name,
+)
 
-PROBE_KEYS = ("id", "cluster", "task", "dataset", "site", "layer", "head", "metric", "score")
-QUESTION_KEYS = ("id", "cluster", "task", "correct", "letter", "answer", "unparsed")
 # The same answers or features would get another score: no difference between the models.
 RULES = ("benchmark", "protocol", "profile", "parsed", "mcq.profile", "mcq.version")
 
@@ -35,17 +38,31 @@ RULES = ("benchmark", "protocol", "profile", "parsed", "mcq.profile", "mcq.versi
 POOLS = {("inter", "union"): "pooled IoU", ("correct", "points"): "PCK per point"}
 BY_CLASS = ("foreground_segmentation", "semantic_segmentation")
 
-Name = tuple[str, str]  # task, dataset
+
+class Name(NamedTuple):
+    """What is compared apart."""
+
+    task: str
+    dataset: str
+    subtask: str | None = None  # of readouts; answers of all subtasks are compared together
+
+    def __str__(self) -> str:
+        return f"{full_name(self.task, self.subtask)} ({self.dataset})"
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """Its fields for JSON."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
 
 
 @dataclass
 class Side:
-    """One run: its record and its rows by (task, dataset); `left_out` is unit -> why."""
+    """One run: its record and its rows by name; `left_out` is unit -> why."""
 
     folder: Path
     record: dict[str, Any]
-    probes: dict[Name, list[Row]] = field(default_factory=dict)
-    questions: dict[Name, list[Row]] = field(default_factory=dict)
+    probes: dict[Name, list[ScoreRow]] = field(default_factory=dict)
+    questions: dict[Name, list[AnswerRow]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -63,8 +80,7 @@ class Pooled:
 class ProbePair:
     """One probe on the units and sites that both runs scored, in the order of BEFORE."""
 
-    task: str
-    dataset: str
+    name: Name
     metric: str
     whole_before: Table  # every unit of BEFORE: what its own report chose the best layer on
     ids: list[str]
@@ -77,11 +93,11 @@ class ProbePair:
 
 @dataclass(frozen=True)
 class QuestionPair:
-    """The questions of one dataset that both runs answered; tasks stand in `task`."""
+    """The questions of one dataset that both runs answered."""
 
     dataset: str
-    before: list[Row]
-    after: list[Row]
+    before: list[AnswerRow]
+    after: list[AnswerRow]
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,7 @@ class Pairing:
 
     probes: list[ProbePair]
     questions: list[QuestionPair]
-    units: list[dict[str, Any]]  # one a (task, dataset): shared, only_before, only_after, why
+    units: list[dict[str, Any]]  # for each name: shared, only_before, only_after, why
     notes: list[str]
 
 
@@ -135,14 +151,15 @@ def pair(before: Side, after: Side) -> Pairing:
         if shared:
             was, now = ([side[i] for i in shared] for side in rows)
             for a, b in zip(was, now, strict=True):
-                _same(f"question {a['id']}", ("task", "answer", "cluster"), a, b)
-            pairing.questions.append(QuestionPair(name[1], was, now))
+                _same(f"question {a.id}", ("subtask", "answer", "cluster"), a, b)
+            pairing.questions.append(QuestionPair(name.dataset, was, now))
     for name in _union(before.probes, after.probes):
         units = [_by_unit(s.probes.get(name, []), s.folder) for s in (before, after)]
         shared = _list_units(pairing, name, before, after, *units)
         if shared:
             for i in shared:
-                _same(f"{name[0]}, unit {i}", ("cluster", "metric"), units[0][i][0], units[1][i][0])
+                one, other = (side[i][0] for side in units)
+                _same(f"{name.task}, unit {i}", ("cluster", "metric"), one, other)
             pairing.probes.append(_probe(name, before, after, shared, pairing.notes))
     if not pairing.questions and not pairing.probes:
         raise ValueError(
@@ -210,61 +227,46 @@ def _data(record: dict[str, Any]) -> dict[str, str]:
 
 def _row(line: bytes, where: str) -> Row:
     try:
-        row = json.loads(line)
+        item = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where}: expected one JSON object a line, found {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    if "left_out" in row or "without_readout" in row:
-        return row
-    question = _is_question(row)
-    missing = [k for k in (QUESTION_KEYS if question else PROBE_KEYS) if k not in row]
-    if missing:
-        raise ValueError(f"{where}: expected {', '.join(missing)}, found {sorted(row)}")
-    if not all(isinstance(row[k], str) for k in ("id", "cluster", "task")):
-        raise ValueError(f"{where}: expected texts as id, cluster and task, found other types")
-    value = row["correct" if question else "score"]
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where}: expected a finite score, found {value!r}")
-    if question and value not in (0, 1):
-        raise ValueError(f"{where}: expected correct to be 0 or 1, found {value!r}")
-    return row
-
-
-def _is_question(row: Row) -> bool:
-    """Whether it is an answer; a probe's row may count correct keypoints beside its score."""
-    return "correct" in row and "score" not in row
+    if not isinstance(item, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(item).__name__}")
+    return from_json(item, where)
 
 
 def _place(side: Side, row: Row, dataset: str) -> None:
-    if row.get("control") is not None or "without_readout" in row:
+    if isinstance(row, LeftOutRow):
+        side.left_out[row.id] = row.left_out
+    elif isinstance(row, WithoutReadoutRow) or row.control is not None:
         return
-    if "left_out" in row:
-        side.left_out[str(row.get("id"))] = str(row["left_out"])
-    elif _is_question(row):
-        name = ("mcq", str(row.get("dataset") or dataset))
+    elif isinstance(row, AnswerRow):
+        name = Name(row.task, row.dataset or dataset)
         side.questions.setdefault(name, []).append(row)
     else:
-        side.probes.setdefault((row["task"], str(row["dataset"])), []).append(row)
+        name = Name(row.task, row.dataset, row.subtask)
+        side.probes.setdefault(name, []).append(row)
 
 
-def _by_id(rows: Sequence[Row], folder: Path) -> dict[str, Row]:
-    found: dict[str, Row] = {}
+def _by_id(rows: Sequence[AnswerRow], folder: Path) -> dict[str, AnswerRow]:
+    found: dict[str, AnswerRow] = {}
     for row in rows:
-        if found.setdefault(row["id"], row) is not row:
-            raise ValueError(f"{folder}: expected question {row['id']} once, found it again")
+        if found.setdefault(row.id, row) is not row:
+            raise ValueError(f"{folder}: expected question {row.id} once, found it again")
     return found
 
 
-def _by_unit(rows: Sequence[Row], folder: Path) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _by_unit(rows: Sequence[ScoreRow], folder: Path) -> dict[str, list[ScoreRow]]:
+    found: dict[str, list[ScoreRow]] = {}
     for row in rows:
-        found.setdefault(row["id"], []).append(row)
+        found.setdefault(row.id, []).append(row)
     for name, unit in found.items():
-        places = [(r["site"], r["layer"], r["head"]) for r in unit]
-        if len(set(places)) < len(places) or len(unit) != unit[0].get("rows", len(unit)):
+        n = unit[0].rows
+        if len({(r.site, r.layer, r.head) for r in unit}) < len(unit) or len(unit) != (
+            n or len(unit)
+        ):
             raise ValueError(
-                f"{folder}: expected one line a site for unit {name} and {unit[0].get('rows')} "
+                f"{folder}: expected one line a site for unit {name} and {n} "
                 f"lines in all, found {len(unit)}; start the run's command again"
             )
     return found
@@ -281,8 +283,7 @@ def _list_units(
     }
     pairing.units.append(
         {
-            "task": name[0],
-            "dataset": name[1],
+            **name.entries,
             "shared": len(shared),
             "only_before": only[0],
             "only_after": only[1],
@@ -292,19 +293,20 @@ def _list_units(
     return shared
 
 
-def _same(what: str, keys: Sequence[str], before: Row, after: Row) -> None:
+def _same(what: str, keys: Sequence[str], before: Any, after: Any) -> None:
     for key in keys:
-        if before[key] != after[key]:
+        was, now = getattr(before, key), getattr(after, key)
+        if was != now:
             raise ValueError(
-                f"{what}: expected the same {key} before and after, found {before[key]!r} and "
-                f"{after[key]!r}; these are not the same data"
+                f"{what}: expected the same {key} before and after, found {was!r} and "
+                f"{now!r}; these are not the same data"
             )
 
 
 def _probe(name: Name, before: Side, after: Side, shared: list[str], notes: list[str]) -> ProbePair:
     wanted = set(shared)
-    rows = [[r for r in s.probes[name] if r["id"] in wanted] for s in (before, after)]
-    was, now = (_table(r) for r in rows)
+    rows = [[r for r in s.probes[name] if r.id in wanted] for s in (before, after)]
+    was, now = (Table(r) for r in rows)
     sites = [s for s in was.sites if s in now.sites]
     for side, table, other in (("BEFORE", was, now), ("AFTER", now, was)):
         if alone := [s for s in table.sites if s not in other.sites]:
@@ -315,43 +317,38 @@ def _probe(name: Name, before: Side, after: Side, shared: list[str], notes: list
                 }
             )
             notes.append(
-                f"{name[0]} ({name[1]}): {len(alone)} sites are in {side} only and not compared "
+                f"{name}: {len(alone)} sites are in {side} only and not compared "
                 f"({', '.join(kinds)})."
             )
     cluster_of = dict(zip(was.ids, was.clusters, strict=True))
     return ProbePair(
-        *name,
-        rows[0][0]["metric"],
-        _table(before.probes[name]),
+        name,
+        rows[0][0].metric,
+        Table(before.probes[name]),
         shared,
         [cluster_of[i] for i in shared],
         sites,
         _pick(was, shared, sites),
         _pick(now, shared, sites),
-        _pooled(name[0], rows, shared, sites),
+        _pooled(name.task, rows, shared, sites),
     )
 
 
 def _pooled(
-    task: str, rows: list[list[Row]], shared: list[str], sites: list[Site]
+    task: str, rows: list[list[ScoreRow]], shared: list[str], sites: list[Site]
 ) -> Pooled | None:
     every = [r for side in rows for r in side]
     for sums, metric in POOLS.items():
-        if not all(r.keys() >= set(sums) for r in every):
+        if not all(r.more.keys() >= set(sums) for r in every):
             continue
         before, after = (
-            Ratio(*(_pick(_table(side, key), shared, sites) for key in sums)) for side in rows
+            Ratio(*(_pick(Table(side, name), shared, sites) for name in sums)) for side in rows
         )
-        if task in BY_CLASS and all("category" in r for r in every):
-            category_of = {r["id"]: str(r["category"]) for r in rows[0]}
+        if task in BY_CLASS and all(r.category is not None for r in every):
+            category_of = {r.id: str(r.category) for r in rows[0]}
             return Pooled("mIoU", before, after, [category_of[i] for i in shared])
         return Pooled(metric, before, after, None)
     return None
-
-
-def _table(rows: Sequence[Row], key: str = "score") -> Table:
-    blank = {"chance": math.nan, "ceiling": math.nan}
-    return Table([{**blank, **row, "score": row[key]} for row in rows])
 
 
 def _pick(table: Table, ids: Sequence[str], sites: Sequence[Site]) -> np.ndarray:
@@ -365,5 +362,4 @@ def _union(a: dict, b: dict) -> list:
 
 
 def _holds(side: Side) -> str:
-    names = [f"{task} ({dataset})" for task, dataset in (*side.questions, *side.probes)]
-    return ", ".join(names) or "no scored unit"
+    return ", ".join(map(str, (*side.questions, *side.probes))) or "no scored unit"

@@ -24,7 +24,7 @@ from kvfix.eval.stats.paired import (
     minimum_detectable,
     stratified_paired_bootstrap,
 )
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import AnswerRow
 
 ALPHA = 0.05
 UNREAD = "unparsed"  # its name among the letters
@@ -39,8 +39,8 @@ def answer_changes(pair: QuestionPair, *, resamples: int, seed: int) -> dict[str
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    tasks = [r["task"] for r in pair.before]
-    clusters = [r["cluster"] for r in pair.before]
+    tasks = [r.subtask for r in pair.before]
+    clusters = [r.cluster for r in pair.before]
     was, now = (_column(rows, "correct") for rows in (pair.before, pair.after))
     rows = [
         _task(task, np.array([t == task for t in tasks]), was, now, clusters, resamples, seed)
@@ -173,7 +173,7 @@ def _format(
     ).micro
     unparsed = _figures(unread[0].mean(), unread[1].mean(), change)
     unparsed["p"] = mcnemar(int((unread[0] < unread[1]).sum()), int((unread[0] > unread[1]).sum()))
-    missing = [sum(bool(r.get("missing")) for r in rows) for rows in (pair.before, pair.after)]
+    missing = [sum(bool(r.missing) for r in rows) for rows in (pair.before, pair.after)]
     letters = _letters(pair, tasks, clusters, resamples, seed)
     return {
         "unparsed": unparsed,
@@ -191,7 +191,7 @@ def _letters(
 ) -> list[dict[str, Any]]:
     """Share of each letter before and after, and the share of questions where it is right."""
     chosen = [[_letter(r) for r in rows] for rows in (pair.before, pair.after)]
-    right = Counter(str(r["answer"]) for r in pair.before)
+    right = Counter(r.answer for r in pair.before)
     names = [*sorted({*chosen[0], *chosen[1], *right} - {UNREAD}), UNREAD]
     n, rows = len(pair.before), []
     for name in names:
@@ -213,21 +213,21 @@ def _letters(
     return rows
 
 
-def _letter(row: Row) -> str:
-    return UNREAD if row["unparsed"] or row["letter"] is None else str(row["letter"])
+def _letter(row: AnswerRow) -> str:
+    return UNREAD if row.unparsed or row.letter is None else row.letter
 
 
 def _logprob(
     pair: QuestionPair, tasks: list[str], clusters: list[str], resamples: int, seed: int
 ) -> dict[str, Any] | None:
-    if not all(LOGPROB in r for r in (*pair.before, *pair.after)):
+    if any(row.logprob_correct is None for row in (*pair.before, *pair.after)):
         return None
     was, now = (_column(rows, LOGPROB) for rows in (pair.before, pair.after))
     return _both_means(was, now, tasks, clusters, resamples, seed)
 
 
-def _column(rows: list[Row], key: str) -> np.ndarray:
-    return np.array([float(r[key]) for r in rows])
+def _column(rows: list[AnswerRow], key: str) -> np.ndarray:
+    return np.array([float(getattr(row, key)) for row in rows])
 
 
 def _counts(changed: Flips) -> dict[str, Any]:

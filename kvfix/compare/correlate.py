@@ -25,13 +25,13 @@ import kvfix
 from kvfix.compare.align import RULES, differences
 from kvfix.compare.rank_correlation import FEWEST, rank_correlation
 from kvfix.compare.run import Outcome
-from kvfix.eval.mcq.run import READOUT
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.stats.paired import holm
 from kvfix.report.correlate import write_correlation
 from kvfix.runs.fingerprint import versions
 from kvfix.runs.folder import read_run
 from kvfix.runs.lock import locked
+from kvfix.runs.rows import READOUT, full_name
 
 PLACES = ("best", "last")
 ALL = "all probes"  # the mean gain over the probes that every run has
@@ -161,7 +161,7 @@ def _gains(record: Record) -> dict[Name, Gain]:
     ]
     found: dict[Name, Gain] = {}
     for row in rows:
-        name = (row["task"], row["dataset"], row["metric"])
+        name = (_task(row), row["dataset"], row["metric"])
         probe = TASKS.get(row["task"])
         is_own = row["metric"] == (probe.metric if probe else "accuracy")
         if row.get("site") != "projector" or not is_own:
@@ -169,11 +169,16 @@ def _gains(record: Record) -> dict[Name, Gain]:
         layers = {
             r["layer"]: r["value"] - row["value"]
             for r in rows
-            if r.get("site") == "value" and (r["task"], r["dataset"], r["metric"]) == name
+            if r.get("site") == "value" and (_task(r), r["dataset"], r["metric"]) == name
         }
         if layers and sorted(layers) == list(range(len(layers))):
             found[name] = Gain(tuple(layers[i] for i in range(len(layers))))
     return found
+
+
+def _task(row: Record) -> str:
+    """The task, and the subtask of a readout with it."""
+    return full_name(row["task"], row.get("subtask"))
 
 
 def _answers(record: Record) -> dict[tuple[str, str], float]:

@@ -17,6 +17,7 @@ from kvfix.eval.results import Result
 from kvfix.eval.source import Site
 from kvfix.eval.stats.bootstrap import Interval, paired_bootstrap
 from kvfix.eval.stats.paired import Ratio, paired_ratio_bootstrap
+from kvfix.runs.rows import full_name
 
 PLACES = {
     "predictions": "in the predictions",
@@ -79,8 +80,7 @@ def _every_site(pair: ProbePair, resamples: int, seed: int) -> list[Result]:
     )
     return [
         {
-            "task": pair.task,
-            "dataset": pair.dataset,
+            **pair.name.entries,
             **site._asdict(),
             "metric": pair.metric,
             **_means(pair.before_NS[:, s], pair.after_NS[:, s]),
@@ -102,7 +102,7 @@ def _places(pair: ProbePair, choice_seed: int) -> tuple[list[_Place], list[str]]
     best = best_value_layer(whole, seed=choice_seed)
     if best is None:
         return places, notes
-    title = f"{pair.task} ({pair.dataset})"
+    title = str(pair.name)
     site, last = Site("value", best.layer), whole.sites[whole.columns("value")[-1]]
     reports = {name for name, use in zip(whole.ids, best.report_N, strict=True) if use}
     rows_N = np.array([name in reports for name in pair.ids])
@@ -165,8 +165,7 @@ def _row(
 ) -> dict[str, Any]:
     together = _figures(all_tasks, 0)["ci"]
     return {
-        "task": pair.task,
-        "dataset": pair.dataset,
+        **pair.name.entries,
         "place": place.name,
         **place.site._asdict(),
         "metric": metric,
@@ -182,7 +181,7 @@ def _finding(row: dict[str, Any]) -> dict[str, Any]:
     value, (low, high) = row["value"], row["ci"]
     where = PLACES[row["place"]].format(layer=row["layer"])
     verb = "gains" if value > 0 else "loses"
-    title = row["task"].replace("_", " ").capitalize()
+    title = full_name(row["task"], row.get("subtask")).replace("_", " ").capitalize()
     title += "" if row["dataset"] == "scenes" else f" ({row['dataset']})"
     return {
         "id": f"compare.{row['place']}",
@@ -190,6 +189,7 @@ def _finding(row: dict[str, Any]) -> dict[str, Any]:
         f"{row['before']:.3f} to {row['after']:.3f}, difference {value:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] (n = {row['n']}).",
         **{k: row[k] for k in ("task", "dataset", "metric", "value", "ci", "n")},
+        **({"subtask": row["subtask"]} if "subtask" in row else {}),
     }
 
 

@@ -178,6 +178,7 @@ class UnitSet:
         load: index -> unit; raises `BadUnit` for a unit that cannot be read.
         sha256: digest of what the units are made of (file list and sizes, or generator and seeds).
         cluster: what a cluster is, in one word, for the report.
+        subtasks: the subtask of each unit, for questions alone.
     """
 
     task: str
@@ -187,6 +188,7 @@ class UnitSet:
     load: Callable[[int], Unit] = field(repr=False)
     sha256: str = ""
     cluster: str = "unit"
+    subtasks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,10 +197,11 @@ class UnitSet:
         """The first `limit` units (all for None)."""
         if limit is None or limit >= len(self.ids):
             return self
-        return replace(self, ids=self.ids[:limit])
+        return replace(self, ids=self.ids[:limit], subtasks=self.subtasks[:limit])
 
     def subset(self, indices: Sequence[int]) -> UnitSet:
         """Some of the units, by their index."""
         chosen = tuple(indices)
         ids = tuple(self.ids[i] for i in chosen)
-        return replace(self, ids=ids, load=lambda i: self.load(chosen[i]))
+        subtasks = tuple(self.subtasks[i] for i in chosen) if self.subtasks else ()
+        return replace(self, ids=ids, subtasks=subtasks, load=lambda i: self.load(chosen[i]))

@@ -25,7 +25,7 @@ from kvfix.eval.suite import TaskRun, Tick, run_task, sample_path
 from kvfix.findings import FEWEST_CLUSTERS, Finding
 from kvfix.mlm.load import Mlm, Prompt
 from kvfix.runs.recorder import left_out_of
-from kvfix.runs.samples import Row, Rows
+from kvfix.runs.rows import ProbeRow, Rows
 from kvfix.session import Part, Watch
 
 CONDITIONS = ("none", "correct", "wrong", "neutral")
@@ -179,15 +179,13 @@ def _scored_plain(units: UnitSet, folder: Path, kinds: Sequence[str]) -> TaskRun
     """The rows of a run that has scored every unit at these sites without a prefix."""
     path, wanted = sample_path(folder, units), set(units.ids)
 
-    def is_mine(row: Row) -> bool:
-        return row["id"] in wanted and row.get("head") is None and row.get("site") in kinds
-
+    rows = Rows(path, ProbeRow, lambda r: r.id in wanted and r.head is None and r.site in kinds)
     left_out = left_out_of(units, path)
-    sites: dict[str, set[str]] = {e["id"]: set(kinds) for e in left_out}
-    for row in Rows(path, is_mine):
-        sites.setdefault(row["id"], set()).add(row["site"])
+    sites: dict[str, set[str | None]] = {e["id"]: set(kinds) for e in left_out}
+    for row in rows:
+        sites.setdefault(row.id, set()).add(row.site)
     whole = {name for name, read in sites.items() if read == set(kinds)}
-    return TaskRun(units, Rows(path, is_mine), left_out) if whole == wanted else None
+    return TaskRun(units, rows, left_out) if whole == wanted else None
 
 
 def _texts(mlm: Mlm, names: Sequence[str]) -> dict[str, Prefixes]:
@@ -292,10 +290,9 @@ def prefix_results(found: PrefixRuns, *, seed: int = 0) -> list[Result]:
             continue
         now, was = pair
         got = paired_bootstrap(was.score_NS, now.score_NS, now.clusters, seed=seed)
-        units = found.runs[after].units
         results += [
             site_result(
-                units,
+                found.runs[after].units,
                 site,
                 f"{now.metric} difference",
                 got,
@@ -310,8 +307,8 @@ def prefix_results(found: PrefixRuns, *, seed: int = 0) -> list[Result]:
 def _pair(found: PrefixRuns, after: str, before: str) -> tuple[Table, Table] | None:
     """Two conditions over the units that both scored, in one order."""
     sides = [list(found.runs[c].rows) for c in (after, before)]
-    shared = set.intersection(*({r["id"] for r in side} for side in sides))
-    now, was = (Table(r for r in side if r["id"] in shared) for side in sides)
+    shared = set.intersection(*({r.id for r in side} for side in sides))
+    now, was = (Table(r for r in side if r.id in shared) for side in sides)
     return (now, was) if now.ids else None
 
 
@@ -322,7 +319,7 @@ def prefix_findings(found: PrefixRuns, *, seed: int = 0) -> list[Finding]:
     the other half. Layer 0 has no say: its values come before any attention, so that no text can
     move them. Beside that the mean over all other layers, which chooses nothing, on all units.
     """
-    plain = Table(row for row in found.runs["none"].rows if row["layer"] != 0)
+    plain = Table(row for row in found.runs["none"].rows if row.layer != 0)
     best = best_value_layer(plain, seed=seed) if plain.ids else None
     if best is None:
         return []

@@ -21,6 +21,7 @@ from kvfix.report.html import (
 )
 from kvfix.report.stages import clean, interval, number
 from kvfix.runs.atomic import write_text
+from kvfix.runs.rows import full_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -130,6 +131,7 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
     _lay_out(probes)
     for row in probes:
         row["place_name"] = place_name(row)
+        row["name"] = full_name(row["task"], row.get("subtask"))
     values = [r for r in record["results"] if r["site"] == "value" and r["head"] is None]
     _lay_out(values)
     facts = [
@@ -142,7 +144,8 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
     ]
     layers: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in sorted(values, key=lambda r: r["layer"] or 0):
-        layers.setdefault((row["task"], row["dataset"], row["metric"]), []).append(row)
+        name = (full_name(row["task"], row.get("subtask")), row["dataset"], row["metric"])
+        layers.setdefault(name, []).append(row)
     return {
         "run": record,
         "facts": facts,
@@ -150,7 +153,10 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
         "questions": questions,
         "probes": probes,
         "layers": layers,
-        "units": [{**u, "alone": _alone(u)} for u in record["units"]],
+        "units": [
+            {**u, "name": full_name(u["task"], u.get("subtask")), "alone": _alone(u)}
+            for u in record["units"]
+        ],
         "places": PLACES,
         "glossary": GLOSSARY,
         "alpha": ALPHA,
@@ -198,7 +204,7 @@ def format_rows(questions: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def task_name(row: dict[str, Any]) -> str:
     """`semantic correspondence (spair71k)`; scenes are not named."""
-    name = row["task"].replace("_", " ")
+    name = full_name(row["task"], row.get("subtask")).replace("_", " ")
     return name if row["dataset"] == "scenes" else f"{name} ({row['dataset']})"
 
 

@@ -102,7 +102,7 @@ def head_maps(run: dict[str, Any], folder: Path) -> list[Path]:
             mesh = axis.pcolormesh(map_HL, cmap="cividis", edgecolors="face", linewidth=0.2)
             bar = figure.colorbar(mesh, ax=axis, pad=0.02, aspect=14)
             bar.outline.set_visible(False)
-            _title(axis, panel.task, f"{site} · {panel.dataset} · {panel.metric}")
+            _title(axis, panel.name, f"{site} · {panel.dataset} · {panel.metric}")
             for ticks, count in (
                 (axis.set_xticks, map_HL.shape[1]),
                 (axis.set_yticks, len(map_HL)),
@@ -151,7 +151,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     axis.set_xlim(left, right)
     axis.margins(y=0.08)
     axis.grid(axis="y", color=RULE, linewidth=0.6)
-    _title(axis, panel.task, f"{panel.dataset} · {panel.metric} · n = {panel.n}")
+    _title(axis, panel.name, f"{panel.dataset} · {panel.metric} · n = {panel.n}")
 
 
 def _line(

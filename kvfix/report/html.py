@@ -21,6 +21,7 @@ from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, interval, load, n
 from kvfix.report.table import finding_numbers
 from kvfix.report.verdict import model_name, verdict
 from kvfix.runs.atomic import write_text
+from kvfix.runs.rows import full_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -189,7 +190,8 @@ def _overlays(run: dict[str, Any], album: Album) -> list[dict[str, Any]]:
         picture = album.get(item.get("file"))
         shown = {k: item.get(k) for k in ("id", "site", "layer", "file", "caption", "best")}
         shown |= {"picture": picture, "score": number(item.get("score"))}
-        groups.setdefault((str(item.get("task")), str(item.get("dataset"))), []).append(shown)
+        name = (full_name(str(item.get("task")), item.get("subtask")), str(item.get("dataset")))
+        groups.setdefault(name, []).append(shown)
     return [
         {
             "task": task,

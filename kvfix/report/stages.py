@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kvfix.runs.rows import READOUT, full_name
+
 LAYERED = ("value", "key", "hidden")
 RANDOM = "random_weights"
 HALF = "report_half"
@@ -44,15 +46,21 @@ class Panel:
     """All scores of one task on one dataset under one metric."""
 
     task: str
+    subtask: str | None
     dataset: str
     metric: str
-    headline: bool = True  # the first metric of its (task, dataset): the one that is drawn
+    headline: bool = True  # the first metric of its task and dataset: the one that is drawn
     cluster: str = "unit"
     clusters: int | None = None
     scores: dict[tuple[str, int | None, str | None], Score] = field(default_factory=dict)
     heads: dict[tuple[str, int, int], Score] = field(default_factory=dict)
     halves: list[Score] = field(default_factory=list)  # value layers on the reporting half
     peak: Score | None = None  # the best value layer as the finding `flow.peak` reports it
+
+    @property
+    def name(self) -> str:
+        """Task and subtask in one word."""
+        return full_name(self.task, self.subtask)
 
     def at(self, site: str, layer: int | None = None, control: str | None = None) -> Score | None:
         """The score of one site, or None where the run has none."""
@@ -143,8 +151,8 @@ def panels(run: dict[str, Any]) -> list[Panel]:
     Raises:
         ValueError: A row lacks a field; the message names the row and the field.
     """
-    found: dict[tuple[str, str, str], Panel] = {}
-    headlines: set[tuple[str, str]] = set()
+    found: dict[tuple[str, str | None, str, str], Panel] = {}
+    headlines: set[tuple[str, str | None, str]] = set()
     for index, row in enumerate(run.get("results", [])):
         if "scoring" in row:
             continue  # an answer has no stage: `kvfix.report.questions`
@@ -153,10 +161,13 @@ def panels(run: dict[str, Any]) -> list[Panel]:
             raise ValueError(
                 f'run.json: results[{index}] has no "{missing[0]}", only {sorted(row)}'
             )
-        name = (str(row["task"]), str(row["dataset"]), str(row["metric"]))
+        task = str(row["task"])
+        if "subtask" not in row and task.startswith(f"{READOUT}_"):  # of schema 0
+            row = row | {"task": READOUT, "subtask": task.removeprefix(f"{READOUT}_")}
+        name = (str(row["task"]), row.get("subtask"), str(row["dataset"]), str(row["metric"]))
         if name not in found:
-            found[name] = Panel(*name, headline=name[:2] not in headlines)
-            headlines.add(name[:2])
+            found[name] = Panel(*name, headline=name[:3] not in headlines)
+            headlines.add(name[:3])
         _place(row, found[name])
     shown = list(found.values())
     for item in run.get("findings") or []:

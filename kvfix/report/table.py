@@ -85,7 +85,7 @@ def _row(panel: Panel) -> list[Text]:
     star = "" if best is None or best.held_out else "*"
     bounds = ["–" if b is None else f"{b:.3f}" for b in (panel.chance, panel.ceiling)]
     return [
-        Text(panel.task.replace("_", "\n", 1).replace("_", " ")),
+        Text(panel.name.replace("_", "\n", 1).replace("_", " ")),
         Text(f"{panel.dataset}\n{panel.metric}"),
         _cell(panel.at("vision")),
         _cell(panel.at("projector")),

@@ -17,6 +17,7 @@ from kvfix.data.units import UnitSet
 from kvfix.runs.atomic import write_text
 from kvfix.runs.fingerprint import differences, mixed, not_recorded, start_card, versions
 from kvfix.runs.lock import LOCK, locked
+from kvfix.runs.rows import SCHEMA
 
 # What a process that was killed may leave of a run that had not begun.
 LEFTOVERS = (LOCK, "run.json.new", "run.new")
@@ -106,6 +107,7 @@ class RunFolder:
         self._seconds_before = seconds if isinstance(seconds, int | float) else 0.0
         self.record: dict[str, Any] = {
             "kvfix": kvfix.__version__,
+            "schema": SCHEMA,
             "kind": kind,
             "command": command,
             "started": (before or {}).get("started") or datetime.now(UTC).isoformat(),
@@ -138,6 +140,11 @@ class RunFolder:
                 f"{self.folder} was begun by an older kvfix, which did not record "
                 f"{', '.join(unknown)}: whether its units were scored in the same way is unknown; "
                 "choose another --out (kvfix compare still reads it)"
+            )
+        if (schema := before.get("schema", 0)) != SCHEMA:
+            raise OtherRun(
+                f"{self.folder}: expected samples of schema {SCHEMA}, found schema {schema}, of "
+                "another kvfix; choose another --out (kvfix compare still reads a finished run)"
             )
         return before
 

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from kvfix.data.left_out import Attempts, LeftOut, too_many
 from kvfix.data.units import UnitSet
-from kvfix.runs.samples import Row, Rows, SampleFile
+from kvfix.runs.rows import LeftOutRow, Row, Rows, to_json
+from kvfix.runs.samples import SampleFile
 
 T = TypeVar("T")
 Entry = dict[str, str]  # a unit that was left out, as run.json lists it
@@ -62,8 +63,8 @@ class Recorder:
         self.units, self.file = units, SampleFile(path)
         self.order = units.ids if order is None else order
         todo = sum(name not in self.file.done for name in units.ids)
-        proven = any("left_out" not in row for row in self.file.rows)
-        self._attempts, self._held = Attempts(todo, proven), list[list[Row]]()
+        proven = any("left_out" not in line for line in self.file.lines)
+        self._attempts, self._held = Attempts(todo, proven), list[Sequence[Row]]()
 
     def __enter__(self) -> Recorder:
         return self
@@ -78,7 +79,7 @@ class Recorder:
             self._write()
             self.file.sort(self.order)
 
-    def unit(self, name: str, score: Callable[[], list[Row]]) -> None:
+    def unit(self, name: str, score: Callable[[], Sequence[Row]]) -> None:
         """Score a unit, unless it is on disk."""
         if name not in self.file.done:
             self._append(name, self._attempts.do(lambda: _checked(score())))
@@ -87,7 +88,7 @@ class Recorder:
         self,
         names: Sequence[str],
         load: Callable[[str], T],
-        score: Callable[[list[T]], list[list[Row]]],
+        score: Callable[[list[T]], Sequence[Sequence[Row]]],
     ) -> None:
         """Read units one by one and score them together, unless all of them are on disk.
 
@@ -103,26 +104,26 @@ class Recorder:
             if name not in self.file.done:
                 self._append(name, rows)
 
-    def _append(self, name: str, rows: list[Row] | LeftOut) -> None:
+    def _append(self, name: str, rows: Sequence[Row] | LeftOut) -> None:
         if isinstance(rows, LeftOut):
-            rows = [{"id": name, "task": self.units.task, "left_out": rows.why}]
+            rows = [LeftOutRow(name, self.units.task, rows.why, self.units.dataset)]
         self._held.append(rows)
         if self._attempts.settled:
             self._write()
 
     def _write(self) -> None:
         for rows in self._held:
-            self.file.append(rows)
+            self.file.append([to_json(row) for row in rows])
         self._held.clear()
 
 
-def _checked(rows: list[Row]) -> list[Row]:
+def _checked(rows: Sequence[Row]) -> Sequence[Row]:
     """Rows that JSON can hold: NaN is no score.
 
     Raises:
         ValueError: a number that is not finite.
     """
-    for row in rows:
+    for row in map(to_json, rows):
         try:
             json.dumps(row, allow_nan=False)
         except ValueError as error:
@@ -145,8 +146,8 @@ def left_out_of(units: UnitSet, path: Path) -> list[Entry]:
     """The units of a set that were left out, and why, from the samples on disk."""
     wanted = set(units.ids)
     return [
-        left_out_entry(units, row["id"], row["left_out"])
-        for row in Rows(path, lambda row: row["id"] in wanted and "left_out" in row)
+        left_out_entry(units, row.id, row.left_out)
+        for row in Rows(path, LeftOutRow, lambda row: row.id in wanted)
     ]
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,35 +23,7 @@ COPIED = 1 << 20  # bytes at once
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-
-
-class Rows:
-    """Rows of a samples file, read from disk each time they are gone through, never held.
-
-    Args:
-        path: the file, complete.
-        keep: which rows to see.
-    """
-
-    def __init__(self, path: Path, keep: Callable[[Row], bool] = lambda row: True):
-        """See the class."""
-        self.path, self.keep = path, keep
-
-    def __iter__(self) -> Iterator[Row]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as stream:
-            for line in stream:
-                row = json.loads(line)
-                if self.keep(row):
-                    yield row
-
-    def __bool__(self) -> bool:
-        return next(iter(self), None) is not None
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+Line = dict[str, Any]  # see `kvfix.runs.rows` for what it means
 
 
 class SampleFile:
@@ -73,11 +45,13 @@ class SampleFile:
         self.done = set(self._order)
 
     @property
-    def rows(self) -> Rows:
-        """Every row on disk, those of left-out units included."""
-        return Rows(self.path)
+    def lines(self) -> Iterator[Line]:
+        """Every line on disk as its JSON object, those of left-out units included."""
+        if self.path.exists():
+            with self.path.open("rb") as stream:
+                yield from map(json.loads, stream)
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Line]) -> None:
         """Write all lines of one unit durably.
 
         Raises:
@@ -151,11 +125,11 @@ def _pieces(path: Path) -> list[_Piece]:
 class _Unit:
     """Lines of one unit while they are read."""
 
-    def __init__(self, row: Row, line: int, start: int):
+    def __init__(self, row: Line, line: int, start: int):
         self.id, self.rows, self.line, self.start = row["id"], row["rows"], line, start
         self._seen: list[bytes] = []
 
-    def takes(self, row: Row) -> bool:
+    def takes(self, row: Line) -> bool:
         """Whether a line goes on with this unit."""
         return (row["id"], row["rows"]) == (self.id, self.rows) and len(self._seen) < self.rows
 
@@ -229,7 +203,7 @@ def _rewrite(path: Path, pieces: Sequence[_Piece]) -> None:
                 left -= len(block)
 
 
-def _parse(line: bytes) -> Row | None:
+def _parse(line: bytes) -> Line | None:
     if not line.endswith(b"\n"):
         return None
     try:

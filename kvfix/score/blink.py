@@ -17,7 +17,7 @@ from kvfix.eval.mcq import accuracy
 from kvfix.eval.mcq.accuracy import McqScore, Question, TaskScore, ends
 from kvfix.eval.mcq.letters.parse import FOLLOWS, UNPARSED, extract, parsed_letter
 from kvfix.eval.results import Result
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import AnswerRow
 from kvfix.score.dumps.read import Dump, read_answers, read_dump
 from kvfix.score.record import Scoring, unread
 
@@ -38,7 +38,7 @@ def predictions(path: Path, truths: Truths[str]) -> Dump:
     return read_dump(path, {name: truths.load(i) for i, name in enumerate(truths.units.ids)})
 
 
-def rows(job: _Job, name: str, answer: str) -> Iterator[Row]:
+def rows(job: _Job, name: str, answer: str) -> Iterator[AnswerRow]:
     """A question's letter, by the rules of `profile` or as the dump has `parsed` it."""
     dump, profile = job.predictions, job.rules["profile"]
     found = dump.predictions.get(name)
@@ -51,17 +51,13 @@ def rows(job: _Job, name: str, answer: str) -> Iterator[Row]:
         )
     else:
         letter = found and parsed_letter(found.parsed, profile)
-    yield {
-        "id": name,
-        "task": task_of(name),
-        "cluster": name,
-        "correct": int(letter == answer),
-        "letter": letter,
-        "answer": answer,
-        "unparsed": letter is UNPARSED,
-        "missing": found is None,
-        "rows": 1,
-    }
+    yield AnswerRow(
+        *(name, name, job.units.task, task_of(name), int(letter == answer), letter, answer),
+        unparsed=letter is UNPARSED,
+        dataset=job.units.dataset,
+        missing=found is None,
+        rows=1,
+    )
 
 
 def results(job: _Job) -> Iterator[Result]:
@@ -97,8 +93,8 @@ def notes(job: _Job) -> Iterator[str]:
 
 
 def _score(job: _Job) -> McqScore:
-    keys = ("id", "task", "answer", "letter", "missing")
-    return accuracy.score([Question(*(r[k] for k in keys)) for r in job.rows], seed=job.seed)
+    questions = [Question(r.id, r.subtask, r.answer, r.letter, r.missing) for r in job.rows]
+    return accuracy.score(questions, seed=job.seed)
 
 
 def _figures(task: TaskScore) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from kvfix.data.units import VOID, Truths, UnitSet
 from kvfix.eval.metrics.davis import ObjectScore, davis_objects
 from kvfix.eval.pooled import mean
 from kvfix.eval.results import Result
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow
 from kvfix.score.davis_masks import Masks, masks_of, read_masks
 from kvfix.score.predictions import check_size, some
 from kvfix.score.record import Scoring, unread
@@ -122,7 +122,7 @@ def truths(folder: Path, rules: Mapping[str, Any]) -> Truths[Masks]:
     return Truths(units, masks.__getitem__)
 
 
-def rows(job: _Job, name: str, truth: Masks) -> Iterator[Row]:
+def rows(job: _Job, name: str, truth: Masks) -> Iterator[ProbeRow]:
     """One for each object, because the official means are over objects.
 
     255 in the truth is background; the objects are those of its first frame. One that the results
@@ -146,9 +146,9 @@ def details(job: _Job, results: list[Result]) -> dict[str, Any]:
     for name, masks in zip(job.units.ids, map(job.truths.load, range(len(job.units))), strict=True):
         mine = list(job.columns(cluster=name).rows)
         sequences[name] = {
-            **{m: float(np.mean([r[field] for r in mine])) for m, field in MEASURES.items()},
+            **{m: float(np.mean([r.number(field) for r in mine])) for m, field in MEASURES.items()},
             "frames": len(masks.frames) - 2,
-            "objects": {r["id"]: {m: r[field] for m, field in MEASURES.items()} for r in mine},
+            "objects": {r.id: {m: r.number(field) for m, field in MEASURES.items()} for r in mine},
         }
     return {
         **{r["metric"]: r["value"] for r in results},

@@ -13,7 +13,7 @@ from kvfix.data.units import Truths
 from kvfix.eval.metrics.classes import IGNORE, class_counts, class_ids
 from kvfix.eval.pooled import class_iou
 from kvfix.eval.results import Result
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow
 from kvfix.score.predictions import MaskFolder, read_pixels
 from kvfix.score.record import Scoring
 
@@ -26,7 +26,7 @@ def predictions(path: Path, truths: Truths[np.ndarray]) -> MaskFolder:
     return MaskFolder(path, truths.units.ids)
 
 
-def rows(job: _Job, name: str, truth_HW: np.ndarray) -> Iterator[Row]:
+def rows(job: _Job, name: str, truth_HW: np.ndarray) -> Iterator[ProbeRow]:
     """An image's own class, which is written, and one for each class that occurs in it."""
     names = _names(job)
 
@@ -60,7 +60,7 @@ def rows(job: _Job, name: str, truth_HW: np.ndarray) -> Iterator[Row]:
 def results(job: _Job) -> Iterator[Result]:
     """One figure: each class pooled over all images, then the mean over all classes."""
     found = class_iou(job.columns(metric=_CLASS), len(_names(job)))
-    yield job.result("mIoU", found) | {"n": len({r["cluster"] for r in job.rows})}
+    yield job.result("mIoU", found) | {"n": len({r.cluster for r in job.rows})}
 
 
 def details(job: _Job, results: list[Result]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def details(job: _Job, results: list[Result]) -> dict[str, Any]:
     sums = {name: [0, 0, 0] for name in _names(job)}
     for row in job.columns(metric=_CLASS).rows:
         for i, key in enumerate(("inter", "union", "truth")):
-            sums[row["category"]][i] += row[key]
+            sums[row.category][i] += row.number(key)
     return {
         "n_classes": len(sums) - 1,
         "absent": [name for name, (_, _, truth) in sums.items() if not truth],

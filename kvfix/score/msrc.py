@@ -13,7 +13,7 @@ from kvfix.data.units import Truths
 from kvfix.eval.metrics.masks import group_score, overlap
 from kvfix.eval.pooled import mean
 from kvfix.eval.results import Result
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow
 from kvfix.score.predictions import MaskFolder, read_binary
 from kvfix.score.record import Scoring
 
@@ -26,7 +26,7 @@ def predictions(path: Path, truths: Truths[_Masks]) -> MaskFolder:
     return MaskFolder(path, suffixes=(".png", ".bmp"))
 
 
-def rows(job: _Job, name: str, truth: _Masks) -> Iterator[Row]:
+def rows(job: _Job, name: str, truth: _Masks) -> Iterator[ProbeRow]:
     """A group's means over its images."""
     read = partial(read_binary, soft=True)
     found = {
@@ -50,5 +50,5 @@ def results(job: _Job) -> Iterator[Result]:
 def details(job: _Job, results: list[Result]) -> dict[str, Any]:
     """Both of each group."""
     return {
-        "groups": {r["id"]: {"jaccard": r["score"], "precision": r["precision"]} for r in job.rows}
+        "groups": {r.id: {"jaccard": r.score, "precision": r.number("precision")} for r in job.rows}
     }

@@ -15,7 +15,7 @@ from kvfix.data.units import Truths
 from kvfix.eval.metrics.masks import fold_of, overlap, pooled_ratio
 from kvfix.eval.pooled import class_iou, foreground_background_iou
 from kvfix.eval.results import Result
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow
 from kvfix.score.predictions import MaskFolder, read_binary, read_pixels
 from kvfix.score.record import Scoring
 
@@ -27,7 +27,7 @@ def predictions(path: Path, truths: Truths[QueryTruth]) -> MaskFolder:
     return MaskFolder(path, truths.units.ids)
 
 
-def rows(job: _Job, name: str, truth: QueryTruth) -> Iterator[Row]:
+def rows(job: _Job, name: str, truth: QueryTruth) -> Iterator[ProbeRow]:
     """An episode's pixel counts; void pixels count nowhere."""
     read = partial(_class_map, truth.label) if job.rules["class_maps"] else _binary
     found = overlap(job.predictions.read(name, read, truth.mask), truth.mask)
@@ -51,15 +51,15 @@ def details(job: _Job, results: list[Result]) -> dict[str, Any]:
     """IoU of each class, pooled over its episodes."""
     classes = {}
     for name in CLASSES:
-        if members := [r for r in job.rows if r["category"] == name]:
-            inter, union = ([r[key] for r in members] for key in ("inter", "union"))
+        if members := [r for r in job.rows if r.category == name]:
+            inter, union = ([r.number(key) for r in members] for key in ("inter", "union"))
             classes[name] = float(np.nan_to_num(pooled_ratio(inter, union)))
     return {"classes": classes}
 
 
 def notes(job: _Job) -> Iterator[str]:
     """Of which classes and folds there is no episode."""
-    occur, folds = {r["category"] for r in job.rows}, _folds(job)
+    occur, folds = {r.category for r in job.rows}, _folds(job)
     for fold in folds:
         of_fold = CLASSES[PER_FOLD * fold : PER_FOLD * (fold + 1)]
         if absent := [name for name in of_fold if name not in occur]:
@@ -69,7 +69,7 @@ def notes(job: _Job) -> Iterator[str]:
 
 
 def _folds(job: _Job) -> list[int]:
-    return sorted({r["fold"] for r in job.rows})
+    return sorted({r.number("fold") for r in job.rows})
 
 
 def _both(job: _Job, n_folds: int, part: str | None = None, **fields: int) -> Iterator[Result]:

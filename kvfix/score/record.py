@@ -25,7 +25,7 @@ from kvfix.eval.stats.bootstrap import Interval
 from kvfix.runs.atomic import write_text
 from kvfix.runs.folder import RunFolder, claimed
 from kvfix.runs.recorder import Entry, Listing
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow, Row, to_json
 
 if TYPE_CHECKING:  # it loads models
     from kvfix.session import Watch
@@ -75,31 +75,27 @@ class Scoring(Generic[T, P]):
     predictions: P
     rules: Mapping[str, Any]
     seed: int
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
 
     @property
     def units(self) -> UnitSet:
         """What there was to predict."""
         return self.truths.units
 
-    def row(self, name: str, cluster: str, metric: str, score: float, **more: Any) -> Row:
+    def row(self, name: str, cluster: str, metric: str, score: float, **more: Any) -> ProbeRow:
         """A unit's line in `samples/`; `more` are further numbers, such as pixel counts."""
-        return {
-            "id": name,
-            "cluster": cluster,
-            "task": self.units.task,
-            "dataset": self.units.dataset,
-            "control": None,
-            **Site(None)._asdict(),
-            "metric": metric,
-            "score": score,
-            **more,
-            "rows": 1,
-        }
+        of = (self.units.task, self.units.dataset)
+        category = more.pop("category", None)
+        return ProbeRow(
+            *(name, cluster, *of, *Site(None), metric, score),
+            category=category,
+            more=more,
+            rows=1,
+        )
 
     def columns(self, **fields: Any) -> Columns:
         """The rows in which all these fields have these values."""
-        rows = [r for r in self.rows if all(r[k] == v for k, v in fields.items())]
+        rows = [r for r in self.rows if all(r.number(k) == v for k, v in fields.items())]
         return Columns(rows, self.seed)
 
     def result(self, metric: str, found: Interval, *, part: str | None = None) -> Result:
@@ -178,7 +174,7 @@ def score(benchmark: Benchmark, options: ScoreOptions, *, command: str, watch: W
     predictions = benchmark.predictions(options.predictions, truths)
     scoring = Scoring(truths, predictions, options.rules, options.seed)
     left_out = _each_unit(benchmark, scoring, watch)
-    written = [r for r in scoring.rows if r.get("metric") == benchmark.metric]
+    written = [r for r in scoring.rows if getattr(r, "metric", None) == benchmark.metric]
     results = list(benchmark.results(scoring))
     rules = {name: options.rules[name] for name in benchmark.recorded}
     rules["protocol"] = benchmark.protocol
@@ -253,7 +249,7 @@ def _write(
     )
     path = out / "samples" / f"{data['task']}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(to_json(row), allow_nan=False) + "\n" for row in rows))
     folder.save(seconds=time.monotonic() - start, complete=True, **record)
 
 

@@ -14,7 +14,7 @@ from kvfix.data.units import Sentence, Truths
 from kvfix.eval.metrics.masks import EMPTY_IS, overlap
 from kvfix.eval.pooled import POOLED, mean
 from kvfix.eval.results import Result
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow
 from kvfix.score.predictions import Lines
 from kvfix.score.record import Scoring
 from kvfix.wording import shown
@@ -40,7 +40,7 @@ def predictions(path: Path, truths: Truths[Sentence]) -> Lines[_Rle]:
     return Lines(path, truths.units.ids, key="id", read=_rle)
 
 
-def rows(job: _Job, name: str, truth: Sentence) -> Iterator[Row]:
+def rows(job: _Job, name: str, truth: Sentence) -> Iterator[ProbeRow]:
     """Where neither truth nor prediction has a pixel, the rule `profile` says what that scores."""
     found = overlap(_decode(job.predictions.get(name), truth.mask.shape), truth.mask, void=None)
     iou = found.iou_or(EMPTY_IS[job.rules["profile"]])

@@ -13,7 +13,7 @@ from kvfix.data.units import Truths
 from kvfix.eval.metrics.points import PairHits, box_size, image_size, pck_hits
 from kvfix.eval.pooled import mean, per_point
 from kvfix.eval.results import Result
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow
 from kvfix.score.predictions import Lines
 from kvfix.score.record import Scoring
 from kvfix.wording import shown
@@ -28,7 +28,7 @@ def predictions(path: Path, truths: Truths[PairTruth]) -> Lines[np.ndarray]:
     return Lines(path, truths.units.ids, key="pair", read=_points)
 
 
-def rows(job: _Job, name: str, truth: PairTruth) -> Iterator[Row]:
+def rows(job: _Job, name: str, truth: PairTruth) -> Iterator[ProbeRow]:
     """One for each radius; that of the headline is written."""
     points = job.predictions.get(name)
     if points is not None and len(points) != len(truth.xy):
@@ -52,7 +52,7 @@ def results(job: _Job) -> Iterator[Result]:
     """By every radius, then of every category by the headline's."""
     for radius in RADII:
         yield from _both(job, radius)
-    for category in sorted({r["category"] for r in job.rows}):
+    for category in sorted({r.category for r in job.rows}):
         yield from _both(job, HEADLINE, category, category=category)
 
 

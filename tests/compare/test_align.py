@@ -84,7 +84,7 @@ def test_fewer_units_of_the_same_data_are_not_other_data(run: Runner) -> None:
     ("key", "value", "says"),
     [
         ("answer", "C", "question Jigsaw_3: expected the same answer before and after"),
-        ("task", "IQ_Test", "question Jigsaw_3: expected the same task before and after"),
+        ("task", "IQ_Test", "question Jigsaw_3: expected the same subtask before and after"),
         ("cluster", "z", "question Jigsaw_3: expected the same cluster before and after"),
         ("correct", 0.5, "samples.jsonl:4: expected correct to be 0 or 1"),
         ("correct", None, "samples.jsonl:4: expected a finite score"),

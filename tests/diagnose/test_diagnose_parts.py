@@ -79,7 +79,7 @@ def test_surfacing_has_a_table_an_example_and_a_sentence(finished: Finished) -> 
         assert sum(record["counts"].values()) == record["n"] > 0
         share = record["counts"]["unsurfaced"] / record["n"]
         assert record["of_all"]["value"] == pytest.approx(share)
-    shown = [o for o in finished.run["overlays"] if o["task"].startswith("readout_")]
+    shown = [o for o in finished.run["overlays"] if o["task"] == "readout"]
     unsurfaced = any(r["examples"] for r in records if r["scoring"] == "generation")
     assert bool(shown) == unsurfaced
     assert all((finished.folder / o["file"]).is_file() for o in shown)
@@ -142,7 +142,7 @@ def test_a_trained_readout_is_reported_apart_and_trained_once(
         assert record["n"] == plain[name]["n"] == 3  # the same held-out half
         assert record["answer"] == plain[name]["answer"] and "training" not in plain[name]
     rows = [r for r in run["results"] if r["control"] == "trained"]
-    assert len(rows) == 4 and all(r["task"].startswith("readout_") for r in rows)
+    assert len(rows) == 4 and all(r["task"] == "readout" and r["subtask"] for r in rows)
     file = tmp_path / "run/samples/readout.trained.jsonl"
     assert all(json.loads(line)["id"].startswith("test_") for line in file.read_text().splitlines())
     assert "trained, L" in ended.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_stages_that_were_not_read_have_no_finding() -> None:
 
 def test_single_heads_are_no_layers() -> None:
     scores = rows({("value", layer): np.full(8, 0.5) for layer in range(2)})
-    heads = [{**r, "head": 0, "score": 0.9} for r in scores]
+    heads = [replace(r, head=0, score=0.9) for r in scores]
     found = findings(Table([*heads, *scores]))
     assert (
         found["flow.peak"]["value"] == pytest.approx(0.5) and "of 2" in found["flow.peak"]["text"]

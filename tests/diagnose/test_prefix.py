@@ -65,8 +65,8 @@ def test_a_real_model_reads_the_prefix_before_the_image(
     plain = run_task(
         units, MlmSource(mlm, kinds=["value"], position=False), tmp_path, control="plain"
     )
-    scores = {c: [r["score"] for r in run.rows] for c, run in found.runs.items()}
-    assert scores["none"] == [r["score"] for r in plain.rows]
+    scores = {c: [r.score for r in run.rows] for c, run in found.runs.items()}
+    assert scores["none"] == [r.score for r in plain.rows]
     assert scores["correct"] != scores["none"]
 
 
@@ -104,7 +104,7 @@ def test_a_unit_that_cannot_be_read_is_left_out_and_loses_nothing(
     found = run_prefixes(replace(units, load=broken), mlm, tmp_path)
     for run in found.runs.values():
         assert [e["id"] for e in run.left_out] == [units.ids[0]]
-        assert {r["id"] for r in run.rows} == set(units.ids[1:])
+        assert {r.id for r in run.rows} == set(units.ids[1:])
     with pytest.raises(NoContrast, match="can be read, found none"):
         run_prefixes(replace(units.head(1), load=broken), mlm, tmp_path / "none")
 

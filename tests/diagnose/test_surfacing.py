@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from kvfix.diagnose.surfacing.table import (
     surfacing_result,
 )
 from kvfix.eval.mcq.run import in_turn, readable
+from kvfix.runs.rows import AnswerRow, ReadoutRow
 
 N = 400
 
@@ -114,19 +117,22 @@ def test_the_site_is_not_chosen_on_the_questions_that_report() -> None:
     assert abs(np.mean(shares) - 0.5) < 4 * 0.5 / np.sqrt(20 * N / 2)
 
 
-def rows(ids: str) -> list[dict]:
+def rows(ids: str) -> list[ReadoutRow]:
     sites = [("vision", None), ("value", 0), ("value", 1)]
+    named = ("readout", "Art_Style", "scenes")
     return [
-        {"id": i, "cluster": i, "site": s, "layer": layer, "head": None, "score": 1.0}
-        | {"metric": "accuracy", "choice": (ord(i) + (layer or 0)) % 2}
+        ReadoutRow(i, i, *named, s, layer, None, "accuracy", 1.0, (ord(i) + (layer or 0)) % 2)
         for i in ids
         for s, layer in sites
     ]
 
 
 ANSWERS = [
-    {"id": i, "answer": "AB"[k % 2], "correct": k % 3 == 0, "logprob_correct": k % 3 == 1}
-    | {"logprobs": [-1.0, -2.0]}
+    AnswerRow(
+        *(i, i, "mcq", "Art_Style", int(k % 3 == 0), "A", "AB"[k % 2], False),
+        logprob_correct=int(k % 3 == 1),
+        logprobs=(-1.0, -2.0),
+    )
     for k, i in enumerate("abcdefgh")
 ]
 
@@ -146,7 +152,7 @@ def test_rows_are_aligned_by_id_and_scoring() -> None:
 
 
 def test_what_does_not_exist_is_null_in_the_record() -> None:
-    right = [{**a, "correct": 1} for a in ANSWERS]  # no wrong answer to take a share of
+    right = [replace(a, correct=1) for a in ANSWERS]  # no wrong answer to take a share of
     readings, table = align(rows("abcdefgh"), right, "generation")
     found = surfacing(readings, columns=table.columns("value"))
     names = {"dataset": "scenes", "subtask": "Art_Style", "scoring": "generation"}
@@ -175,7 +181,9 @@ def test_record_and_sentence_carry_every_number() -> None:
 def listed(*tasks: str) -> UnitSet:
     """Questions of some subtasks, one subtask after the other, as benchmarks list them."""
     ids = tuple(f"val_{task}_{i}" for task in tasks for i in range(10))
-    return UnitSet("mcq", "blink", "val", ids, lambda i: None)  # type: ignore[arg-type,return-value]
+    named = tuple(task for task in tasks for _ in range(10))
+    none = cast(Any, lambda i: None)
+    return UnitSet("mcq", "blink", "val", ids, none, subtasks=named)
 
 
 def test_a_limit_takes_of_every_readable_subtask_in_turn() -> None:

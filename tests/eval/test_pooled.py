@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_source import FakeSource
@@ -11,6 +13,7 @@ from kvfix.data.units import UnitSet
 from kvfix.eval.metrics import Overlap, class_miou, fb_iou
 from kvfix.eval.pooled import POOLED, PRECISION_AT, pooled_results
 from kvfix.eval.suite import TaskRun, run_task
+from kvfix.runs.rows import ProbeRow
 
 # category, intersection, union, the background's intersection and union; 100 valid pixels each
 UNITS = [
@@ -21,27 +24,24 @@ UNITS = [
 ]
 
 
-def rows_of(task: str) -> list[dict]:
+def rows_of(task: str) -> list[ProbeRow]:
     rows = []
     for i, (category, o) in enumerate(UNITS):
         for site, layer, less in (("vision", None, 0), ("value", 3, 5)):
             inter = max(o.inter - less, 0)
             rows.append(
-                {
-                    "id": f"u{i}",
-                    "cluster": f"c{i}",
-                    "category": category,
-                    "task": task,
-                    "site": site,
-                    "layer": layer,
-                    "head": None,
-                    "metric": "IoU",
-                    "score": inter / o.union if o.union else 1.0,
-                    "inter": inter,
-                    "union": o.union,
-                    "inter_background": o.inter_background,
-                    "union_background": o.union_background,
-                }
+                ProbeRow(
+                    *(f"u{i}", f"c{i}", task, "scenes"),
+                    *(site, layer, None, "IoU"),
+                    score=inter / o.union if o.union else 1.0,
+                    category=category,
+                    more={
+                        "inter": inter,
+                        "union": o.union,
+                        "inter_background": o.inter_background,
+                        "union_background": o.union_background,
+                    },
+                )
             )
     return rows
 
@@ -75,7 +75,9 @@ def test_ciou_divides_once() -> None:
 
 
 def test_a_score_at_the_bound_counts() -> None:
-    rows = [{**r, "score": s} for r, s in zip(rows_of("x")[::2], (0.5, 0.9, 0.1, 0.7), strict=True)]
+    rows = [
+        replace(r, score=s) for r, s in zip(rows_of("x")[::2], (0.5, 0.9, 0.1, 0.7), strict=True)
+    ]
     run = TaskRun(scene_units("referring_segmentation", n=4), rows, [])
     found = {r["metric"]: r["value"] for r in pooled_results(run)}
     assert [found[f"P@{b}"] for b in PRECISION_AT] == [0.75, 0.5, 0.5, 0.25, 0.25]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_a_table_has_a_row_a_unit_and_a_column_a_site() -> None:
 
 def test_columns_come_in_layer_order_and_heads_apart() -> None:
     found = rows({("value", layer): np.zeros(2) for layer in (10, 2, 1)})
-    heads = [{**row, "head": h} for row in found for h in (1, 0)]
+    heads = [replace(row, head=h) for row in found for h in (1, 0)]
     table = Table([*heads, *found])
     assert [table.sites[i].layer for i in table.columns("value")] == [1, 2, 10]
     assert all(table.sites[i].head is None for i in table.columns("value"))
@@ -45,7 +46,7 @@ def test_columns_come_in_layer_order_and_heads_apart() -> None:
 
 
 def test_a_unit_without_a_sites_score_counts_where_it_has_one() -> None:
-    found = [r for r in rows(SCORES) if (r["id"], r["site"]) != ("u3", "vision")]
+    found = [r for r in rows(SCORES) if (r.id, r.site) != ("u3", "vision")]
     table = Table(found)
     assert np.isnan(table.score_NS).sum() == 1
     by_site = {(r["site"], r["layer"]): r for r in summarise(run_of(found))}

@@ -21,6 +21,7 @@ from kvfix.eval.mcq.run import run_answers, run_readouts
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
 from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.runs.rows import to_json
 
 FAMILIES = ("llava_onevision", "qwen2_5_vl", "llava_next")
 TASKS = ("semantic_correspondence", "referring_segmentation")
@@ -55,7 +56,9 @@ def threads(n: int) -> Iterator[None]:
 
 def by_place(rows: Any) -> Rows:
     """Rows by what they are a score of."""
-    return {(r["id"], r.get("site"), r.get("layer"), r.get("head")): r for r in rows}
+    return {
+        (r.id, *(getattr(r, k, None) for k in ("site", "layer", "head"))): to_json(r) for r in rows
+    }
 
 
 def probed(mlm: Mlm, of: UnitSet, folder: Path) -> Rows:

@@ -14,6 +14,7 @@ from kvfix.data.scenes.units import MAKERS, scene_units
 from kvfix.data.units import BadUnit, Clip, Pair, UnitSet
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.suite import TaskRun, run_suite, run_task, sample_path
+from kvfix.runs.rows import to_json
 
 PAIRS = "semantic_correspondence"
 CLIPS = "temporal_correspondence"
@@ -49,17 +50,17 @@ def test_every_unit_has_one_row_a_site(task: str, tmp_path: Path) -> None:
     wanted = {s for s in EVERY_SITE if s[0] == "value"} if TASKS[task].by_text else EVERY_SITE
     assert not run.left_out and not run.too_many_left_out
     for name in units.ids:
-        mine = [r for r in run.rows if r["id"] == name]
+        mine = [r for r in run.rows if r.id == name]
         assert len(mine) == len(wanted)
-        assert {(r["site"], r["layer"]) for r in mine} == wanted
-        assert all(r["rows"] == len(wanted) and r["cluster"] == name for r in mine)
+        assert {(r.site, r.layer) for r in mine} == wanted
+        assert all(r.rows == len(wanted) and r.cluster == name for r in mine)
     for row in run.rows:
-        assert (row["task"], row["dataset"], row["metric"]) == (task, "scenes", TASKS[task].metric)
-        assert 0 <= row["score"] <= 1 and 0 <= row["chance"] <= 1 and 0 < row["ceiling"] <= 1
-        assert row["head"] is None and row["control"] is None
-        assert not any("_S" in key for key in row) and "window" not in row
+        assert (row.task, row.dataset, row.metric) == (task, "scenes", TASKS[task].metric)
+        assert 0 <= row.score <= 1 and 0 <= row.chance <= 1 and 0 < row.ceiling <= 1
+        assert row.head is None and row.control is None
+        assert not any("_S" in key for key in row.more) and "window" not in row.more
     on_disk = (tmp_path / "samples" / f"{task}.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in on_disk] == list(run.rows)
+    assert [json.loads(line) for line in on_disk] == [to_json(row) for row in run.rows]
 
 
 def test_all_tasks_are_the_scenes_tasks() -> None:
@@ -77,12 +78,12 @@ def test_rows_carry_the_numbers_of_their_own_site(tmp_path: Path) -> None:
     source = FakeSource(noise=(0.0, 9.0, 0.3), apart=True)
     run = run_task(replace(units, load=load), source, tmp_path)
     right = {
-        s: sum(r["correct"] for r in run.rows if (r["site"], r["layer"]) == s) for s in EVERY_SITE
+        s: sum(r.more["correct"] for r in run.rows if (r.site, r.layer) == s) for s in EVERY_SITE
     }
     # An image against itself: layer 0 sees it as vision does, 2 through fog, 1 not at all.
     assert right["value", 0] == right["vision", None]
     assert right["value", 0] > right["value", 2] > right["value", 1]
-    assert all(r["score"] == r["correct"] / r["points"] for r in run.rows)
+    assert all(r.score == r.more["correct"] / r.more["points"] for r in run.rows)
 
 
 def test_a_second_start_scores_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_second_start_scores_what_is_missing_and_nothing_else(tmp_path: Path) 
     run = run_task(units, source, tmp_path, tick=ticks.append)
     assert loaded == [2, 3, 4] and source.seen == 6
     assert ticks == [PAIRS] * 5  # those done before count in the bar too
-    assert list(dict.fromkeys(r["id"] for r in run.rows)) == list(units.ids)
+    assert list(dict.fromkeys(r.id for r in run.rows)) == list(units.ids)
     units, loaded = spied(units)
     again = run_task(units, FakeSource(), tmp_path)
     assert not loaded and list(again.rows) == list(run.rows)
@@ -102,7 +103,7 @@ def test_a_smaller_limit_counts_the_asked_units_only(tmp_path: Path) -> None:
     run_task(scene_units(PAIRS, n=4), FakeSource(), tmp_path)
     units, loaded = spied(scene_units(PAIRS, n=2))
     run = run_task(units, FakeSource(), tmp_path)
-    assert {r["id"] for r in run.rows} == set(units.ids) and not loaded
+    assert {r.id for r in run.rows} == set(units.ids) and not loaded
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 6])  # before a unit, and in the middle of one
@@ -140,9 +141,7 @@ def sample_lines(folder: Path) -> list[str]:
 def test_a_unit_that_cannot_be_read_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     units = broken(scene_units(PAIRS, n=4), 1)
     run = run_task(units, FakeSource(), tmp_path)
-    assert [r["id"] for r in list(run.rows)[:: len(EVERY_SITE)]] == [
-        units.ids[i] for i in (0, 2, 3)
-    ]
+    assert [r.id for r in list(run.rows)[:: len(EVERY_SITE)]] == [units.ids[i] for i in (0, 2, 3)]
     [entry] = run.left_out
     assert entry == {
         "task": PAIRS,
@@ -175,7 +174,7 @@ def test_a_frame_that_breaks_while_a_clip_streams_leaves_out_the_clip(tmp_path: 
         return replace(clip, frames=Torn(clip.frames)) if i == 1 else clip
 
     run = run_task(replace(units, load=load), FakeSource(), tmp_path)
-    assert {r["id"] for r in run.rows} == {units.ids[0], units.ids[2]}
+    assert {r.id for r in run.rows} == {units.ids[0], units.ids[2]}
     assert [e["why"][:9] for e in run.left_out] == ["00002.jpg"]
 
 
@@ -200,8 +199,8 @@ def test_controls_and_datasets_have_files_of_their_own(tmp_path: Path) -> None:
     ]
     runs = run_suite([units, photos], FakeSource(), tmp_path)
     control = run_suite([units], FakeSource(noise=(9, 9, 9)), tmp_path, control="random")
-    assert [next(iter(r.rows))["dataset"] for r in runs] == ["scenes", "spair71k"]
-    assert {r["control"] for r in control[0].rows} == {"random"}
+    assert [next(iter(r.rows)).dataset for r in runs] == ["scenes", "spair71k"]
+    assert {r.control for r in control[0].rows} == {"random"}
     assert [p.exists() for p in paths] == [True, True, True, False]
 
 

@@ -7,28 +7,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from kvfix.eval.results import Table
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import ProbeRow
 
 Place = tuple[str, int | None]
 
 
-def rows(scores: Mapping[Place, np.ndarray], *, a_cluster: int = 2) -> list[Row]:
+def rows(scores: Mapping[Place, np.ndarray], *, a_cluster: int = 2) -> list[ProbeRow]:
     """Rows of `samples/`: scores_N a place, `a_cluster` units a cluster."""
     n_units = len(next(iter(scores.values())))
     return [
-        {
-            "id": f"u{i}",
-            "cluster": f"c{i // a_cluster}",
-            "task": "semantic_correspondence",
-            "dataset": "scenes",
-            "metric": "PCK@0.1",
-            "site": site,
-            "layer": layer,
-            "head": None,
-            "score": float(score_N[i]),
-            "chance": 0.1,
-            "ceiling": 0.9,
-        }
+        ProbeRow(
+            f"u{i}",
+            f"c{i // a_cluster}",
+            "semantic_correspondence",
+            "scenes",
+            site,
+            layer,
+            None,
+            "PCK@0.1",
+            float(score_N[i]),
+            chance=0.1,
+            ceiling=0.9,
+        )
         for i in range(n_units)
         for (site, layer), score_N in scores.items()
     ]

@@ -11,6 +11,7 @@ import numpy as np
 from curves import Place, rows
 
 from kvfix.compare.run import Options, Outcome, compare
+from kvfix.runs.rows import to_json
 
 UNITS, LAYERS = 48, 5
 Rows = list[dict[str, Any]]
@@ -40,7 +41,7 @@ def curve(
 
 def probe_run(scores: Mapping[Place, np.ndarray]) -> Rows:
     found = rows(scores)
-    return [{**r, "control": None, "rows": len(scores)} for r in found]
+    return [{**to_json(r), "rows": len(scores)} for r in found]
 
 
 def quiz(right: Mapping[str, str], *, unread: str = "") -> Rows:

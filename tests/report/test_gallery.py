@@ -32,8 +32,8 @@ def test_the_first_units_of_a_task_are_drawn_with_their_scores(task: str, tmp_pa
     overlays = [o for o in overlays if o["best"]]
     assert ticks == [task] and [o["id"] for o in overlays] == list(units.ids[:SHOWN])
     rows = run_task(units.head(1), FakeSource(), tmp_path).rows
-    [scored] = [r for r in rows if (r["site"], r["layer"]) == BEST[:2]]
-    assert overlays[0]["score"] == pytest.approx(scored["score"])
+    [scored] = [r for r in rows if (r.site, r.layer) == BEST[:2]]
+    assert overlays[0]["score"] == pytest.approx(scored.score)
     for overlay in overlays:
         assert (overlay["task"], overlay["dataset"]) == (task, "scenes")
         assert (overlay["site"], overlay["layer"]) == BEST[:2]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvfix.runs.samples import Row, SampleFile
+from kvfix.runs.samples import Line, SampleFile
 
 
 class Damage(NamedTuple):
@@ -39,7 +39,7 @@ DAMAGES = st.lists(
 )
 
 
-def rows_of(name: str, n: int) -> list[Row]:
+def rows_of(name: str, n: int) -> list[Line]:
     return [{"id": name, "layer": layer, "score": layer / 7} for layer in range(n)]
 
 
@@ -78,7 +78,7 @@ def test_any_damage(
         if name not in healed.done:
             healed.append(rows_of(name, n))
     healed.sort(names)
-    order = list(dict.fromkeys(row["id"] for row in healed.rows))
+    order = list(dict.fromkeys(row["id"] for row in healed.lines))
     assert [name for name in order if name in names] == names
 
 

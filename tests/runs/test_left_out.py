@@ -62,7 +62,7 @@ def test_what_one_unit_raises_leaves_that_one_out(
     assert entry["id"] == run.units.ids[2] and entry["why"].startswith(why)
     assert "\n" not in entry["why"]
     plain = _run(tmp_path / "plain", {})
-    assert list(run.rows) == [r for r in plain.rows if r["id"] != entry["id"]]
+    assert list(run.rows) == [r for r in plain.rows if r.id != entry["id"]]
     again = _run(tmp_path, {})  # a second start does not try it again
     assert again.left_out == run.left_out and list(again.rows) == list(run.rows)
 
@@ -100,7 +100,7 @@ def test_a_fault_that_hits_every_unit_ends_the_run_and_leaves_nothing_behind(
     assert caught.value.__notes__ == ["The first 3 units failed alike, so that none is left out."]
     assert not SampleFile(sample_path(tmp_path, units)).done
     mended = _run(tmp_path, {})
-    assert not mended.left_out and len({r["id"] for r in mended.rows}) == 5
+    assert not mended.left_out and len({r.id for r in mended.rows}) == 5
 
 
 def test_of_fewer_than_three_units_all_must_fail(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_what_the_machine_lacks_ends_the_run(
     with pytest.raises(kind, match=words):
         _run(tmp_path, {3: fault})
     resumed = _run(tmp_path, {})
-    assert not resumed.left_out and len({r["id"] for r in resumed.rows}) == 5
+    assert not resumed.left_out and len({r.id for r in resumed.rows}) == 5
 
 
 def test_a_fault_that_a_unit_may_have_is_none_of_the_machine() -> None:

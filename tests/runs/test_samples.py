@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kvfix.runs.samples import Row, SampleFile
+from kvfix.runs.samples import Line, SampleFile
 
 
-def unit(name: str, rows: int) -> list[Row]:
+def unit(name: str, rows: int) -> list[Line]:
     """Rows of one unit with a name that is no ASCII."""
     return [{"id": f"{name}é\n", "layer": layer, "score": layer / 3} for layer in range(rows)]
 
@@ -32,10 +32,10 @@ def whole(tmp_path: Path) -> Path:
 
 def test_rows_come_back_as_they_were_written(whole: Path) -> None:
     again = SampleFile(whole)
-    assert [{k: v for k, v in r.items() if k != "rows"} for r in again.rows] == [
+    assert [{k: v for k, v in r.items() if k != "rows"} for r in again.lines] == [
         row for rows in UNITS for row in rows
     ]
-    assert [r["rows"] for r in again.rows] == [1, 3, 3, 3, 3, 3, 3]
+    assert [r["rows"] for r in again.lines] == [1, 3, 3, 3, 3, 3, 3]
     assert again.done == {rows[0]["id"] for rows in UNITS}
     assert len(whole.read_text().splitlines()) == 7
 
@@ -69,7 +69,7 @@ def test_a_file_torn_at_any_byte_keeps_exactly_the_whole_units(whole: Path) -> N
 def test_garbage_is_cut_off(whole: Path, garbage: bytes) -> None:
     text = whole.read_bytes()
     whole.write_bytes(text + garbage)
-    assert len(SampleFile(whole).rows) == 7
+    assert len(list(SampleFile(whole).lines)) == 7
     assert whole.read_bytes() == text
 
 
@@ -195,7 +195,7 @@ def test_a_long_file_is_read_in_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [{"id": "a"}, {"id": "b"}]])
-def test_only_whole_units_are_appended(tmp_path: Path, rows: list[Row]) -> None:
+def test_only_whole_units_are_appended(tmp_path: Path, rows: list[Line]) -> None:
     with pytest.raises(ValueError, match="rows of one unit"):
         SampleFile(tmp_path / "t.jsonl").append(rows)
 
@@ -204,7 +204,7 @@ def test_what_json_cannot_hold_leaves_the_file_alone(whole: Path) -> None:
     text, file = whole.read_bytes(), SampleFile(whole)
     with pytest.raises(ValueError, match="JSON"):
         file.append([{"id": "d", "score": 0.5}, {"id": "d", "score": float("nan")}])
-    assert whole.read_bytes() == text and len(file.rows) == 7
+    assert whole.read_bytes() == text and len(list(file.lines)) == 7
 
 
 def test_lines_are_plain_json(whole: Path) -> None:

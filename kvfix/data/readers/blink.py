@@ -115,6 +115,7 @@ def blink_questions(folder: Path) -> UnitSet:
         partial(_load, _reader(), entries, clusters),
         whole.hexdigest(),
         "question" if len(set(clusters)) == len(clusters) else "first image",
+        tuple(e.config for e in entries),
     )
 
 

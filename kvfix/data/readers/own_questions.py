@@ -85,6 +85,7 @@ def own_questions(folder: Path) -> UnitSet:
         partial(_load, scan, clusters),
         hashlib.sha256(b"".join(e.digest for e in scan.entries)).hexdigest(),
         "question" if len(set(clusters)) == len(clusters) else "first image",
+        tuple(e.sub_task for e in scan.entries),
     )
 
 

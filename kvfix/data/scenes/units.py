@@ -211,7 +211,8 @@ def scene_units(task: str, *, split: str = "test", n: int | None = None) -> Unit
     ids = tuple(_name(task, split, i) for i in range(n))
     digest = hashlib.sha256(f"scenes v{VERSION} {SIZE} {task} {split}".encode()).hexdigest()
     cluster = "question" if task == MCQ else "unit"
-    return UnitSet(task, "scenes", split, ids, partial(maker, split), digest, cluster)
+    skills = tuple(_skill(i)[0] for i in range(n)) if task == MCQ else ()
+    return UnitSet(task, "scenes", split, ids, partial(maker, split), digest, cluster, skills)
 
 
 def _name(task: str, split: str, index: int) -> str:

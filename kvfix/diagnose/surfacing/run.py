@@ -21,7 +21,6 @@ from kvfix.diagnose.surfacing.trained import TRAINED, n_trained, trained_readout
 from kvfix.eval.mcq.ask import McqProtocol, concatenate
 from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.eval.mcq.run import (
-    READOUT,
     answer_results,
     readout_path,
     run_answers,
@@ -33,7 +32,7 @@ from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun
 from kvfix.mlm.load import Mlm
 from kvfix.runs.recorder import left_out_of
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import AnswerRow
 from kvfix.session import Part, Watch
 
 SHOWN = 2  # example questions a subtask
@@ -112,8 +111,7 @@ class _Found(NamedTuple):
 
 def _subtask(run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int) -> _Found:
     """Both scorings of one subtask; its findings and examples go to `part`."""
-    subtask = run.units.task.removeprefix(f"{READOUT}_")
-    mine = [row for row in answers.rows if row["task"] == subtask]
+    subtask, mine = _answers(run, answers)
     records, reported = [], []
     for scoring in SCORINGS:
         readings, table = align(run.rows, mine, scoring)
@@ -130,11 +128,16 @@ def _subtask(run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int
     return _Found(subtask, records, reported)
 
 
+def _answers(run: TaskRun, answers: TaskRun) -> tuple[str, list[AnswerRow]]:
+    """The subtask of readouts, and the answers to its questions."""
+    assert run.subtask is not None
+    return run.subtask, [row for row in answers.rows if row.subtask == run.subtask]
+
+
 def _trained(run: TaskRun, answers: TaskRun, part: Part, seed: int) -> list[dict[str, Any]]:
     """Both scorings of one subtask by its trained readout."""
-    subtask = run.units.task.removeprefix(f"{READOUT}_")
-    mine = [row for row in answers.rows if row["task"] == subtask]
-    training = next(iter(run.rows))["training"]
+    subtask, mine = _answers(run, answers)
+    training = next(iter(run.rows)).training
     how = (
         f"linear, on {training['n']} questions of the {training['split']} split, layer by "
         f"{training['folds']}-fold cross-validation on them"
@@ -154,17 +157,17 @@ def _examples(
     found: Surfacing,
     table: Table,
     run: TaskRun,
-    answers: Sequence[Row],
+    answers: Sequence[AnswerRow],
     folder: Path,
     notes: list[str],
 ) -> list[dict[str, Any]]:
     """Pictures of the first unsurfaced questions, with what was read and what was answered."""
     site = table.sites[found.column]
-    said = {row["id"]: row for row in answers}
+    said = {row.id: row for row in answers}
     overlays = []
     attempts = Attempts(SHOWN, proven=True)  # what was counted stands without its pictures
     for k, name in enumerate(found.examples[:SHOWN]):
-        file = f"figures/overlays/{run.units.task}.{run.units.dataset}.{k}.png"
+        file = f"figures/overlays/{run.units.task}_{run.subtask}.{run.units.dataset}.{k}.png"
         question = attempts.do(partial(_draw, run.units, name, folder / file))
         if isinstance(question, LeftOut):
             notes.append(f"Picture of {name}: not drawn, {question.why}")
@@ -173,6 +176,7 @@ def _examples(
         overlays.append(
             {
                 "task": run.units.task,
+                "subtask": run.subtask,
                 "dataset": run.units.dataset,
                 "site": site.site,
                 "layer": site.layer,
@@ -180,7 +184,7 @@ def _examples(
                 "score": None,
                 "file": file,
                 "caption": f"{question.question} Right, and read from the values: {right}. "
-                f"The model answers: {said[name]['text'] or 'nothing'}",
+                f"The model answers: {said[name].text or 'nothing'}",
             }
         )
     return overlays

@@ -27,7 +27,7 @@ from kvfix.eval.stats.bootstrap import (
     pooled_ratio_bootstrap,
 )
 from kvfix.findings import FEWEST_CLUSTERS, Finding
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import AnswerRow, ReadoutRow
 
 SCORINGS = {"generation": "correct", "logprob": "logprob_correct"}
 
@@ -183,12 +183,14 @@ def _share(got: Interval, s: int) -> Share:
     return Share(float(got.value_S[s]), float(got.low_S[s]), float(got.high_S[s]))
 
 
-def align(readouts: Iterable[Row], answers: Iterable[Row], scoring: str) -> tuple[Readings, Table]:
+def align(
+    readouts: Iterable[ReadoutRow], answers: Iterable[AnswerRow], scoring: str
+) -> tuple[Readings, Table]:
     """Readout rows and answer rows of one subtask -> readings of the questions that have both.
 
     Args:
-        readouts: one row a question and site, with `choice`.
-        answers: one row a question.
+        readouts: a row for every question and site.
+        answers: a row for every question.
         scoring: `generation` or `logprob`.
 
     Returns:
@@ -199,19 +201,18 @@ def align(readouts: Iterable[Row], answers: Iterable[Row], scoring: str) -> tupl
     """
     if scoring not in SCORINGS:
         raise ValueError(f"scoring: expected one of {', '.join(SCORINGS)}, found {scoring!r}")
-    of = {row["id"]: row for row in answers}
-    blank = {"chance": np.nan, "ceiling": np.nan}
-    table = Table({**r, **blank, "score": r["choice"]} for r in readouts if r["id"] in of)
+    of = {row.id: row for row in answers}
+    table = Table((r for r in readouts if r.id in of), field="choice")
     if np.isnan(table.score_NS).any():
         raise ValueError("expected a readout at every site of every question, found gaps")
     mine = [of[name] for name in table.ids]
     readings = Readings(
         table.ids,
         table.clusters,
-        np.array(["ABCDE".index(r["answer"]) for r in mine], dtype=int),
-        np.array([bool(r[SCORINGS[scoring]]) for r in mine], dtype=bool),
+        np.array(["ABCDE".index(r.answer) for r in mine], dtype=int),
+        np.array([bool(getattr(r, SCORINGS[scoring])) for r in mine], dtype=bool),
         table.score_NS.astype(int),
-        np.array([len(r["logprobs"]) for r in mine], dtype=int),
+        np.array([len(r.logprobs or ()) for r in mine], dtype=int),
     )
     return readings, table
 

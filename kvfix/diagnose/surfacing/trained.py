@@ -18,7 +18,7 @@ from kvfix.data.scenes.questions import SKILLS
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import MCQ, Question, UnitSet
 from kvfix.eval.mcq.readouts import Marked, question_views
-from kvfix.eval.mcq.run import READOUT, readable
+from kvfix.eval.mcq.run import readable, readout_row, readout_run
 from kvfix.eval.mcq.trained_readout import (
     FOLDS,
     Options,
@@ -29,7 +29,8 @@ from kvfix.eval.mcq.trained_readout import (
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, Tick, sample_path
 from kvfix.runs.recorder import Entry, Listing, Recorder, left_out_of
-from kvfix.runs.samples import Row, Rows, SampleFile
+from kvfix.runs.rows import READOUT, ReadoutRow
+from kvfix.runs.samples import SampleFile
 
 TRAINED = "trained"  # control of its rows: they are not the model's own
 KIND = "value"
@@ -119,11 +120,10 @@ def trained_readouts(
                     row = partial(_row, units, name, source, readout, train.split)
                     recorder.unit(name, row)
                     tick(READOUT)
-        run_units = replace(units, task=f"{READOUT}_{subtask}")
-        scored = Rows(path, partial(_is_scored, set(ids)))
+        run = readout_run(units, subtask, path, set(ids), [])
         left_out += left_out_of(units.subset([units.ids.index(name) for name in ids]), path)
-        if scored:
-            runs.append(TaskRun(run_units, scored, []))
+        if run.rows:
+            runs.append(run)
     notes = [f"Trained readout of {', '.join(t)}: not measured, {w}" for w, t in refused.items()]
     n = sum(map(len, reported.values())) + taught.looked
     failed = too_many(len(left_out) + len(taught.left_out), n)
@@ -157,40 +157,24 @@ def _read_all(
 
 def _row(
     units: UnitSet, name: str, source: MlmSource, readout: TrainedReadout, split: str
-) -> list[Row]:
+) -> list[ReadoutRow]:
     question = _question(units, units.ids.index(name))
     with naming(question.images):
         marked = question_views(question, source)
         assert isinstance(marked, Marked), marked  # it was read out before
         choice = readout.choose(option_features(marked, KIND))
-    row: Row = {
-        "id": question.id,
-        "cluster": question.cluster,
-        "task": f"{READOUT}_{question.sub_task}",
-        "dataset": units.dataset,
-        "control": TRAINED,
-        **source.sites(KIND)[readout.site]._asdict(),
-        "metric": "accuracy",
-        "score": float(choice == question.answer),
-        "chance": 1 / len(question.choices),
-        "ceiling": 1.0,
-        "choice": choice,
-        "training": {
-            "split": split,
-            "n": readout.n,
-            "folds": FOLDS,
-            "penalty": readout.penalty,
-            "cv_accuracy": readout.cv_accuracy,
-        },
+    training = {
+        "split": split,
+        "n": readout.n,
+        "folds": FOLDS,
+        "penalty": readout.penalty,
+        "cv_accuracy": readout.cv_accuracy,
     }
-    return [row]
+    site = source.sites(KIND)[readout.site]
+    return [readout_row(question, units.dataset, site, choice, control=TRAINED, training=training)]
 
 
 def _question(units: UnitSet, index: int) -> Question:
     question = units.load(index)
     assert isinstance(question, Question), type(question)
     return question
-
-
-def _is_scored(ids: set[str], row: Row) -> bool:
-    return row["id"] in ids and "left_out" not in row

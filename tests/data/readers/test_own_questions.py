@@ -263,7 +263,9 @@ def test_the_suite_asks_them_and_runs_are_compared(held_out, tmp_path) -> None:
     assert tasks >= {"Visual_Similarity", "Counting", "birds"}
     [left_out] = record["left_out"]
     assert left_out["id"] == "mcq_birds_22" and "one letter out of AB" in left_out["why"]
-    assert any(r["task"] == "readout_Visual_Similarity" for r in record["results"])
+    assert any(
+        (r["task"], r.get("subtask")) == ("readout", "Visual_Similarity") for r in record["results"]
+    )
     assert sum(record["without_readout"]["mcq"].values()) == 11
     rows = [
         json.loads(line)

@@ -14,7 +14,7 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
-from kvfix.compare.align import QUESTION_KEYS, read_side
+from kvfix.compare.align import Name, read_side
 from kvfix.data.units import Question
 from kvfix.eval.mcq.answer import Answer, McqProtocol, answer, batches, question_row, score_options
 from kvfix.eval.mcq.ask import ask
@@ -22,6 +22,7 @@ from kvfix.eval.mcq.options import answer_gap, option_tokens, option_tree
 from kvfix.eval.mcq.prefill import Prefill
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.mlm.renamed import cache_of
+from kvfix.runs.rows import to_json
 from kvfix.runs.samples import SampleFile
 
 Load = Callable[..., Mlm]
@@ -239,9 +240,9 @@ def test_batches_do_not_move_answers(name: str, load: Load) -> None:
 
 
 def test_a_batch_is_of_one_task() -> None:
-    ids = ["val_B_1", "val_Art_Style_1", "val_B_2", "val_Art_Style_2", "val_B_3", "odd"]
-    assert batches(ids, 2) == [[0, 2], [4], [1, 3], [5]]
-    assert batches(ids, 8) == [[0, 2, 4], [1, 3], [5]] and batches([], 8) == []
+    subtasks = ["B", "Art_Style", "B", "Art_Style", "B", "odd"]
+    assert batches(subtasks, 2) == [[0, 2], [4], [1, 3], [5]]
+    assert batches(subtasks, 8) == [[0, 2, 4], [1, 3], [5]] and batches([], 8) == []
 
 
 def test_low_precision_works(load: Load) -> None:
@@ -329,14 +330,22 @@ def test_a_row_is_what_compare_reads(tmp_path: Path) -> None:
         Answer("who knows", None, (-3.0, -1.0, -2.5, -4.0), "B"),
     ]
     rows = [question_row(q, "blink", a) for q, a in zip(asked, answers, strict=True)]
-    assert set(QUESTION_KEYS) <= set(rows[0])
-    assert [r["correct"] for r in rows] == [1, 0, 0]
-    assert [r["logprob_correct"] for r in rows] == [1, 1, 0]
-    assert [r["unparsed"] for r in rows] == [False, False, True]
-    assert rows[1] == {
+    assert [r.correct for r in rows] == [1, 0, 0]
+    assert [r.logprob_correct for r in rows] == [1, 1, 0]
+    assert [r.unparsed for r in rows] == [False, False, True]
+    written = to_json(rows[1])
+    asked_for = ("question", "options", "images")
+    assert [written.pop(k) for k in asked_for] == [
+        asked[1].question,
+        list(asked[1].choices),
+        [f"blink/q1/{k}" for k in range(len(asked[1].images))],
+    ]
+    assert written == {
+        "kind": "answer",
         "id": "q1",
         "cluster": "q1",
-        "task": "Jigsaw",
+        "task": "mcq",
+        "subtask": "Jigsaw",
         "dataset": "blink",
         "control": None,
         "correct": 0,
@@ -351,10 +360,10 @@ def test_a_row_is_what_compare_reads(tmp_path: Path) -> None:
     }
     file = SampleFile(tmp_path / "samples/mcq.blink.jsonl")
     for one in rows:
-        file.append([one])
+        file.append([to_json(one)])
     (tmp_path / "run.json").write_text(json.dumps({"kind": "eval", "data": []}))
     side = read_side(tmp_path)
-    assert [r["id"] for r in side.questions["mcq", "blink"]] == ["q0", "q1", "q2"]
+    assert [r.id for r in side.questions[Name("mcq", "blink")]] == ["q0", "q1", "q2"]
 
 
 def test_a_question_with_a_placeholder_is_refused(load: Load) -> None:
