@@ -112,7 +112,7 @@ def test_the_best_layer_is_the_best_of_before_on_the_half_that_chooses(
 
 def test_the_units_that_chose_the_layer_do_not_compare_it(run: Runner) -> None:
     before = curve(3)
-    table = Table(probe_run(before))
+    table = Table(rows(before))
     best = best_value_layer(table, seed=0)
     assert best is not None and best.honest
     after = copy.deepcopy(before)
