@@ -21,8 +21,8 @@ from kvfix.data.units import MCQ
 
 SCHEMA = 1  # of rows, results and findings, as run.json names it
 READOUT = "readout"  # the task of rows that answer questions from features
-# These stand in a file even where they are null: they say where and under what a row was measured.
-ALWAYS = {"site", "layer", "head", "control", "ci"}
+# These stand in a file even where they are null.
+ALWAYS = {"site", "layer", "head", "control", "letter"}
 
 
 def full_name(task: str, subtask: str | None = None) -> str:
@@ -128,7 +128,7 @@ class AnswerRow:
 
     Args:
         correct: 1 if the written answer is right.
-        letter: what was read from the text; UNPARSED where nothing could be.
+        letter: what was read from the text; None where nothing could be.
         answer: the right letter.
         logprobs: nats for each option: of the whole answer, of its mean token if `per_token`.
         images: a name for each image, see `kvfix.eval.mcq.answer.image_names`.
@@ -139,7 +139,7 @@ class AnswerRow:
     task: str
     subtask: str
     correct: int
-    letter: str
+    letter: str | None
     answer: str
     unparsed: bool
     dataset: str | None = None
@@ -172,7 +172,7 @@ NEEDED = {
 
 
 def to_json(item: Row) -> dict[str, Any]:
-    """A row as a JSON object; a field that is None is left out unless it says where."""
+    """A row as a JSON object; a field that is None is left out, but for `ALWAYS`."""
     out: dict[str, Any] = {"kind": item.kind}
     for name in NAMES[type(item)]:
         value = getattr(item, name)

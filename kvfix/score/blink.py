@@ -52,7 +52,13 @@ def rows(job: _Job, name: str, answer: str) -> Iterator[AnswerRow]:
     else:
         letter = found and parsed_letter(found.parsed, profile)
     yield AnswerRow(
-        *(name, name, job.units.task, task_of(name), int(letter == answer), letter, answer),
+        name,
+        cluster=name,
+        task=job.units.task,
+        subtask=task_of(name),
+        correct=int(letter == answer),
+        letter=letter,
+        answer=answer,
         unparsed=letter is UNPARSED,
         dataset=job.units.dataset,
         missing=found is None,

@@ -84,13 +84,14 @@ class Scoring(Generic[T, P]):
 
     def row(self, name: str, cluster: str, metric: str, score: float, **more: Any) -> ProbeRow:
         """A unit's line in `samples/`; `more` are further numbers, such as pixel counts."""
-        of = (self.units.task, self.units.dataset)
-        category = more.pop("category", None)
+        units, category = self.units, more.pop("category", None)
+        place: dict[str, Any] = Site(None)._asdict() | {
+            "category": category,
+            "more": more,
+            "rows": 1,
+        }
         return ProbeRow(
-            *(name, cluster, *of, *Site(None), metric, score),
-            category=category,
-            more=more,
-            rows=1,
+            name, cluster, units.task, units.dataset, metric=metric, score=score, **place
         )
 
     def columns(self, **fields: Any) -> Columns:

@@ -59,6 +59,7 @@ def test_a_place_is_written_even_where_there_is_none() -> None:
 
 OLD = {"id": "q1", "cluster": "q1", "dataset": "scenes", "rows": 1}
 PLACE = {"site": "value", "layer": 3, "head": None, "metric": "accuracy", "score": 1.0}
+READ = {"task": "readout_Art_Style", "choice": 1}
 SAID = {"correct": 1, "letter": "B", "answer": "B", "unparsed": False}
 
 
@@ -67,7 +68,7 @@ SAID = {"correct": 1, "letter": "B", "answer": "B", "unparsed": False}
     [
         (OLD | PLACE | {"task": "cosegmentation"}, ProbeRow, "cosegmentation", None),
         (OLD | PLACE | {"task": "x", "correct": 3.0, "points": 4.0}, ProbeRow, "x", None),
-        (OLD | PLACE | {"task": "readout_Art_Style", "choice": 1}, ReadoutRow, "readout", "Art_Style"),
+        (OLD | PLACE | READ, ReadoutRow, "readout", "Art_Style"),
         (OLD | SAID | {"task": "Art_Style"}, AnswerRow, "mcq", "Art_Style"),
         ({"id": "u", "task": "x", "left_out": "torn", "rows": 1}, LeftOutRow, "x", None),
     ],
