@@ -19,9 +19,14 @@ from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import BadUnit, UnitSet
 from kvfix.eval.suite import TaskRun, run_task, sample_path
 from kvfix.runs.recorder import Listing, Recorder, left_out_of, once
+from kvfix.runs.rows import ProbeRow
 from kvfix.runs.samples import SampleFile
 
 PAIRS = "semantic_correspondence"
+
+
+def _row(name: str, score: float) -> ProbeRow:
+    return ProbeRow(name, name, PAIRS, "scenes", "value", 0, None, "PCK@0.1", score)
 
 
 def _raising(units: UnitSet, faults: dict[int, BaseException]) -> UnitSet:
@@ -83,7 +88,7 @@ def test_a_score_that_is_no_number_is_left_out(tmp_path: Path) -> None:
     units = scene_units(PAIRS, n=2)
     with Recorder(units, tmp_path / "a.jsonl") as recorder:
         for name, score in zip(units.ids, (0.5, float("nan")), strict=True):
-            recorder.unit(name, lambda n=name, s=score: [{"id": n, "score": s, "fine": 1}])
+            recorder.unit(name, lambda n=name, s=score: [_row(n, s)])
     [entry] = left_out_of(units, tmp_path / "a.jsonl")
     assert entry["why"] == "expected finite numbers, found NaN or infinity in score"
 
@@ -146,7 +151,7 @@ def test_what_is_held_back_is_written_when_a_unit_succeeds(tmp_path: Path) -> No
         recorder.unit(units.ids[0], fail)
         recorder.unit(units.ids[1], fail)
         assert not recorder.file.done
-        recorder.unit(units.ids[2], lambda: [{"id": units.ids[2], "score": 1.0}])
+        recorder.unit(units.ids[2], lambda: [_row(units.ids[2], 1.0)])
         assert recorder.file.done == set(units.ids[:3])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [r["id"] for r in lines] == list(units.ids[:3])

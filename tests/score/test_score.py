@@ -116,8 +116,12 @@ def test_a_scored_folder_holds_a_run_and_a_line_a_question(tmp_path: Path) -> No
     lines = read_lines(out / "samples/mcq.jsonl")
     assert [line["id"] for line in lines] == list(KEY)
     assert lines[1] == {
+        "kind": "answer",
         "id": "val_Jar_Colour_2",
-        "task": "Jar_Colour",
+        "task": "mcq",
+        "subtask": "Jar_Colour",
+        "dataset": "blink",
+        "control": None,
         "cluster": "val_Jar_Colour_2",
         "correct": 0,
         "letter": None,

@@ -85,6 +85,7 @@ def test_spair_needs_no_photo_and_names_what_is_missing(spair: Path, tmp_path: P
     assert "predictions of no unit of this data, left out: 1 (000009-x-y:cow)" in text
     last = {r["id"]: r for r in rows(out)}["000004-d-a:dog"]
     assert last == {
+        "kind": "probe",
         "id": "000004-d-a:dog",
         "cluster": "dog",
         "task": "semantic_correspondence",
