@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvfix.report.stages import LAYERED, RANDOM, Panel, Score
+from kvfix.runs.rows import READOUT
 
 WIDTH, TOP, BOTTOM = 320.0, 12.0, 132.0  # of the plot's area in the panel's own units
 LEFT, RIGHT = 30.0, 312.0
 STEP = 27.0  # between the stages before the language model
 OUTSIDE = {"reference": "reference encoder", "vision": "vision encoder", "projector": "projector"}
 SHORT = {"reference": "ref", "vision": "vis", "projector": "proj"}
-READOUT = "readout_"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Curve:
 
 def curves(panels: Sequence[Panel]) -> list[Curve]:
     """The probes' headline panels; readouts of questions are tables."""
-    return [_curve(p) for p in panels if p.headline and p.staged and not p.task.startswith(READOUT)]
+    return [_curve(p) for p in panels if p.headline and p.staged and p.task != READOUT]
 
 
 def _curve(panel: Panel) -> Curve:
