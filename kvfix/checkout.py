@@ -12,8 +12,7 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# As pyproject.toml's package-dir has it.
-BESIDE = {"kvfix.eval": "eval", "kvfix.nano": "checkpoints/nano", "kvfix.recipes": "recipes"}
+BESIDE = {"kvfix.eval": "eval", "kvfix.nano": "checkpoints/nano"}  # as pyproject.toml's package-dir
 
 
 class Beside:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 import kvfix
 from kvfix.commands.data import data_app
+from kvfix.commands.families import families
 from kvfix.commands.options import (
     Adapter,
     AsJson,
@@ -33,7 +34,6 @@ from kvfix.commands.options import (
 )
 from kvfix.commands.repair import merge, plan
 from kvfix.commands.score import score_app
-from kvfix.commands.train import repair, train
 from kvfix.terminal import (
     DONE,
     RichWatch,
@@ -373,9 +373,8 @@ def _show_comparison(record: dict, report: Path) -> None:
 
 
 app.command()(plan)
-app.command()(train)
-app.command()(repair)
 app.command()(merge)
+app.command()(families)
 
 
 def main() -> None:

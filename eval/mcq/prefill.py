@@ -47,7 +47,7 @@ class Prefill:
             out = mlm.base.model(**encoded.inputs, **cache, use_cache=True)
             self.dtype = out.last_hidden_state.dtype
             self.end_BC = out.last_hidden_state[:, -1]
-        self.next_B = self.mask_BL.sum(-1)
+        self.next_B = self.mask_BL.sum(-1) + mlm.family.first_position
         if not mlm.family.positions_from_mask:
             self.next_B = self.next_B + mlm.base.model.rope_deltas[:, 0].to(self.next_B.device)
 
@@ -143,7 +143,7 @@ class Prefill:
 
     def _head(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.mlm.base.get_output_embeddings()(x)
+            return self.mlm.logits(x)
 
 
 # Every setting by which a generation config moves the choice of the next token.

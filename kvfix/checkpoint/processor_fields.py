@@ -64,8 +64,8 @@ def llava_onevision_fields(config: Any) -> list[Field]:
     ]
 
 
-def qwen2_5_vl_fields(config: Any) -> list[Field]:
-    """Qwen2.5-VL: patches, and how many are merged."""
+def qwen_fields(config: Any) -> list[Field]:
+    """Qwen's and GLM's models: patches, and how many are merged."""
     vision = config.vision_config
     return [
         Field(f"image_processor.{name}", getattr(vision, source), f"vision_config.{source}")
@@ -75,6 +75,56 @@ def qwen2_5_vl_fields(config: Any) -> list[Field]:
             ("temporal_patch_size", "temporal_patch_size"),
         )
     ]
+
+
+def idefics3_fields(config: Any) -> list[Field]:
+    """Idefics3 and SmolVLM: tokens of a tile, and its size."""
+    side = config.vision_config.image_size
+    patches = side // config.vision_config.patch_size
+    tokens = int(patches**2 / config.scale_factor**2)
+    source = "vision_config.image_size"
+    return [
+        Field("image_seq_len", tokens, f"{source}, patch_size and scale_factor"),
+        Field("image_processor.max_image_size", {"longest_edge": side}, source),
+        Field("image_processor.size", {"longest_edge": 4 * side}, source, False),
+    ]
+
+
+def internvl_fields(config: Any) -> list[Field]:
+    """InternVL: tokens of a tile, and its size."""
+    height, width = config.vision_config.image_size
+    size = {"height": height, "width": width}
+    return [
+        Field("image_seq_length", config.image_seq_length, "image_seq_length"),
+        Field("image_processor.size", size, "vision_config.image_size"),
+    ]
+
+
+def gemma3_fields(config: Any) -> list[Field]:
+    """Gemma 3: tokens of an image, and its size."""
+    side = config.vision_config.image_size
+    size = {"height": side, "width": side}
+    return [
+        Field("image_seq_length", config.mm_tokens_per_image, "mm_tokens_per_image"),
+        Field("image_processor.size", size, "vision_config.image_size"),
+    ]
+
+
+def paligemma_fields(config: Any) -> list[Field]:
+    """PaliGemma: tokens of an image, and its size."""
+    side = config.vision_config.image_size
+    tokens = (side // config.vision_config.patch_size) ** 2
+    size = {"height": side, "width": side}
+    return [
+        Field("image_seq_length", tokens, "vision_config.image_size and patch_size"),
+        Field("image_processor.size", size, "vision_config.image_size"),
+    ]
+
+
+def tile_pixels(config: Any) -> tuple[int, ...]:
+    """Last sizes of `pixel_values` for a tower of square tiles of one size."""
+    side = config.vision_config.image_size
+    return (side, side) if isinstance(side, int) else tuple(side)
 
 
 def square_pixels(config: Any) -> tuple[int, ...]:

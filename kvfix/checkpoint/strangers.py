@@ -102,7 +102,8 @@ def model_type_hint(model_type: object) -> str:
 
     if model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return (
-            " (a multimodal model of a family that kvfix has no row for, see kvfix/mlm/families.py)"
+            " (a multimodal model of a family that kvfix has no row for, see kvfix/mlm/families.py "
+            "and `kvfix families`)"
         )
     if model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return " (a language model alone, which sees no images)"

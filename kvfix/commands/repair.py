@@ -61,7 +61,7 @@ def plan(
     No weights are loaded.
     """
     images = tuple(_size(size) for size in image or ("480x640",))
-    from kvfix.mlm.image_shapes import PixelLimits
+    from kvfix.mlm.images.shapes import PixelLimits
     from kvfix.repair.lora import LoraOptions
     from kvfix.repair.plan import Options, PlanOptions, lines, table
     from kvfix.repair.plan import plan as run

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from kvfix.mlm.families import submodule
 from kvfix.mlm.language_models import Part
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Encoded, Mlm, Prompt
@@ -221,8 +222,9 @@ class Capture(AbstractContextManager):
         mlm = self.mlm
         yield mlm.base.model.register_forward_pre_hook(self._count, with_kwargs=True)
         if "vision" in self.sites:
-            merged = mlm.family.patches_a_token(mlm.config)
-            yield mlm.projector.register_forward_pre_hook(
+            path, merged = mlm.family.merged, mlm.family.patches_a_token(mlm.config)
+            at, merged = (submodule(mlm.base, path), 1) if path else (mlm.projector, merged)
+            yield at.register_forward_pre_hook(
                 lambda module, args: self._keep_rows("vision", args[0], merged)
             )
         if "projector" in self.sites:
@@ -236,8 +238,7 @@ class Capture(AbstractContextManager):
                     self._rope_keeper(number), with_kwargs=True
                 )
             if "hidden" in self.sites:
-                keeper = self._keeper("hidden", number, _same)
-                yield mlm.layer(number).register_forward_hook(keeper)
+                yield self._hidden_hook(number)
             for site in read:
                 if site in self.sites:
                     at = mlm.reading(number, site)
@@ -254,6 +255,15 @@ class Capture(AbstractContextManager):
                 f"found {found}"
             )
         self._forwards += 1
+
+    def _hidden_hook(self, number: int) -> Any:
+        """Read where the next layer does: models may add something between two layers."""
+        keep = self._keeper("hidden", number, _same)
+        if number + 1 == self.mlm.n_layers:
+            return self.mlm.layer(number).register_forward_hook(keep)
+        return self.mlm.layer(number + 1).register_forward_pre_hook(
+            lambda module, args: keep(module, args, args[0])
+        )
 
     def _keeper(
         self, site: str, number: int, take: Callable[[Tensor], Tensor]

@@ -1,11 +1,11 @@
 """Attention edges from queries to image keys: which ones an edit names, and what it adds to them.
 
-An edge is one logit: query position i, key position j < i, one head of one layer. An edit adds a
+An edge is one logit: query position i, key position j, one head of one layer. An edit adds a
 number to the logits of its edges: -inf blocks them, log(s) multiplies their weights by s before the
 softmax normalises. Nothing here knows a model; `kvfix.mlm.intervene` applies it.
 
-A query's own key is never an edge, here: so no query can lose all its keys, and image -> image
-edits change LATER positions only.
+A query's own key is never an edge, here: so no query can lose all its keys. Where a model attends
+to earlier positions only, image -> image edits change LATER positions only.
 
 Shapes: B samples, L positions of the encoded batch, Q queries and K keys of a pass, R query rows
     that change, V image tokens of one image, S layers of the model, H KV heads.
@@ -13,7 +13,7 @@ Shapes: B samples, L positions of the encoded batch, Q queries and K keys of a p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -98,6 +98,42 @@ class Rows(NamedTuple):
     changed_BR: Tensor
 
 
+class Sight(NamedTuple):
+    """What the queries of one layer see; padding aside, which nothing sees.
+
+    Attributes:
+        first_BL: The first position that each encoded position sees.
+        last_BL: The last one.
+        window: Positions that what is generated looks back on, its own included; None for all.
+    """
+
+    first_BL: Tensor
+    last_BL: Tensor
+    window: int | None
+
+    def counted(self, keys_BL: Tensor, start: int, count: int) -> Tensor:
+        """How many of some keys the queries at start, ..., start + count - 1 see beside their own.
+
+        Args:
+            keys_BL: Bool, at encoded positions.
+            start: A position, also past the encoded ones: what is generated sees what is before it.
+            count: Of queries.
+
+        Returns:
+            counts_BQ.
+        """
+        batch, length = keys_BL.shape
+        at_Q = torch.arange(start, start + count)
+        inside_Q = at_Q.clamp(max=length - 1)
+        last_BQ = torch.where(at_Q < length, self.last_BL[:, inside_Q], length - 1)
+        back_Q = at_Q * 0 if self.window is None else (at_Q - self.window + 1).clamp(0, length)
+        first_BQ = torch.where(at_Q < length, self.first_BL[:, inside_Q], back_Q)
+        own_BQ = keys_BL[:, inside_Q] & (at_Q < length)
+        before_BL = torch.cat((keys_BL.new_zeros(batch, 1), keys_BL), dim=1).long().cumsum(-1)
+        seen_BQ = before_BL.gather(1, last_BQ + 1) - before_BL.gather(1, first_BQ)
+        return seen_BQ - own_BQ.long()
+
+
 @dataclass(frozen=True, eq=False)
 class HeadGroup:
     """KV heads of one layer whose edges change alike: one mask serves them all.
@@ -108,6 +144,7 @@ class HeadGroup:
         generated: Whether later positions are, too.
         first_B: Position of each sample's first changed key; past the end where it has none.
         changes: What is added.
+        sight: Which keys the queries see; None: all earlier ones.
     """
 
     heads: tuple[int, ...]
@@ -115,12 +152,17 @@ class HeadGroup:
     generated: bool
     first_B: Tensor
     changes: tuple[Change, ...]
+    sight: Sight | None = None
 
     def rows(self, start: int, count: int) -> Rows:
         """Which of the queries at positions start, ..., start + count - 1 have a changed edge."""
         inside_BQ = self.queries_BL[:, start : start + count]
         inside_BQ = F.pad(inside_BQ, (0, count - inside_BQ.shape[1]), value=self.generated)
-        changed_BQ = inside_BQ & (torch.arange(start, start + count) > self.first_B[:, None])
+        if self.sight is None:
+            changed_BQ = inside_BQ & (torch.arange(start, start + count) > self.first_B[:, None])
+        else:
+            keys_BL = _together(self.changes)
+            changed_BQ = inside_BQ & (self.sight.counted(keys_BL, start, count) > 0)
         index_R = changed_BQ.any(0).nonzero().flatten()
         return Rows(index_R, changed_BQ[:, index_R])
 
@@ -163,7 +205,12 @@ class HeadGroup:
 
 
 def resolve(
-    edits: Sequence[Edit], encoded: Encoded, *, n_layers: int, n_kv_heads: int
+    edits: Sequence[Edit],
+    encoded: Encoded,
+    *,
+    n_layers: int,
+    n_kv_heads: int,
+    sight: Callable[[int], Sight | None] = lambda layer: None,
 ) -> dict[int, tuple[HeadGroup, ...]]:
     """Layers that something changes in, and what.
 
@@ -175,6 +222,7 @@ def resolve(
         encoded: The batch; its positions are the edges'.
         n_layers: S.
         n_kv_heads: H.
+        sight: Which keys each layer's queries see, see `kvfix.mlm.intervene.sight_of`.
 
     Raises:
         ValueError: An edit that does not fit the batch or the model.
@@ -192,7 +240,7 @@ def resolve(
     groups: dict[int, list[HeadGroup]] = {}
     for (layer, queries), heads in _alike(changes).items():
         groups.setdefault(layer, []).extend(
-            _group(of, queries_BL[queries], queries == "text") for of in heads
+            _group(of, queries_BL[queries], queries == "text", sight(layer)) for of in heads
         )
     return {layer: tuple(groups[layer]) for layer in sorted(groups)}
 
@@ -246,9 +294,15 @@ def _alike(
     return {at: list(same.values()) for at, same in sorted_by.items()}
 
 
-def _group(heads: dict[int, list[Change]], queries_BL: Tensor, generated: bool) -> HeadGroup:
+def _group(
+    heads: dict[int, list[Change]], queries_BL: Tensor, generated: bool, sight: Sight | None
+) -> HeadGroup:
     changes = next(iter(heads.values()))
-    keys_BL = torch.stack([change.keys_BL for change in changes]).any(0)
+    keys_BL = _together(changes)
     none_B = ~keys_BL.any(-1)
     first_B = keys_BL.int().argmax(-1).masked_fill(none_B, torch.iinfo(torch.int64).max)
-    return HeadGroup(tuple(heads), queries_BL, generated, first_B, tuple(changes))
+    return HeadGroup(tuple(heads), queries_BL, generated, first_B, tuple(changes), sight)
+
+
+def _together(changes: Sequence[Change]) -> Tensor:
+    return torch.stack([change.keys_BL for change in changes]).any(0)

@@ -5,124 +5,26 @@ Every other file asks this table; a new family is a new row.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from kvfix.adapters.naming import LLAVA_NAMES, QWEN_NAMES, Naming
-from kvfix.checkpoint.processor_fields import (
-    Field,
-    llava_fields,
-    llava_next_fields,
-    llava_onevision_fields,
-    patch_pixels,
-    qwen2_5_vl_fields,
-    square_pixels,
-)
+from kvfix.adapters.naming import LLAVA_NAMES, QWEN_NAMES
+from kvfix.checkpoint import processor_fields as fields
 from kvfix.checkpoint.strangers import model_type_hint
-from kvfix.mlm.image_shapes import (
-    PixelLimits,
-    counted_tiles,
-    limited_grids,
-    one_tile,
-    patch_rows,
-    tiles,
-)
-from kvfix.mlm.language_models import language_model_of
-from kvfix.mlm.layout import (
-    Layout,
-    PixelView,
-    anyres_layout,
-    base_tile_layout,
-    raster_layout,
-    tile_layout,
-)
+from kvfix.mlm.family import Family
+from kvfix.mlm.images import layouts, shapes
+from kvfix.mlm.language_models import sliding_window
 from kvfix.wording import shown
 
+__all__ = ["FAMILIES", "REFUSED", "Family", "family_of", "submodule"]
 
-@dataclass(frozen=True)
-class Family:
-    """One kind of multimodal language model.
-
-    Attributes:
-        model_type: `model_type` in the checkpoint's config.json.
-        vision: Path of the vision tower.
-        projector: Path of the module that takes vision features and gives image tokens.
-        lm: Path of the language model (with `.layers` and `.rotary_emb`).
-        patches_a_token: Vision rows that the projector merges into one image token.
-        layouts: Layouts of one sample's images.
-        lora_projector: Names of the LoRA targets in the projector, for `re.fullmatch`.
-        lora_vision: The same in the vision tower, from the config: only layers whose output is
-            used, as the others would get no gradient.
-        positions_from_mask: Text position ids count real tokens only. False: the model derives its
-            own (M-RoPE), and giving any would switch that off.
-        image_shapes: Arguments of the model's `get_image_features` for one sample's images, without
-            pixels: (sizes, config, layouts, grids) -> dict.
-        processor: Name of its processor's class.
-        fields: What the config says about the processor.
-        pixels: Last sizes of `pixel_values` that the tower takes, from the config; empty: any.
-        upstream: A repository that holds such a model with its processor, for messages.
-        grids: Patch grids by size, config, processor and pixel limits; None: the config's tiles.
-        old_names: What its modules were called before, newest first; adapters keep such names.
-    """
-
-    model_type: str
-    vision: str
-    projector: str
-    lm: str
-    patches_a_token: Callable[[Any], int]
-    layouts: Callable[[LayoutRequest], list[Layout]]
-    lora_projector: str
-    lora_vision: Callable[[Any], str]
-    positions_from_mask: bool
-    image_shapes: Callable[[Sequence[tuple[int, int]], Any, Sequence[Layout], Any], dict[str, Any]]
-    processor: str
-    fields: Callable[[Any], list[Field]]
-    pixels: Callable[[Any], tuple[int, ...]]
-    upstream: str
-    grids: Callable[[Sequence[tuple[int, int]], Any, Any, PixelLimits], Tensor] | None = None
-    old_names: tuple[Naming, ...] = ()
-
-    def lora_targets(self, config: Any, *parts: str) -> str:
-        """One regex for PEFT's `target_modules`; it matches full names, so nothing leaks elsewhere.
-
-        Args:
-            config: The model's config.
-            parts: Any of "lm", "projector", "vision".
-
-        Raises:
-            ValueError: An unknown part, or none.
-        """
-        kind = language_model_of(config.text_config.model_type, where=self.model_type)
-        table = {
-            "lm": rf"{re.escape(self.lm)}\.layers\.\d+\.({kind.lora})",
-            "projector": self.lora_projector,
-            "vision": self.lora_vision(config),
-        }
-        unknown = [part for part in parts if part not in table]
-        if unknown or not parts:
-            raise ValueError(f"expected parts out of {', '.join(table)}, found {unknown or 'none'}")
-        return "|".join(f"(?:{table[part]})" for part in parts)
-
-
-@dataclass(frozen=True)
-class LayoutRequest:
-    """What a family needs to lay out one sample's images.
-
-    Attributes:
-        sizes: (height, width) of each image, original pixels.
-        config: The model's config.
-        processor: The model's processor.
-        grids_thw: Qwen's `image_grid_thw` rows of these images; None for others.
-    """
-
-    sizes: list[tuple[int, int]]
-    config: Any
-    processor: Any
-    grids_thw: Tensor | None = None
+# Known, and not read.
+REFUSED = {
+    "mllama": "its image keys and values stand in cross-attention layers alone, which no image "
+    "token passes: there is no value for a cell in the other layers",
+}
 
 
 def family_of(model_type: str | None, *, where: str) -> Family:
@@ -136,9 +38,11 @@ def family_of(model_type: str | None, *, where: str) -> Family:
         ValueError: kvfix does not know the type.
     """
     if model_type not in FAMILIES:
+        why = REFUSED.get(str(model_type))
+        hint = f"; {why}" if why else model_type_hint(model_type)
         raise ValueError(
             f"{where}: expected model_type to be one of {', '.join(sorted(FAMILIES))}, found "
-            f"{shown(model_type)}{model_type_hint(model_type)}"
+            f"{shown(model_type)}{hint}"
         )
     return FAMILIES[model_type]
 
@@ -148,184 +52,268 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
     return model.get_submodule(path)
 
 
-def processed_view(image_hw: tuple[int, int], image_processor: Any) -> PixelView:
-    """Follow a one-tile processor's pad, resize and centre crop.
-
-    Raises:
-        ValueError: A setting whose geometry kvfix does not know.
-    """
-    view = PixelView.of(image_hw)
-    if image_processor.do_pad:
-        # Only LLaVA's own processors pad to a square; elsewhere `do_pad` is something else.
-        if not hasattr(image_processor, "pad_to_square"):
-            raise ValueError(
-                "expected an image processor without do_pad, found "
-                f"{type(image_processor).__name__} with it"
-            )
-        view = view.padded_to_square()
-    if image_processor.do_resize:
-        view = _resized(view, _size(image_processor.size))
-    if image_processor.do_center_crop:
-        crop = _size(image_processor.crop_size)
-        view = view.centre_crop(crop["height"], crop["width"])
-    return view
-
-
-def _resized(view: PixelView, size: dict[str, int]) -> PixelView:
-    if set(size) == {"height", "width"}:
-        return view.resized(size["height"], size["width"])
-    if set(size) == {"shortest_edge"}:
-        return view.shortest_edge(size["shortest_edge"])
-    raise ValueError(f"expected image size as height and width or shortest_edge, found {size}")
-
-
-def _size(size: Any) -> dict[str, int]:
-    return {key: value for key, value in dict(size).items() if value is not None}
-
-
-def _llava(request: LayoutRequest) -> list[Layout]:
-    config, processor = request.config, request.processor
-    if processor is None:
-        raise ValueError(
-            "expected the processor's files beside config.json, which say how images are cropped "
-            "and resized, found config.json alone"
-        )
-    # The processor counts CLS and registers in `num_additional_image_tokens`; 'default' drops the
-    # first.
-    leading = processor.num_additional_image_tokens
-    leading -= config.vision_feature_select_strategy == "default"
-    return [
-        tile_layout(
-            size,
-            processed_view(size, processor.image_processor),
-            patch=config.vision_config.patch_size,
-            leading=leading,
-        )
-        for size in request.sizes
-    ]
-
-
-def _llava_next(request: LayoutRequest) -> list[Layout]:
-    return [_anyres(request, size, max_tiles=None) for size in request.sizes]
-
-
-def _llava_onevision(request: LayoutRequest) -> list[Layout]:
-    vision = request.config.vision_config
-    if len(request.sizes) > 1:  # the processor tiles an image only when it is alone
-        tile, patch = vision.image_size, vision.patch_size
-        return [base_tile_layout(size, tile=tile, patch=patch) for size in request.sizes]
-    max_tiles = int(request.config.vision_aspect_ratio.removeprefix("anyres_max_"))
-    return [_anyres(request, size, max_tiles=max_tiles) for size in request.sizes]
-
-
-def _anyres(request: LayoutRequest, size: tuple[int, int], *, max_tiles: int | None) -> Layout:
-    vision = request.config.vision_config
-    return anyres_layout(
-        size,
-        request.config.image_grid_pinpoints,
-        tile=vision.image_size,
-        patch=vision.patch_size,
-        max_tiles=max_tiles,
-    )
-
-
-def _qwen2_5_vl(request: LayoutRequest) -> list[Layout]:
-    vision = request.config.vision_config
-    if request.grids_thw is None:
-        raise ValueError("expected image_grid_thw among the processor's outputs, found none")
-    merge = vision.spatial_merge_size
-    window = vision.window_size // merge // vision.patch_size
-    return [
-        raster_layout(size, (grid[1], grid[2]), merge=merge, window=window)
-        for size, grid in zip(request.sizes, request.grids_thw.tolist(), strict=True)
-    ]
-
-
 _MLP_LORA = r"model\.multi_modal_projector\.linear_[12]"
-_QWEN_VISION_LORA = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)"
+_BLOCKS = r"model\.visual\.blocks\.\d+\."
+_NONE = r"(?!)"  # a part without a linear layer
+_GATED_MLP = r"mlp\.(gate|up|down)_proj"
 
 
 def _tower_lora(config: Any) -> str:
     """Up to the selected feature layer: number k is what layer k - 1 puts out."""
-    chosen = config.vision_feature_layer
+    chosen = getattr(config, "vision_feature_layer", -1)
     depth = config.vision_config.num_hidden_layers
     last = max(k % (depth + 1) for k in ([chosen] if isinstance(chosen, int) else chosen))
     layers = "|".join(str(k) for k in range(last))
-    # CLIP and SigLIP name the list `layers` and the output `out_proj`, DINOv2 `layer` and `o_proj`.
+    # CLIP and SigLIP name the list `layers` and the output `out_proj`, DINOv2 `layer` and `o_proj`,
+    # InternVL's tower `layer` and `projection_layer`.
     return (
-        rf"model\.vision_tower\.encoder\.layers?\.({layers})"
-        r"\.((self_attn|attention)\.([qkvo]|out)_proj|mlp\.(fc[12]|gate_proj|up_proj|down_proj))"
+        rf"model\.vision_(tower|model)\.encoder\.layers?\.({layers})"
+        r"\.((self_attn|attention)\.(([qkvo]|out)_proj|projection_layer)"
+        r"|mlp\.(fc[12]|gate_proj|up_proj|down_proj))"
     )
 
 
-def _llava_like(
-    model_type: str,
-    layouts: Callable[[LayoutRequest], list[Layout]],
-    image_shapes: Callable[..., dict[str, Any]],
-    processor: str,
-    fields: Callable[[Any], list[Field]],
-    upstream: str,
-) -> Family:
+def _tiles_row(**row: Any) -> Family:
+    """A family with a tower of tiles under the names of LLaVA, unless told otherwise."""
     return Family(
-        model_type=model_type,
-        vision="model.vision_tower",
-        projector="model.multi_modal_projector",
-        lm="model.language_model",
-        patches_a_token=lambda config: 1,
-        layouts=layouts,
-        lora_projector=_MLP_LORA,
-        lora_vision=_tower_lora,
-        positions_from_mask=True,
-        image_shapes=image_shapes,
-        processor=processor,
-        fields=fields,
-        pixels=square_pixels,
-        upstream=upstream,
-        old_names=LLAVA_NAMES,
+        **{
+            "vision": "model.vision_tower",
+            "projector": "model.multi_modal_projector",
+            "lm": "model.language_model",
+            "patches_a_token": lambda config: 1,
+            "lora_projector": _MLP_LORA,
+            "lora_vision": _tower_lora,
+            "positions_from_mask": True,
+            "pixels": fields.square_pixels,
+        }
+        | row
     )
 
 
-FAMILIES: dict[str, Family] = {
-    "llava": _llava_like(
-        "llava",
-        _llava,
-        one_tile,
+def _raster_row(**row: Any) -> Family:
+    """A family whose tower is given patches of whole images, with M-RoPE, unless told otherwise."""
+    return Family(
+        **{
+            "vision": "model.visual",
+            "projector": "model.visual.merger",
+            "lm": "model.language_model",
+            "patches_a_token": lambda config: config.vision_config.spatial_merge_size**2,
+            "layouts": layouts.raster_layouts,
+            "positions_from_mask": False,
+            "image_shapes": shapes.patch_rows,
+            "fields": fields.qwen_fields,
+            "pixels": fields.patch_pixels,
+            "grids": shapes.limited_grids,
+            "cut": "the whole image in patches, merged by two and two",
+        }
+        | row
+    )
+
+
+def _deepstack(config: Any) -> tuple[str, ...]:
+    """Qwen3-VL adds features of earlier tower layers to image tokens after its first LM layers."""
+    levels = len(config.vision_config.deepstack_visual_indexes)
+    return (
+        f"deepstack: features of {levels} earlier layers of the vision tower are added to image "
+        f"tokens after language-model layers 0 to {levels - 1}: what layers 1 to {levels} read "
+        "comes from several levels of the tower, not from the projector alone",
+    )
+
+
+_QWEN3_VL = _raster_row(
+    model_type="qwen3_vl",
+    lora_projector=r"model\.visual\.merger\.linear_fc[12]",
+    lora_vision=lambda config: _BLOCKS + r"(attn\.(qkv|proj)|mlp\.linear_fc[12])",
+    processor="Qwen3VLProcessor",
+    upstream="Qwen/Qwen3-VL-4B-Instruct",
+    image_shapes=shapes.placed_patch_rows,
+    notes=_deepstack,
+)
+
+# The tower is given tiles in a batch of samples, and leaves out those that only pad a sample.
+_IDEFICS3 = _tiles_row(
+    model_type="idefics3",
+    cut="tiles, then the whole image as one",
+    vision="model.vision_model",
+    projector="model.connector",
+    lm="model.text_model",
+    merged="model.connector.modality_projection",
+    channels=lambda config: config.vision_config.hidden_size * config.scale_factor**2,
+    lora_projector=r"model\.connector\.modality_projection\.proj",
+    layouts=layouts.idefics3_layouts,
+    image_shapes=shapes.stretched_tiles,
+    pictures=shapes.of_idefics3,
+    processor="Idefics3Processor",
+    fields=fields.idefics3_fields,
+    pixels=fields.tile_pixels,
+    expand=layouts.idefics3_text,
+    upstream="HuggingFaceM4/Idefics3-8B-Llama3",
+)
+
+
+def _gemma3_notes(config: Any) -> tuple[str, ...]:
+    """Image tokens see all of their image; most layers look back on a window only."""
+    text = config.text_config
+    near = sum(sliding_window(text, layer) is not None for layer in range(text.num_hidden_layers))
+    return (
+        "image tokens attend to all tokens of their image, to later ones, too; "
+        f"{near} of {text.num_hidden_layers} layers look back on {text.sliding_window} tokens only",
+    )
+
+
+# As its processor prints one picture and one text, and answers that follow.
+_PALIGEMMA_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}<eos>"
+    "{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
+    "{% if loop.last or loop.nextitem['type'] != 'image' %}<bos>{% endif %}"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endif %}{% endfor %}"
+)
+
+
+def _as_the_template_says(processor: Any) -> None:
+    """PaliGemma's processor adds a begin token and a line break, which its template here prints."""
+    from transformers import ProcessorMixin
+
+    processor.prepare_inputs_layout = ProcessorMixin.prepare_inputs_layout.__get__(processor)
+
+
+def _paligemma_notes(config: Any) -> tuple[str, ...]:
+    """All of a prompt sees all of it: what is asked reaches the image."""
+    notes = (
+        "all tokens of a prompt attend to one another: text after an image changes its values, "
+        "too, so that they depend on what was asked",
+    )
+    capped = getattr(config.text_config, "attn_logit_softcapping", None) is not None
+    if capped and config.text_config._attn_implementation != "eager":
+        notes += (
+            "the model was trained with soft-capped attention logits, which only attn='eager' "
+            "computes here",
+        )
+    return notes
+
+
+_ROWS = (
+    _tiles_row(
+        model_type="llava",
+        cut="one tile",
+        layouts=layouts.llava_layouts,
+        image_shapes=shapes.one_tile,
         processor="LlavaProcessor",
-        fields=llava_fields,
+        fields=fields.llava_fields,
         upstream="llava-hf/llava-1.5-7b-hf",
+        old_names=LLAVA_NAMES,
     ),
-    "llava_next": _llava_like(
-        "llava_next",
-        _llava_next,
-        tiles,
+    _tiles_row(
+        model_type="llava_next",
+        cut="a base tile, then a mosaic of tiles",
+        layouts=layouts.llava_next_layouts,
+        image_shapes=shapes.tiles,
         processor="LlavaNextProcessor",
-        fields=llava_next_fields,
+        fields=fields.llava_next_fields,
         upstream="llava-hf/llava-v1.6-mistral-7b-hf",
+        old_names=LLAVA_NAMES,
     ),
-    "llava_onevision": _llava_like(
-        "llava_onevision",
-        _llava_onevision,
-        counted_tiles,
+    _tiles_row(
+        model_type="llava_onevision",
+        cut="a base tile, then a mosaic of tiles; of several images a tile each",
+        layouts=layouts.llava_onevision_layouts,
+        image_shapes=shapes.counted_tiles,
         processor="LlavaOnevisionProcessor",
-        fields=llava_onevision_fields,
+        fields=fields.llava_onevision_fields,
         upstream="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        old_names=LLAVA_NAMES,
     ),
-    "qwen2_5_vl": Family(
-        model_type="qwen2_5_vl",
-        vision="model.visual",
-        projector="model.visual.merger",
-        lm="model.language_model",
-        patches_a_token=lambda config: config.vision_config.spatial_merge_size**2,
-        layouts=_qwen2_5_vl,
+    _raster_row(
+        model_type="qwen2_vl",
+        channels=lambda config: (
+            config.vision_config.embed_dim * config.vision_config.spatial_merge_size**2
+        ),
         lora_projector=r"model\.visual\.merger\.mlp\.[02]",
-        lora_vision=lambda config: _QWEN_VISION_LORA,
-        positions_from_mask=False,
-        image_shapes=patch_rows,
-        processor="Qwen2_5_VLProcessor",
-        fields=qwen2_5_vl_fields,
-        pixels=patch_pixels,
-        upstream="Qwen/Qwen2.5-VL-7B-Instruct",
-        grids=limited_grids,
+        lora_vision=lambda config: _BLOCKS + r"(attn\.(qkv|proj)|mlp\.fc[12])",
+        processor="Qwen2VLProcessor",
+        upstream="Qwen/Qwen2-VL-7B-Instruct",
         old_names=QWEN_NAMES,
     ),
-}
+    _raster_row(
+        model_type="qwen2_5_vl",
+        layouts=layouts.qwen2_5_vl_layouts,
+        lora_projector=r"model\.visual\.merger\.mlp\.[02]",
+        lora_vision=lambda config: _BLOCKS + rf"(attn\.(qkv|proj)|{_GATED_MLP})",
+        processor="Qwen2_5_VLProcessor",
+        upstream="Qwen/Qwen2.5-VL-7B-Instruct",
+        image_shapes=shapes.windowed_patch_rows,
+        old_names=QWEN_NAMES,
+    ),
+    _QWEN3_VL,
+    replace(_QWEN3_VL, model_type="qwen3_vl_moe", upstream="Qwen/Qwen3-VL-30B-A3B-Instruct"),
+    _IDEFICS3,
+    replace(
+        _IDEFICS3,
+        model_type="smolvlm",
+        processor="SmolVLMProcessor",
+        needs="the package num2words (pip install num2words), for its processor",
+        upstream="HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    ),
+    _tiles_row(
+        model_type="internvl",
+        cut="up to twelve tiles, then the whole image as one",
+        channels=lambda config: int(config.vision_config.hidden_size / config.downsample_ratio**2),
+        layouts=layouts.internvl_layouts,
+        image_shapes=shapes.stretched_tiles,
+        processor="InternVLProcessor",
+        fields=fields.internvl_fields,
+        pixels=fields.tile_pixels,
+        expand=lambda processor, layout: (
+            processor.start_image_token
+            + processor.image_token * layout.n_tokens
+            + processor.end_image_token
+        ),
+        upstream="OpenGVLab/InternVL3_5-8B-HF",
+    ),
+    _tiles_row(
+        model_type="gemma3",
+        cut="one tile, patches averaged",
+        needs="do_pan_and_scan off",
+        merged="model.multi_modal_projector.mm_soft_emb_norm",
+        lora_projector=_NONE,
+        layouts=layouts.gemma3_layouts,
+        image_shapes=shapes.stretched_tiles,
+        processor="Gemma3Processor",
+        fields=fields.gemma3_fields,
+        placed=lambda processor: processor.tokenizer.image_token,
+        expand=lambda processor, layout: processor.full_image_sequence,
+        sees_ahead="image",
+        upstream="google/gemma-3-4b-it",
+        notes=_gemma3_notes,
+    ),
+    _tiles_row(
+        model_type="paligemma",
+        cut="one tile",
+        needs="attn='eager' for PaliGemma 2, one user turn after the image, no system turn",
+        lora_projector=r"model\.multi_modal_projector\.linear",
+        layouts=layouts.paligemma_layouts,
+        image_shapes=shapes.stretched_tiles,
+        processor="PaliGemmaProcessor",
+        fields=fields.paligemma_fields,
+        sees_ahead="prompt",
+        first_position=1,
+        template=_PALIGEMMA_TEMPLATE,
+        prepare=_as_the_template_says,
+        logit_cap=lambda config: getattr(config.text_config, "final_logit_softcapping", None),
+        upstream="google/paligemma2-3b-mix-224",
+        notes=_paligemma_notes,
+    ),
+    _raster_row(
+        model_type="glm4v",
+        merged="model.visual.merger",
+        channels=lambda config: config.vision_config.out_hidden_size,
+        lora_projector=r"model\.visual\.merger\.((gate|up|down)_proj|proj)",
+        lora_vision=lambda config: _BLOCKS + rf"(attn\.(qkv|proj)|{_GATED_MLP})",
+        grids=shapes.glm_grids,
+        pictures=shapes.of_glm,
+        processor="Glm4vProcessor",
+        upstream="zai-org/GLM-4.1V-9B-Thinking",
+    ),
+)
+FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 
-from kvfix.mlm.edges import Edit, HeadGroup, Rows, resolve
+from kvfix.mlm.edges import Edit, HeadGroup, Rows, Sight, resolve
 from kvfix.mlm.image_keys import Keys, on_tokens, random_keys
+from kvfix.mlm.language_models import sliding_window
 from kvfix.mlm.load import Encoded, Mlm
 from kvfix.mlm.renamed import cache_of
 
@@ -65,7 +66,13 @@ def intervene(mlm: Mlm, encoded: Encoded, edits: Sequence[Edit]) -> Iterator[Non
             and inside the block: another batch (beams multiply it, too), or a cache whose keys are
             not at their positions (static or sliding).
     """
-    planned = resolve(edits, encoded, n_layers=mlm.n_layers, n_kv_heads=mlm.n_kv_heads)
+    planned = resolve(
+        edits,
+        encoded,
+        n_layers=mlm.n_layers,
+        n_kv_heads=mlm.n_kv_heads,
+        sight=lambda layer: sight_of(mlm, encoded, layer),
+    )
     with ExitStack() as stack:
         if planned:
             guard = mlm.base.model.register_forward_pre_hook(_guard(encoded), with_kwargs=True)
@@ -73,6 +80,26 @@ def intervene(mlm: Mlm, encoded: Encoded, edits: Sequence[Edit]) -> Iterator[Non
         for layer, groups in planned.items():
             stack.enter_context(_edited(mlm.layer(layer).self_attn, groups))
         yield
+
+
+def sight_of(mlm: Mlm, encoded: Encoded, layer: int) -> Sight | None:
+    """What a layer's queries see; None for all earlier positions, as in most models."""
+    sees_ahead, window = mlm.family.sees_ahead, sliding_window(mlm.config.text_config, layer)
+    real_BL = encoded.inputs["attention_mask"].cpu().bool()
+    batch, length = real_BL.shape
+    if not sees_ahead and (window is None or window >= length):
+        return None
+    last_BL = torch.arange(length).expand(batch, -1).clone()
+    first_BL = torch.zeros_like(last_BL) if window is None else (last_BL - window + 1).clamp(min=0)
+    for sample, spans in enumerate(encoded.images):
+        if sees_ahead == "image":
+            for span in spans:
+                last_BL[sample, span.positions_V] = span.positions_V.max()
+        elif sees_ahead == "prompt":  # whatever the window
+            prompt_L = real_BL[sample] & (encoded.inputs["token_type_ids"][sample] == 0).cpu()
+            last_BL[sample, prompt_L] = prompt_L.nonzero().max()
+            first_BL[sample, prompt_L] = 0
+    return Sight(first_BL, last_BL, window)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ LANGUAGE_MODELS = {
     "qwen2_5_vl_text": LanguageModel(),
     "qwen2_vl_text": LanguageModel(),
     "qwen3": LanguageModel(norm="BLHD"),
+    "qwen3_moe": LanguageModel(norm="BLHD"),
+    "qwen3_vl_moe_text": LanguageModel(norm="BLHD"),
     "qwen3_vl_text": LanguageModel(norm="BLHD"),
     "smollm3": LanguageModel(rotates=lambda config, layer: bool(config.no_rope_layers[layer])),
 }

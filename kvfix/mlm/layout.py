@@ -18,6 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvfix.mlm.images.pixel_view import PixelView
+
+__all__ = ["Box", "GridPoint", "ImageSize", "Layout", "PixelView"]
+
 
 class ImageSize(NamedTuple):
     """Pixels of an image."""
@@ -95,22 +99,23 @@ class Layout:
 
 
 def raster_layout(
-    image_hw: tuple[int, int], grid_hw: tuple[int, int], *, merge: int, window: int
+    image_hw: tuple[int, int], grid_hw: tuple[int, int], *, merge: int, window: int | None = None
 ) -> Layout:
-    """Qwen2.5-VL: the whole image, stretched to whole merged cells, in raster order.
+    """Qwen's and GLM's models: the whole image, stretched to whole merged cells, in raster order.
 
-    The vision tower works window by window, so the merger sees its rows in window order while the
-    language model sees them in raster order.
+    Qwen2.5-VL's vision tower works window by window, so the merger sees its rows in window order
+    while the language model sees them in raster order.
 
     Args:
         image_hw: Original pixels.
         grid_hw: `image_grid_thw[1:]`, the patch grid before merging.
         merge: Patches merged along each axis (`spatial_merge_size`).
-        window: Merged cells along each side of an attention window.
+        window: Merged cells along each side of an attention window; None: there are no windows.
     """
     height, width = grid_hw[0] // merge, grid_hw[1] // merge
     index_HW = torch.arange(height * width).view(height, width)
     row_H1, col_1W = torch.arange(height)[:, None], torch.arange(width)[None]
+    window = window or max(height, width, 1)
     windows_a_row = -(-width // window)
     window_HW = (row_H1 // window) * windows_a_row + col_1W // window
     order_R = torch.argsort(window_HW.flatten(), stable=True)
@@ -198,6 +203,32 @@ def anyres_layout(
     return _replace_tokens(plain, n_tokens=side * side + height * (width + 1), n_rows=n_rows)
 
 
+def mosaic_layout(
+    image_hw: tuple[int, int], tiles_hw: tuple[int, int], *, tile: int, cell: int
+) -> Layout:
+    """The whole image stretched over tiles in raster order, then once more as one tile.
+
+    InternVL, Idefics3 and SmolVLM; of one tile (then nothing follows it) Gemma 3 and PaliGemma. The
+    grid is that of the tiles.
+
+    Args:
+        image_hw: Original pixels.
+        tiles_hw: Rows and columns of tiles.
+        tile: Pixels along each side of a tile.
+        cell: Pixels along each side of what becomes one token.
+    """
+    (tiles_h, tiles_w), side = tiles_hw, tile // cell
+    view = PixelView.of(image_hw).resized(tiles_h * tile, tiles_w * tile)
+    tile_HW = torch.arange(tiles_h * tiles_w).view(tiles_h, 1, tiles_w, 1)
+    cell_HW = torch.arange(side * side).view(1, side, 1, side)
+    index_HW = (tile_HW * side * side + cell_HW).reshape(tiles_h * side, tiles_w * side)
+    starts = _mosaic_starts(tiles_h, tile, cell), _mosaic_starts(tiles_w, tile, cell)
+    plain = _layout(view, image_hw, index_HW, index_HW, *starts, cell)
+    n_tiles = tiles_h * tiles_w
+    n = (n_tiles + (n_tiles > 1)) * side * side
+    return _replace_tokens(plain, n_tokens=n, n_rows=n)
+
+
 def best_resolution(image_hw: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int, int]:
     """The pinpoint that keeps most of the image's pixels and, among those, wastes fewest."""
 
@@ -227,67 +258,6 @@ def shrunk_grid(grid_hw: tuple[int, int], side: int, max_tiles: int | None) -> t
         return grid_hw
     ratio = math.sqrt(grid_hw[0] * grid_hw[1] / (max_tiles * side**2))
     return (int(grid_hw[0] // ratio), int(grid_hw[1] // ratio)) if ratio > 1.1 else grid_hw
-
-
-@dataclass(frozen=True)
-class PixelView:
-    """The pixels a vision tower sees, and where they lie in the original image.
-
-    Pixel coordinate x of the view is original pixel `left + x * scale_x`; y likewise.
-    """
-
-    height: int
-    width: int
-    scale_y: float = 1.0
-    scale_x: float = 1.0
-    top: float = 0.0
-    left: float = 0.0
-
-    @classmethod
-    def of(cls, image_hw: tuple[int, int]) -> PixelView:
-        """The original image."""
-        return cls(height=image_hw[0], width=image_hw[1])
-
-    def resized(self, height: int, width: int) -> PixelView:
-        """Stretched to height x width."""
-        scale_y = self.scale_y * self.height / height
-        scale_x = self.scale_x * self.width / width
-        return PixelView(height, width, scale_y, scale_x, self.top, self.left)
-
-    def shortest_edge(self, edge: int) -> PixelView:
-        """Resized so that the shorter side has `edge` pixels, the longer one rounded down."""
-        short = min(self.height, self.width)
-        return self.resized(int(edge * self.height / short), int(edge * self.width / short))
-
-    def cut(self, top: int, left: int, height: int, width: int) -> PixelView:
-        """A window of the view; negative or overhanging offsets are padding."""
-        y, x = self.top + top * self.scale_y, self.left + left * self.scale_x
-        return PixelView(height, width, self.scale_y, self.scale_x, y, x)
-
-    def centre_crop(self, height: int, width: int) -> PixelView:
-        """The processors' centre crop: odd borders lose the extra pixel at the bottom and right."""
-        # Python floors, torchvision truncates: they differ where the crop is larger than the view.
-        top = (
-            (self.height - height) // 2 if height <= self.height else -((height - self.height) // 2)
-        )
-        left = (self.width - width) // 2 if width <= self.width else -((width - self.width) // 2)
-        return self.cut(top, left, height, width)
-
-    def padded_to_square(self) -> PixelView:
-        """Padded along the shorter side, the odd pixel at the bottom or right."""
-        side = max(self.height, self.width)
-        return self.cut(-((side - self.height) // 2), -((side - self.width) // 2), side, side)
-
-    def fitted(self, height: int, width: int) -> PixelView:
-        """Resized to fit into height x width with its aspect ratio, then padded around."""
-        scale_h, scale_w = height / self.height, width / self.width
-        if scale_w < scale_h:
-            inner = self.resized(min(math.ceil(self.height * scale_w), height), width)
-        else:
-            inner = self.resized(height, min(math.ceil(self.width * scale_h), width))
-        return inner.cut(
-            -((height - inner.height) // 2), -((width - inner.width) // 2), height, width
-        )
 
 
 def _patch_starts(n: int, patch: int) -> np.ndarray:

@@ -110,7 +110,8 @@ class Mlm:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What its user has to know of it, a sentence each; they stand in run.json, too."""
-        return () if self.adapter is None else self.adapter.warnings
+        notes = self.family.notes(self.config)
+        return notes if self.adapter is None else (*notes, *self.adapter.warnings)
 
     @property
     def revision(self) -> str | None:
@@ -149,6 +150,12 @@ class Mlm:
     def key_bias(self, layer: int) -> Tensor | None:
         """What a layer adds to every key, None for nothing: key statistics subtract it."""
         return self.reading(layer, "key").bias
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-word logits of last hidden states, as the model's own forward pass makes them."""
+        logits = self.base.get_output_embeddings()(hidden)
+        cap = self.family.logit_cap(self.config)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def lora_targets(self, *parts: str) -> str:
         """PEFT's `target_modules` for "lm", "projector" and/or "vision"; see `Family`."""

@@ -16,7 +16,8 @@ from typing import Any
 from PIL import Image
 
 from kvfix.checkpoint.processor_fields import Field, same
-from kvfix.mlm.families import Family, LayoutRequest
+from kvfix.mlm.families import Family
+from kvfix.mlm.images.layouts import LayoutRequest
 from kvfix.wording import cause, shown
 
 _FILES = ("processor_config.json", "preprocessor_config.json")
@@ -29,6 +30,9 @@ _COUNTS = (
     *("patch_size", "num_additional_image_tokens", "num_image_tokens"),
     *("vision_feature_select_strategy", "vision_aspect_ratio", "image_token"),
 )
+# Of some families: left out elsewhere, so that what was hashed before keeps its hash.
+_TILES = ("max_image_size", "do_image_splitting", "min_patches", "max_patches", "do_pan_and_scan")
+_TILE_COUNTS = ("image_seq_len", "image_seq_length")
 _CALL_BY_CALL = ("padding", "truncation")
 _PICTURE_HW = (60, 92)  # not square, and of no round number of patches
 
@@ -46,8 +50,9 @@ def load_processor(folder: Path, config: Any, family: Family) -> Any:
     """
     processor = _read(folder, config, family)
     tokenizer = processor.tokenizer
+    family.prepare(processor)
     if not processor.chat_template:
-        processor.chat_template = tokenizer.chat_template
+        processor.chat_template = tokenizer.chat_template or family.template
     if not processor.chat_template:
         raise ValueError(
             f"{folder}: expected a chat template (chat_template.jinja), found none; copy it from "
@@ -59,7 +64,7 @@ def load_processor(folder: Path, config: Any, family: Family) -> Any:
             f"processor that has one: {_way_out(family)}"
         )
     _set_pad_token(tokenizer, folder)
-    _check_image_token(processor, config, folder)
+    _check_image_token(processor, config, family, folder)
     for field in family.fields(config):
         _settle(processor, field, folder)
     _prove(processor, config, family, folder)
@@ -78,8 +83,10 @@ def processor_sha256(processor: Any) -> str:
     of_images = images.to_dict()
     content = {
         "class": [type(processor).__name__, type(images).__name__],
-        "images": {name: of_images[name] for name in _PIXEL_SETTINGS if name in of_images},
-        "counts": {name: getattr(processor, name, None) for name in _COUNTS},
+        "images": {name: of_images[name] for name in _PIXEL_SETTINGS if name in of_images}
+        | {name: of_images[name] for name in _TILES if name in of_images},
+        "counts": {name: getattr(processor, name, None) for name in _COUNTS}
+        | {name: getattr(processor, name) for name in _TILE_COUNTS if hasattr(processor, name)},
         "template": processor.chat_template,
         "words": {name: value for name, value in words.items() if name not in _CALL_BY_CALL},
     }
@@ -132,9 +139,9 @@ def _set_pad_token(tokenizer: Any, folder: Path) -> None:
         )
 
 
-def _check_image_token(processor: Any, config: Any, folder: Path) -> None:
+def _check_image_token(processor: Any, config: Any, family: Family, folder: Path) -> None:
     """The token that the processor puts must be the one that the model replaces."""
-    tokenizer, token, right = processor.tokenizer, processor.image_token, config.image_token_id
+    tokenizer, token, right = processor.tokenizer, family.placed(processor), config.image_token_id
     found = tokenizer.convert_tokens_to_ids(token)
     if found == right and tokenizer.convert_ids_to_tokens(right) == token:
         return

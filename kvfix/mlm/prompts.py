@@ -5,7 +5,7 @@ Shapes: B samples, L sequence positions, V image tokens of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kvfix.mlm.families import Family, LayoutRequest
+from kvfix.mlm.families import Family
+from kvfix.mlm.images.layouts import LayoutRequest
 from kvfix.mlm.layout import Layout
 
 # Stands for the text while the chat template is rendered; no template or word list contains it.
@@ -87,11 +88,11 @@ def encode(
         return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": padding_side},
     )
-    inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    inputs = model_inputs(batch)
     if family.positions_from_mask:
         # As `generate` does; the models themselves would count left padding as positions.
         mask_BL = inputs["attention_mask"]
-        inputs["position_ids"] = (mask_BL.cumsum(-1) - 1).clamp(min=0)
+        inputs["position_ids"] = (mask_BL.cumsum(-1) - 1).clamp(min=0) + family.first_position
     layouts = layouts_of(
         [p.images for p in prompts], inputs, processor=processor, config=config, family=family
     )
@@ -106,6 +107,15 @@ def encode(
         text_end_B=_text_ends(prompts, rendered, inputs["attention_mask"], processor),
         order_texts=tuple(rendered),
     )
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a processor made for a pass: tensors, but for labels, which a pass needs none of."""
+    return {
+        name: value
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and name != "labels"
+    }
 
 
 def check_prompts(prompts: Sequence[Prompt], *, processor: Any, padding_side: str) -> None:

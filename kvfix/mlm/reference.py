@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvfix.checkpoint import folder as checkpoint
 from kvfix.checkpoint.towers import TOWERS
-from kvfix.mlm.families import processed_view
+from kvfix.mlm.images.layouts import processed_view
 from kvfix.mlm.layout import Layout, PixelView, tile_layout
 from kvfix.quiet import no_bars
 

@@ -74,10 +74,12 @@ def run_base(
 def forward_inputs(mlm: Mlm, encoded: Encoded) -> dict[str, Tensor]:
     """Without the mask where it is needless: causal kernels are faster without.
 
-    That is where nothing is padded on the left and the model does not count positions by the mask.
+    That is where nothing is padded on the left, the model does not count positions by the mask, and
+    no token sees later ones, which may be padding.
     """
     mask_BL = encoded.inputs["attention_mask"]
-    if not mlm.family.positions_from_mask or not bool(mask_BL[:, 0].all()):
+    row = mlm.family
+    if row.sees_ahead or not row.positions_from_mask or not bool(mask_BL[:, 0].all()):
         return encoded.inputs
     return {name: x for name, x in encoded.inputs.items() if name != "attention_mask"}
 
@@ -95,9 +97,7 @@ def logits_at(mlm: Mlm, hidden_BLC: Tensor, rows_N: Tensor) -> Tensor:
     """
     if not len(rows_N):
         raise ValueError("expected at least one position, found none")
-    return mlm.base.get_output_embeddings()(
-        hidden_BLC.flatten(0, 1).index_select(0, rows_N.to(hidden_BLC.device))
-    )
+    return mlm.logits(hidden_BLC.flatten(0, 1).index_select(0, rows_N.to(hidden_BLC.device)))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from kvfix.eval.mcq.options import answer_gap, option_tokens
 from kvfix.eval.mcq.readouts import compared
 from kvfix.mlm.families import Family
 from kvfix.mlm.layout import Layout
-from kvfix.mlm.prompts import Encoded, layouts_of, spans_of
+from kvfix.mlm.prompts import Encoded, layouts_of, model_inputs, spans_of
 from kvfix.repair.chat import Chat, render
 from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable
 
@@ -95,6 +95,7 @@ class Collator:
             ValueError: An example that cannot be printed (see `render`), or a tokenizer that is
                 not consistent with the processor.
         """
+        self._check(examples)
         chats = [render(example, self.processor) for example in examples]
         images = [list(example.images) or [STAND_IN] for example in examples]
         batch = self.processor(
@@ -105,17 +106,19 @@ class Collator:
             padding_side="right",
             add_special_tokens=self._adds_special(chats[0].text),
         )
-        inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        inputs = model_inputs(batch)
         layouts = layouts_of(
             images, inputs, processor=self.processor, config=self.config, family=self.family
         )
         spans = spans_of(inputs["input_ids"], layouts, image_token_id=self.config.image_token_id)
         tokens = [
-            self._tokens(example, chat, ids_L[mask_L.bool()])
-            for example, chat, ids_L, mask_L in zip(
-                examples, chats, inputs["input_ids"], inputs["attention_mask"], strict=True
+            self._tokens(example, chat, of, ids_L[mask_L.bool()])
+            for example, chat, of, ids_L, mask_L in zip(
+                examples, chats, layouts, inputs["input_ids"], inputs["attention_mask"], strict=True
             )
         ]
+        if self.family.sees_ahead == "prompt":
+            _hide_answers(inputs, tokens)
         encoded = Encoded(
             inputs,
             spans,
@@ -137,6 +140,15 @@ class Collator:
             n_images=sum(len(example.images) for example in examples),
         )
 
+    def _check(self, examples: Sequence[Example]) -> None:
+        """A text that sees all of its prompt would see a stand-in, too."""
+        bare = [e.id for e in examples if not e.images and self.family.sees_ahead == "prompt"]
+        if bare:
+            raise ValueError(
+                f"{bare[0]}: expected an example with an image for {self.family.model_type}, whose "
+                "text attends to all of its prompt, found one without; leave out such examples"
+            )
+
     @cached_property
     def _gap(self) -> str:
         """The same for every question, and two renderings of the template."""
@@ -147,26 +159,25 @@ class Collator:
         bos = self.processor.tokenizer.bos_token
         return not (bos is not None and text.startswith(bos))
 
-    def _tokens(self, example: Example, chat: Chat, ids_L: Tensor) -> _Tokens:
+    def _tokens(
+        self, example: Example, chat: Chat, layouts: Sequence[Layout], ids_L: Tensor
+    ) -> _Tokens:
         """Where the text's tokens are among a sample's, image placeholders expanded."""
+        text, put = self._expanded(chat.text, layouts)
         found = self.processor.tokenizer(
-            chat.text,
+            text,
             return_offsets_mapping=True,
             add_special_tokens=self._adds_special(chat.text),
         )
-        spans = np.array(found["offset_mapping"])
-        short = np.array(found["input_ids"])
         ids = ids_L.numpy()
-        image = self.config.image_token_id
-        # Every placeholder of the short form is a run of image tokens in the long one.
-        kept = np.flatnonzero(ids != image)
-        of_text = np.flatnonzero(short != image)
-        if len(kept) != len(of_text) or (ids[kept] != short[of_text]).any():
+        if len(found["input_ids"]) != len(ids) or (np.array(found["input_ids"]) != ids).any():
             raise ValueError(
                 f"{example.id}: expected the processor's tokens to be the tokenizer's with images "
-                f"expanded, found {len(kept)} and {len(of_text)} tokens of text"
+                f"expanded, found {len(ids)} and {len(found['input_ids'])} tokens"
             )
-        start, stop = spans[of_text].T
+        start, stop = np.array(found["offset_mapping"]).T
+        kept = np.flatnonzero(~put.holds(start, stop))
+        start, stop = put.before(start[kept]), put.before(stop[kept])
         answered = np.zeros(len(kept), bool)
         special = set(self.processor.tokenizer.all_special_ids)
         for first, last in chat.answers:
@@ -178,6 +189,17 @@ class Collator:
         wanted = (kept > 0) & (start < chat.end)
         ended = np.flatnonzero((start < chat.user_end) & (stop > start))
         return _Tokens(kept[wanted] - 1, answered[wanted], int(kept[ended[-1]]))
+
+    def _expanded(self, text: str, layouts: Sequence[Layout]) -> tuple[str, _Put]:
+        """What the processor makes of a rendered text, and where in it that stands."""
+        first, *rest = text.split(self.processor.image_token)
+        images = [self.family.expand(self.processor, layout) for layout in layouts]
+        starts, long = [], first
+        for image, after in zip(images, rest, strict=True):
+            starts.append(len(long))
+            long += image + after
+        lengths = np.array([len(image) for image in images])
+        return long, _Put(np.array(starts), lengths, len(self.processor.image_token))
 
     def _extras(
         self,
@@ -225,12 +247,37 @@ class Collator:
         return Choice(first_row + int(answer[differs]), letters_O)
 
 
+class _Put(NamedTuple):
+    """What stands in a text for placeholders: where each begins, its length, a placeholder's."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    placeholder: int
+
+    def holds(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Whether tokens with these ends are of an image."""
+        ends = self.starts + self.lengths
+        return ((start[:, None] < ends) & (stop[:, None] > self.starts)).any(1)
+
+    def before(self, at: np.ndarray) -> np.ndarray:
+        """Positions of text outside images, as they were in the text with placeholders."""
+        longer = np.concatenate(([0], np.cumsum(self.lengths - self.placeholder)))
+        return at - longer[np.searchsorted(self.starts, at, side="left")]
+
+
 class _Tokens(NamedTuple):
     """Of one sample: rows that predict text, which of them an answer, the user's last token."""
 
     rows: np.ndarray
     answer: np.ndarray
     user_end: int
+
+
+def _hide_answers(inputs: dict[str, Tensor], tokens: Sequence[_Tokens]) -> None:
+    """Answers and what follows are no part of a prompt: no earlier token may see them."""
+    for b, of in enumerate(tokens):
+        if of.answer.any():
+            inputs["token_type_ids"][b, int(of.rows[of.answer][0]) + 1 :] = 1
 
 
 def _target(mask: Known, layout: Layout) -> MaskTarget:

@@ -103,6 +103,7 @@ def skeleton(config: Any, *, name: str, dtype: torch.dtype, processor: Any = Non
     language_model_of(config.text_config.model_type, where=name)
     with torch.device("meta"), no_init_weights():
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    model.tie_weights()
     weights = Weights(folder=Path(), files=(), config={}, revision=None, seed=None)
     return Mlm(name, model.eval(), processor, family, weights, adapter=None, dtype=dtype)
 
@@ -152,8 +153,7 @@ def _hidden(mlm: Mlm, batch: Batch) -> Tensor:
     for _ in range(batch.samples):
         given = batch.images()
         given["pixel_values"] = given["pixel_values"].to(mlm.dtype)
-        out = mlm.base.model.get_image_features(**given).pooler_output
-        pictures.append(torch.cat(tuple(out)).view(1, -1, width))
+        pictures.append(mlm.family.pictures(mlm.base.model, given).view(1, -1, width))
     image_BVC = torch.cat(pictures)
     if image_BVC.shape[1] != batch.image_tokens:
         raise ValueError(
@@ -168,7 +168,7 @@ def _hidden(mlm: Mlm, batch: Batch) -> Tensor:
 def _logits(mlm: Mlm, batch: Batch) -> Tensor:
     """Of the last rows of each sample, N together."""
     hidden_BLC = _hidden(mlm, batch)
-    return mlm.base.get_output_embeddings()(hidden_BLC[:, -batch.logit_rows :].flatten(0, 1))
+    return mlm.logits(hidden_BLC[:, -batch.logit_rows :].flatten(0, 1))
 
 
 @contextmanager

@@ -62,13 +62,6 @@ class ChosenKeys(NamedTuple):
     agnostic: float
     what: str
 
-    def said(self) -> list[str]:
-        """What a training tells of them before it begins."""
-        return [
-            f"keys: {self.what}; {self.agnostic:.2%} of all keys are input-agnostic "
-            f"(r < {self.tau:.4f})"
-        ]
-
 
 def choose_keys(mlm: Mlm, examples: Examples, options: KeyOptions, *, seed: int) -> ChosenKeys:
     """Measure the keys of the model as it stands, on training images.

@@ -37,8 +37,9 @@ from kvfix.checkpoint.quantised import (
     without_quantisation,
 )
 from kvfix.checkpoint.strangers import original_llava
-from kvfix.mlm.families import LayoutRequest, family_of
-from kvfix.mlm.image_shapes import PixelLimits
+from kvfix.mlm.families import family_of
+from kvfix.mlm.images.layouts import LayoutRequest
+from kvfix.mlm.images.shapes import PixelLimits
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Mlm
 from kvfix.mlm.processor import load_processor
@@ -330,7 +331,7 @@ def feature_bytes(mlm: Mlm, layouts: list[Layout]) -> int:
     """
     text, config = mlm.config.text_config, mlm.config
     lm_channels = mlm.n_layers * (text.hidden_size + 2 * mlm.n_kv_heads * mlm.head_dim)
-    merged = mlm.family.patches_a_token(config) * config.vision_config.hidden_size
+    merged = mlm.family.vision_channels(config)
     cells = sum(layout.index_HW.numel() for layout in layouts)
     return cells * (lm_channels + merged + text.hidden_size) * (2 * mlm.dtype.itemsize + 4)
 

@@ -177,6 +177,11 @@ def key_biases(mlm: Mlm, layers: Iterable[int]) -> dict[int, Tensor | None]:
 def _check_attention(mlm: Mlm, layers: Iterable[int], length: int) -> None:
     """Refuse attention that is more than a softmax of scaled products with all earlier keys."""
     text = mlm.config.text_config
+    if mlm.family.sees_ahead == "prompt":
+        raise ValueError(
+            f"expected text that attends to earlier tokens alone, found {mlm.family.model_type}, "
+            "whose prompts attend to later ones, too; leave out the attention-mass term"
+        )
     windows = [sliding_window(text, layer) for layer in layers]
     least = min((window for window in windows if window is not None), default=None)
     if least is not None and least < length:

@@ -14,6 +14,15 @@ LAYERS, KV_HEADS, SHARED = 3, 2, 2  # of every tiny model; query heads that shar
 every_model = pytest.mark.parametrize(
     ("name", "attn"), [(name, attn) for name in tiny.FAMILIES for attn in ("sdpa", "eager")]
 )
+# Beside them the families that slow tests leave out; where images see later tokens, too, other
+# tests say what a block does.
+causal_models = pytest.mark.parametrize(
+    ("name", "attn"),
+    [
+        *((name, attn) for name in tiny.FAMILIES for attn in ("sdpa", "eager")),
+        *((name, "sdpa") for name in tiny.MORE if name not in ("gemma3", "paligemma")),
+    ],
+)
 
 
 def three_prompts(n: int = 3) -> list[Prompt]:

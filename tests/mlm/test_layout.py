@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -185,7 +186,7 @@ GREY, INK = 96, 116
 def _without_mixing(mlm: Mlm) -> None:
     """Attention puts out nothing, so a patch's features depend on its own pixels alone."""
     for name, parameter in mlm.vision.named_parameters():
-        if ".out_proj." in name or ".o_proj." in name or ".attn.proj." in name:
+        if re.search(r"\.(out_proj|o_proj|attn\.proj|projection_layer)\.", name):
             parameter.data.zero_()
 
 
@@ -224,6 +225,20 @@ PAINTED = [
     ("llava_full", (96, 96), 1),
     ("llava_full", (60, 96), 1),
     ("llava_bare_clip", (100, 170), 1),
+    ("qwen2_vl", (70, 130), 1),
+    ("qwen3_vl", (150, 60), 2),
+    ("idefics3", (100, 170), 1),
+    ("idefics3", (170, 60), 2),
+    ("idefics3_gaps", (100, 170), 1),
+    ("internvl", (60, 170), 1),
+    ("internvl", (150, 100), 2),
+    ("internvl", (50, 50), 3),
+    ("gemma3", (100, 170), 1),
+    ("gemma3", (170, 60), 2),
+    ("paligemma", (100, 170), 1),
+    ("paligemma", (170, 60), 2),
+    ("glm4v", (70, 130), 1),
+    ("glm4v", (150, 60), 2),
 ]
 
 

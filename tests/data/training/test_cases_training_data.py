@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from places import SHARED
+from places import ROOT, SHARED
 from safetensors.torch import load_file
 
 from kvfix.data.training import read_conversations
 from kvfix.data.training.examples import conversation_examples
-from kvfix.recipes.train_surfacing import train
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.proof import collator_of
-from kvfix.repair.train.recipe import Recipe
+from kvfix.repair.train.recipe import Recipe, run
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
@@ -45,7 +44,7 @@ def trained(case: str, out: Path) -> dict[str, Any]:
         threads=1,
         out=str(out),
     )
-    train(recipe, command=["case"])
+    run(recipe, "case", root=ROOT, command=["case"])
     adapter = load_file(out / "adapter_model.safetensors")
     assert any(t.any() for name, t in adapter.items() if "lora_B" in name)
     assert all(torch.isfinite(t).all() for t in adapter.values())

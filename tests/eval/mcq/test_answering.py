@@ -70,9 +70,10 @@ def naive_logprobs(
         start = inputs["input_ids"].shape[1]
         inputs["input_ids"] = torch.cat((inputs["input_ids"], new), dim=1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if "mm_token_type_ids" in inputs:
-            kinds = inputs["mm_token_type_ids"]
-            inputs["mm_token_type_ids"] = torch.cat((kinds, torch.zeros_like(new)), dim=1)
+        for name in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
+            # In PaliGemma 1 is what no token of the prompt sees, elsewhere 0 is text.
+            kind = torch.full_like(new, mlm.family.sees_ahead == "prompt")
+            inputs[name] = torch.cat((inputs[name], kind), dim=1)
         with torch.no_grad():
             logprobs = mlm.model(**inputs, use_cache=False).logits[0].log_softmax(-1)
         out.append([float(logprobs[start - 1 + k, t]) for k, t in enumerate(ids)])
@@ -101,7 +102,7 @@ def check(mlm: Mlm, asked: Sequence[Question], protocol: McqProtocol) -> list[An
     return found
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+@pytest.mark.parametrize("name", tiny.EVERY)
 def test_a_batch_equals_each_option_and_prompt_alone(name: str, load: Load) -> None:
     mlm = load(name)
     found = check(mlm, questions(), McqProtocol(batch=4, max_new_tokens=6))

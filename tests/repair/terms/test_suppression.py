@@ -295,6 +295,9 @@ def test_query_hooks_are_gone_and_wrong_use_is_refused(load) -> None:
         QueryKeys(gemma, encoded, layers=[0, 1])
     with pytest.raises(ValueError, match=r"found them soft-capped at 50"):
         QueryKeys(gemma, encoded, layers=[1])
+    ahead = load("paligemma")
+    with pytest.raises(ValueError, match=r"found paligemma, whose prompts attend to later ones"):
+        QueryKeys(ahead, ahead.encode(_prompts()), layers=[1])
 
 
 def test_key_biases(load) -> None:

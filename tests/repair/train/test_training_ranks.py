@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import tiny
-from places import ROOT
 from safetensors.torch import load_file
 from talks import write_talks
-from trainings import names, record
+from trainings import ROOT, names, record
 
 from kvfix.config import load_config
-from kvfix.recipes.train_surfacing import train
-from kvfix.repair.train.recipe import Recipe
+from kvfix.repair.train.recipe import Recipe, run
 
 pytestmark = pytest.mark.slow
 
@@ -145,7 +143,7 @@ def test_other_ranks_and_another_stage_are_refused_in_words(faults, monkeypatch)
         words = [*faults.setups["2"], f"zero={zero}", "resume=true", "steps=9"]
         recipe = load_config(Recipe, None, [*words, f"out={faults.folder / 'run_2'}"])
         with pytest.raises(ValueError) as caught:
-            train(recipe, command=["test"])
+            run(recipe, "test", root=ROOT, command=["test"])
         return str(caught.value)
 
     assert "ranks: then 2, now 1" in refused("2")

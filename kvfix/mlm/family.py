@@ -1,0 +1,121 @@
+"""What kvfix knows of one kind of multimodal language model: the row of the family table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from kvfix.adapters.naming import Naming
+from kvfix.checkpoint.processor_fields import Field
+from kvfix.mlm.images import shapes
+from kvfix.mlm.images.layouts import LayoutRequest
+from kvfix.mlm.images.shapes import PixelLimits
+from kvfix.mlm.language_models import language_model_of
+from kvfix.mlm.layout import Layout
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of multimodal language model.
+
+    Attributes:
+        model_type: `model_type` in the checkpoint's config.json.
+        vision: Path of the vision tower.
+        projector: Path of the module that takes vision features and gives image tokens.
+        lm: Path of the language model (with `.layers` and `.rotary_emb`).
+        patches_a_token: Vision rows that the projector merges into one image token.
+        merged: Path of a module whose input has one row per image token, patches already merged;
+            the site `vision` is read there. Empty: it is the projector's input.
+        channels: Of the site `vision`, from the config; None: a patch's times `patches_a_token`.
+        layouts: Layouts of one sample's images.
+        lora_projector: Names of the LoRA targets in the projector, for `re.fullmatch`.
+        lora_vision: The same in the vision tower, from the config: only layers whose output is
+            used, as the others would get no gradient.
+        positions_from_mask: Text position ids count real tokens only. False: the model derives its
+            own (M-RoPE), and giving any would switch that off.
+        image_shapes: Arguments of the model's `get_image_features` for one sample's images, without
+            pixels: (sizes, config, layouts, grids) -> dict.
+        processor: Name of its processor's class.
+        fields: What the config says about the processor.
+        pixels: Last sizes of `pixel_values` that the tower takes, from the config; empty: any.
+        upstream: A repository that holds such a model with its processor, for messages.
+        cut: What becomes of an image, for people.
+        needs: What its user has to have or to set, for people; empty: nothing.
+        grids: Patch grids by size, config, processor and pixel limits; None: the config's tiles.
+        pictures: Image tokens from the base model and what `image_shapes` made.
+        sees_ahead: What attends to later tokens, too: "image": an image's tokens to all of their
+            image; "prompt": all of a prompt to all of it; empty: nothing.
+        first_position: Position id of the first token, where `positions_from_mask`.
+        placed: The token that the processor puts, once per image token, from the processor.
+        expand: What the processor puts for one placeholder of a rendered prompt, from the processor
+            and the image's layout.
+        template: Chat template for checkpoints that have none; empty: they have one.
+        prepare: What is done to a processor that was read, so that it puts what its template says.
+        logit_cap: Bound of the next-word logits behind the head, from the config; None: there is
+            none.
+        notes: What a reader of its figures has to know, sentences, from the config.
+        old_names: What its modules were called before, newest first; adapters keep such names.
+    """
+
+    model_type: str
+    vision: str
+    projector: str
+    lm: str
+    patches_a_token: Callable[[Any], int]
+    layouts: Callable[[LayoutRequest], list[Layout]]
+    lora_projector: str
+    lora_vision: Callable[[Any], str]
+    positions_from_mask: bool
+    image_shapes: Callable[[Sequence[tuple[int, int]], Any, Sequence[Layout], Any], dict[str, Any]]
+    processor: str
+    fields: Callable[[Any], list[Field]]
+    pixels: Callable[[Any], tuple[int, ...]]
+    upstream: str
+    cut: str
+    needs: str = ""
+    merged: str = ""
+    channels: Callable[[Any], int] | None = None
+    grids: Callable[[Sequence[tuple[int, int]], Any, Any, PixelLimits], Tensor] | None = None
+    pictures: Callable[[Any, dict[str, Any]], Tensor] = shapes.of_the_model
+    sees_ahead: Literal["", "image", "prompt"] = ""
+    first_position: int = 0
+    placed: Callable[[Any], str] = lambda processor: processor.image_token
+    expand: Callable[[Any, Layout], str] = lambda processor, layout: (
+        processor.image_token * layout.n_tokens
+    )
+    template: str = ""
+    prepare: Callable[[Any], None] = lambda processor: None
+    logit_cap: Callable[[Any], float | None] = lambda config: None
+    notes: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    old_names: tuple[Naming, ...] = ()
+
+    def vision_channels(self, config: Any) -> int:
+        """Channels of the site `vision`."""
+        if self.channels is not None:
+            return self.channels(config)
+        return self.patches_a_token(config) * config.vision_config.hidden_size
+
+    def lora_targets(self, config: Any, *parts: str) -> str:
+        """One regex for PEFT's `target_modules`; it matches full names, so nothing leaks elsewhere.
+
+        Args:
+            config: The model's config.
+            parts: Any of "lm", "projector", "vision".
+
+        Raises:
+            ValueError: An unknown part, or none.
+        """
+        kind = language_model_of(config.text_config.model_type, where=self.model_type)
+        table = {
+            "lm": rf"{re.escape(self.lm)}\.layers\.\d+\.({kind.lora})",
+            "projector": self.lora_projector,
+            "vision": self.lora_vision(config),
+        }
+        unknown = [part for part in parts if part not in table]
+        if unknown or not parts:
+            raise ValueError(f"expected parts out of {', '.join(table)}, found {unknown or 'none'}")
+        return "|".join(f"(?:{table[part]})" for part in parts)

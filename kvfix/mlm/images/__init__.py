@@ -1,0 +1,1 @@
+"""How images become tokens, family by family: geometry of pixels, layouts, shapes of inputs."""

@@ -1,1 +1,0 @@
-"""Trainings that read as a page each; installed as `kvfix.recipes`."""
