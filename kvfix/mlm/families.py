@@ -73,6 +73,12 @@ def _tower_lora(config: Any) -> str:
     )
 
 
+def _tower_channels(config: Any) -> int:
+    """Of the chosen feature layers side by side."""
+    chosen = getattr(config, "vision_feature_layer", -1)
+    return config.vision_config.hidden_size * (1 if isinstance(chosen, int) else len(chosen))
+
+
 def _tiles_row(**row: Any) -> Family:
     """A family with a tower of tiles under the names of LLaVA, unless told otherwise."""
     return Family(
@@ -81,6 +87,7 @@ def _tiles_row(**row: Any) -> Family:
             "projector": "model.multi_modal_projector",
             "lm": "model.language_model",
             "patches_a_token": lambda config: 1,
+            "channels": _tower_channels,
             "lora_projector": _MLP_LORA,
             "lora_vision": _tower_lora,
             "positions_from_mask": True,
