@@ -187,17 +187,10 @@ def _as_the_template_says(processor: Any) -> None:
 
 def _paligemma_notes(config: Any) -> tuple[str, ...]:
     """All of a prompt sees all of it: what is asked reaches the image."""
-    notes = (
+    return (
         "all tokens of a prompt attend to one another: text after an image changes its values, "
         "too, so that they depend on what was asked",
     )
-    capped = getattr(config.text_config, "attn_logit_softcapping", None) is not None
-    if capped and config.text_config._attn_implementation != "eager":
-        notes += (
-            "the model was trained with soft-capped attention logits, which only attn='eager' "
-            "computes here",
-        )
-    return notes
 
 
 _ROWS = (
@@ -297,7 +290,7 @@ _ROWS = (
     _tiles_row(
         model_type="paligemma",
         cut="one tile",
-        needs="attn='eager' for PaliGemma 2, one user turn after the image, no system turn",
+        needs="an image in every prompt, no system turn",
         lora_projector=r"model\.multi_modal_projector\.linear",
         layouts=layouts.paligemma_layouts,
         image_shapes=shapes.stretched_tiles,

@@ -117,7 +117,8 @@ def test_batching_and_padding_do_not_move_features(name, load):
             torch.testing.assert_close(one.text, many.text, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", tiny.EVERY)
+# PaliGemma 2 has one: transformers refuses SDPA for Gemma 2.
+@pytest.mark.parametrize("name", [name for name in tiny.EVERY if name != "paligemma"])
 def test_attention_implementations_agree(name, load):
     eager, sdpa = load(name, attn="eager"), load(name, attn="sdpa")
     assert eager.config.text_config._attn_implementation == "eager"
