@@ -26,6 +26,7 @@ from kvfix.eval.source import NEUTRAL, MlmSource
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm
+from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
 from kvfix.runs.fingerprint import data_fingerprint
 from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
@@ -86,6 +87,8 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     runs = _probe(probes, mlm, options, watch)
     answers = _answer(asked, mlm, options, watch)
     readouts = _read_out(asked, mlm, options, watch)
+    for units in asked:
+        draw_questions(units, options.out)
     unread = [e for u in asked for e in left_out_of(u, readout_path(options.out, u))]
     record = folder.save(
         seconds=time.monotonic() - start,

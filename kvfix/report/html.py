@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvfix.report import figures, questions, surfacing, words
+from kvfix.report.asked import asked
 from kvfix.report.curves import curves
 from kvfix.report.pictures import Album
 from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, interval, load, number, panels
@@ -84,7 +85,7 @@ def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "name": model_name(model),
         "verdict_of": verdict(run, shown),
         "curves": curves(shown),
-        "asked": [],
+        "asked": asked(folder, run.get("surfacing") or [], album),
         **_script(),
         "facts": _facts(run, model),
         "findings": _findings(run),

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvfix.data.left_out import Attempts, LeftOut, too_many
-from kvfix.data.units import Question, UnitSet
+from kvfix.data.left_out import too_many
+from kvfix.data.units import UnitSet
 from kvfix.diagnose.surfacing.table import (
     SCORINGS,
-    Surfacing,
     align,
     surfacing,
     surfacing_finding,
     surfacing_result,
 )
 from kvfix.diagnose.surfacing.trained import TRAINED, n_trained, trained_readouts
-from kvfix.eval.mcq.ask import McqProtocol, concatenate
+from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.eval.mcq.run import (
     answer_results,
@@ -27,15 +25,15 @@ from kvfix.eval.mcq.run import (
     run_readouts,
     without_readout,
 )
-from kvfix.eval.results import Table, summarise
+from kvfix.eval.results import summarise
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun
 from kvfix.mlm.load import Mlm
+from kvfix.report.asked import draw_questions
 from kvfix.runs.recorder import left_out_of
 from kvfix.runs.rows import AnswerRow
 from kvfix.session import Part, Watch
 
-SHOWN = 2  # example questions a subtask
 MOST_QUESTIONS = 160  # of a dataset, where the user sets no limit
 
 
@@ -73,6 +71,7 @@ def diagnose_surfacing(
             answers = run_answers(units, mlm, protocol, folder, tick=tick)
         with watch.phase("reading out", len(units)) as tick:
             readouts = run_readouts(units, source, folder, tick=tick)
+        draw_questions(units, folder)
         part.results += answer_results(answers, seed=seed)
         part.results += [r for run in readouts for r in summarise(run, seed=seed)]
         part.left_out += answers.left_out
@@ -85,7 +84,7 @@ def diagnose_surfacing(
         )
         reported: dict[str, list[str]] = {}
         for run in readouts:
-            found = _subtask(run, answers, part, folder, seed)
+            found = _subtask(run, answers, part, seed)
             records += found.records
             reported[found.subtask] = found.reported
         with watch.phase("reading out, trained", n_trained(units, reported, limit)) as tick:
@@ -109,8 +108,8 @@ class _Found(NamedTuple):
     reported: list[str]
 
 
-def _subtask(run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int) -> _Found:
-    """Both scorings of one subtask; its findings and examples go to `part`."""
+def _subtask(run: TaskRun, answers: TaskRun, part: Part, seed: int) -> _Found:
+    """Both scorings of one subtask; its findings go to `part`."""
     subtask, mine = _answers(run, answers)
     records, reported = [], []
     for scoring in SCORINGS:
@@ -123,8 +122,6 @@ def _subtask(run: TaskRun, answers: TaskRun, part: Part, folder: Path, seed: int
         named = {"dataset": run.units.dataset, "subtask": subtask, "scoring": scoring}
         records.append(surfacing_result(found, table, **named))
         part.findings.append(surfacing_finding(found, table, **named))
-        if scoring == "generation":
-            part.overlays += _examples(found, table, run, mine, folder, part.notes)
     return _Found(subtask, records, reported)
 
 
@@ -151,49 +148,3 @@ def _trained(run: TaskRun, answers: TaskRun, part: Part, seed: int) -> list[dict
         records.append(surfacing_result(found, table, **named) | {"training": training})
         part.findings.append(surfacing_finding(found, table, **named, trained=how))
     return records
-
-
-def _examples(
-    found: Surfacing,
-    table: Table,
-    run: TaskRun,
-    answers: Sequence[AnswerRow],
-    folder: Path,
-    notes: list[str],
-) -> list[dict[str, Any]]:
-    """Pictures of the first unsurfaced questions, with what was read and what was answered."""
-    site = table.sites[found.column]
-    said = {row.id: row for row in answers}
-    overlays = []
-    attempts = Attempts(SHOWN, proven=True)  # what was counted stands without its pictures
-    for k, name in enumerate(found.examples[:SHOWN]):
-        file = f"figures/overlays/{run.units.task}_{run.subtask}.{run.units.dataset}.{k}.png"
-        question = attempts.do(partial(_draw, run.units, name, folder / file))
-        if isinstance(question, LeftOut):
-            notes.append(f"Picture of {name}: not drawn, {question.why}")
-            continue
-        right = question.choices[question.answer]
-        overlays.append(
-            {
-                "task": run.units.task,
-                "subtask": run.subtask,
-                "dataset": run.units.dataset,
-                "site": site.site,
-                "layer": site.layer,
-                "id": name,
-                "score": None,
-                "file": file,
-                "caption": f"{question.question} Right, and read from the values: {right}. "
-                f"The model answers: {said[name].text or 'nothing'}",
-            }
-        )
-    return overlays
-
-
-def _draw(units: UnitSet, name: str, path: Path) -> Question:
-    """A question, whose images are saved side by side."""
-    question = units.load(units.ids.index(name))
-    assert isinstance(question, Question), type(question)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    concatenate(question.images).save(path)
-    return question

@@ -1,0 +1,188 @@
+"""Questions that a reader opens: their images, options, the readout's choice and the answers.
+
+Pictures are saved while a run has its data (`draw_questions`); everything else is read from the run
+folder, so that a report can be written again without model or data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kvfix.data.left_out import Attempts
+from kvfix.data.units import MCQ, Question, UnitSet
+from kvfix.eval.mcq.ask import concatenate
+from kvfix.eval.mcq.letters.parse import EVERY_LETTER
+from kvfix.report.pictures import Album, Picture
+from kvfix.runs.atomic import atomic_file
+from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Rows, full_name
+
+DRAWN = 24  # questions per subtask with a picture
+WIDEST, HIGHEST = 720, 240  # of a picture, in pixels
+# Unsurfaced questions first: they are what a reader came for.
+OUTCOMES = ("unsurfaced", "wrong", "answer right alone", "both right", "right")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as a page shows it.
+
+    Args:
+        right: index of the right option, None where it is not among those that were recorded.
+        readout: index of the option that the image values give, None without a readout.
+        outcome: one of `OUTCOMES`, or of a comparison: fixed, broken, right, wrong.
+        said: who wrote what: (`the model`, text), or one pair for each of two runs.
+    """
+
+    id: str
+    subtask: str
+    dataset: str
+    question: str
+    options: tuple[str, ...]
+    right: int | None
+    readout: int | None
+    logprobs: tuple[float, ...] | None
+    outcome: str
+    said: tuple[tuple[str, str], ...]
+    picture: Picture | None = None
+
+
+def picture_file(dataset: str, name: str) -> str:
+    """Where a question's picture lies in its run folder; any text may be an id."""
+    digest = hashlib.sha256(f"{dataset}\0{name}".encode()).hexdigest()[:16]
+    return f"figures/questions/{digest}.webp"
+
+
+def draw_questions(units: UnitSet, folder: Path) -> None:
+    """Save the first questions of every subtask, their images side by side at display size.
+
+    A question whose images cannot be read has no picture; its row says why it was left out.
+    """
+    seen: dict[str, int] = {}
+    attempts = Attempts(len(units), proven=True)
+    for index, (name, subtask) in enumerate(zip(units.ids, units.subtasks, strict=True)):
+        seen[subtask] = seen.get(subtask, 0) + 1
+        path = folder / picture_file(units.dataset, name)
+        if seen[subtask] <= DRAWN and not path.exists():
+            attempts.do(partial(_draw, units, index, path))
+
+
+def _draw(units: UnitSet, index: int, path: Path) -> None:
+    question = units.load(index)
+    assert isinstance(question, Question), type(question)
+    joined = concatenate(question.images)
+    joined.thumbnail((WIDEST, HIGHEST))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as stream:
+        joined.save(stream, format="webp", quality=80)
+
+
+def asked(folder: Path, surfacing: Sequence[Mapping[str, Any]], album: Album) -> list[Asked]:
+    """The questions of a run that have a picture, unsurfaced ones first.
+
+    Args:
+        folder: the run folder.
+        surfacing: of run.json; says which layer reads out each subtask.
+        album: of the page.
+    """
+    layers = {
+        (r.get("dataset"), r.get("subtask")): r.get("layer")
+        for r in surfacing
+        if r.get("scoring") == "generation"
+    }
+    choices = _choices(folder, layers)
+    found = [
+        _asked(row, choices.get((row.dataset, row.id)))
+        for row in answers_of(folder).values()
+        if row.question is not None and (folder / _picture_of(row)).exists()
+    ]
+    found.sort(key=lambda q: OUTCOMES.index(q.outcome))
+    return [replace(q, picture=album.get(picture_file(q.dataset, q.id))) for q in found]
+
+
+def answers_of(folder: Path) -> dict[tuple[str, str], AnswerRow]:
+    """Every answer of a run by dataset and id."""
+    files = sorted((folder / "samples").glob(f"{MCQ}*.jsonl"))
+    return {(str(row.dataset), row.id): row for file in files for row in Rows(file, AnswerRow)}
+
+
+def _picture_of(row: AnswerRow) -> str:
+    return picture_file(str(row.dataset), row.id)
+
+
+def _choices(
+    folder: Path, layers: Mapping[tuple[Any, Any], Any]
+) -> dict[tuple[str | None, str], int]:
+    """The option that the values of the reported layer give."""
+    return {
+        (row.dataset, row.id): row.choice
+        for file in sorted((folder / "samples").glob(f"{READOUT}*.jsonl"))
+        for row in Rows(file, ReadoutRow)
+        if row.control is None
+        and row.head is None
+        and row.site == "value"
+        and row.layer == layers.get((row.dataset, row.subtask), -1)
+    }
+
+
+def _asked(row: AnswerRow, choice: int | None) -> Asked:
+    options = row.options or ()
+    right = EVERY_LETTER.find(row.answer)
+    if choice is None:
+        outcome = "right" if row.correct else "wrong"
+    else:
+        read = choice == right
+        outcome = {
+            (True, False): "unsurfaced",
+            (True, True): "both right",
+            (False, True): "answer right alone",
+            (False, False): "wrong",
+        }[read, bool(row.correct)]
+    return Asked(
+        row.id,
+        row.subtask,
+        str(row.dataset),
+        row.question or "",
+        options,
+        right if 0 <= right < len(options) else None,
+        choice,
+        row.logprobs,
+        outcome,
+        (("the model", row.text or ""),),
+    )
+
+
+def changed(before: Path, after: Path, album: Album) -> list[Asked]:
+    """The questions that two runs answered, as AFTER's pictures show them; fixed and broken first.
+
+    Args:
+        before: a run folder.
+        after: a run folder with the same questions.
+        album: of AFTER's folder.
+    """
+    earlier, found = answers_of(before), list[Asked]()
+    for name, row in answers_of(after).items():
+        old = earlier.get(name)
+        if old is None or row.question is None:
+            continue
+        outcome = {
+            (0, 1): "fixed",
+            (1, 0): "broken",
+            (1, 1): "right",
+            (0, 0): "wrong",
+        }[old.correct, row.correct]
+        if outcome in ("fixed", "broken"):
+            said = (("before", old.text or ""), ("after", row.text or ""))
+            shown = replace(_asked(row, None), outcome=outcome, said=said)
+            found.append(replace(shown, picture=album.get(_picture_of(row))))
+    return sorted(found, key=lambda q: q.outcome != "broken")
+
+
+def title(q: Asked) -> str:
+    """The subtask with its data set, where that is not the painted scenes."""
+    name = q.subtask.replace("_", " ")
+    return name if q.dataset == "scenes" else full_name(f"{name} ({q.dataset})")
