@@ -118,6 +118,22 @@ def test_tables_sort_by_their_headings(page: playwright.Page) -> None:
         assert column == sorted(column, reverse=reverse)
 
 
+def test_questions_are_filtered_and_open_by_keyboard(page: playwright.Page) -> None:
+    asked = page.locator(".asked")
+    questions, status = asked.locator("details"), asked.locator("[role=status]")
+    every = questions.count()
+    assert status.inner_text() == f"{every} of {every} questions" and every >= 4
+    task = questions.first.get_attribute("data-task")
+    asked.locator("select").first.select_option(task)
+    shown = asked.locator("details:visible")
+    assert 0 < shown.count() < every
+    assert {q.get_attribute("data-task") for q in shown.all()} == {task}
+    shown.first.locator("summary").press("Enter")
+    opened = shown.first.locator(".question")
+    assert opened.locator("img").is_visible() and opened.locator("li").count() >= 2
+    assert "The model:" in opened.inner_text()
+
+
 def test_without_scripts_everything_is_there(browser: playwright.Browser, report: Path) -> None:
     with browser.new_context(java_script_enabled=False) as context:
         page = context.new_page()
