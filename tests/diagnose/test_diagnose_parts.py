@@ -14,6 +14,8 @@ from kvfix.diagnose.prefix import CONDITIONS, CONTRASTS
 from kvfix.diagnose.surfacing import trained as trained_readouts
 from kvfix.eval.mcq import trained_readout
 from kvfix.eval.mcq.readouts import READOUTS
+from kvfix.report.asked import asked
+from kvfix.report.pictures import Album
 
 LIMIT = 16  # of each task: six tasks show the 64 images that keys need
 
@@ -79,10 +81,12 @@ def test_surfacing_has_a_table_an_example_and_a_sentence(finished: Finished) -> 
         assert sum(record["counts"].values()) == record["n"] > 0
         share = record["counts"]["unsurfaced"] / record["n"]
         assert record["of_all"]["value"] == pytest.approx(share)
-    shown = [o for o in finished.run["overlays"] if o["task"] == "readout"]
-    unsurfaced = any(r["examples"] for r in records if r["scoring"] == "generation")
-    assert bool(shown) == unsurfaced
-    assert all((finished.folder / o["file"]).is_file() for o in shown)
+    questions = asked(finished.folder, records, Album(finished.folder))
+    assert len(questions) == 4 * 4 and all(q.picture and q.picture.uri for q in questions)
+    unsurfaced = [q for q in questions if q.outcome == "unsurfaced"]
+    assert all(q.readout == q.right for q in unsurfaced)
+    page = (finished.folder / "report.html").read_text()
+    assert page.count('data-outcome="unsurfaced"') == len(unsurfaced)
     assert "What does not surface" in (finished.folder / "report.md").read_text()
     sentences = [f for f in finished.run["findings"] if f["id"].startswith("surfacing.")]
     assert len(sentences) == len(records)

@@ -81,7 +81,7 @@ def test_many_stages_of_a_unit_cost_one_pass_and_score_as_the_probe_does(
 ) -> None:
     units, once, drawn = scene_units(task, n=1), FakeSource(), FakeSource()
     rows = run_task(units, once, tmp_path).rows
-    scores = {r["layer"]: r["score"] for r in rows if r["site"] == "value"}
+    scores = {row.layer: row.score for row in rows if row.site == "value"}
     overlays = draw_gallery([units], drawn, {(task, "scenes"): BEST}, tmp_path).overlays
     assert drawn.seen == once.seen
     assert {o["layer"]: o["score"] for o in overlays} == pytest.approx(scores)
