@@ -46,7 +46,7 @@ from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.batch import Collator
 from kvfix.repair.lora import LoraOptions, Rates, attach, parameter_groups
 from kvfix.repair.module import Repair
-from kvfix.repair.plan import PlanOptions, make_plan
+from kvfix.repair.plan.make import PlanOptions, make_plan
 from kvfix.repair.terms.kl import KlTerm
 from kvfix.repair.terms.losses import Losses
 from kvfix.repair.terms.mask import MaskTerm

@@ -147,7 +147,7 @@ def estimated_bytes(found: Quantised, model: nn.Module, nf4_bytes: Any) -> int:
     Args:
         found: The method.
         model: Unquantised, on the meta device.
-        nf4_bytes: Of one weight, by its numbers (`kvfix.repair.plan.nf4_bytes`).
+        nf4_bytes: Of one weight, by its numbers (`kvfix.repair.plan.sizes.nf4_bytes`).
 
     Raises:
         ValueError: A config that does not say how many bits a weight has.

@@ -63,10 +63,11 @@ def plan(
     images = tuple(_size(size) for size in image or ("480x640",))
     from kvfix.mlm.images.shapes import PixelLimits
     from kvfix.repair.lora import LoraOptions
-    from kvfix.repair.plan import Options, PlanOptions, lines, table
-    from kvfix.repair.plan import plan as run
+    from kvfix.repair.plan.make import PlanOptions, PlanRequest
+    from kvfix.repair.plan.make import plan as run
+    from kvfix.repair.plan.show import lines, table
 
-    options = Options(
+    options = PlanRequest(
         PlanOptions(
             lora=LoraOptions(parts=tuple(part or ("lm",)), only=only, rank=rank, dora=dora),
             gpus=gpus,

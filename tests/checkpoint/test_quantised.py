@@ -25,7 +25,8 @@ from kvfix.checkpoint.quantised import (
 from kvfix.mlm.load import load_mlm
 from kvfix.repair.dry_run import skeleton
 from kvfix.repair.lora import LoraOptions, attach
-from kvfix.repair.plan import PlanOptions, make_plan, nf4_bytes
+from kvfix.repair.plan.make import PlanOptions, make_plan
+from kvfix.repair.plan.sizes import nf4_bytes
 
 Checkpoint = Callable[[str], Path]
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}

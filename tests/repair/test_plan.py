@@ -26,15 +26,8 @@ from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.dry_run import PeakBytes, reading_peak, skeleton, training_peak
 from kvfix.repair.lora import LoraOptions, attach
-from kvfix.repair.plan import (
-    Plan,
-    PlanOptions,
-    lay_out,
-    make_plan,
-    nf4_bytes,
-    plan_batch,
-    weight_bytes,
-)
+from kvfix.repair.plan.make import Plan, PlanOptions, make_plan, plan_batch
+from kvfix.repair.plan.sizes import lay_out, nf4_bytes, weight_bytes
 from kvfix.repair.terms.kl import kl_anchor
 
 QWEN, ONEVISION, NEXT = (
@@ -305,7 +298,10 @@ def test_what_no_plan_is_made_for(tmp_path: Path) -> None:
     for text, says in (
         ("{", "expected JSON"),
         ('{"model_type": "llama"}', "expected model_type to be one of"),
-        ('{"model_type": "llava_next", "text_config": {"model_type": "phi3"}}', "a language model"),
+        (
+            '{"model_type": "llava_next", "text_config": {"model_type": "bloom"}}',
+            "a language model",
+        ),
     ):
         file.write_text(text)
         ended = call("plan", "--model", file)

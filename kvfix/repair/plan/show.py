@@ -1,0 +1,51 @@
+"""A plan on the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from kvfix.repair.plan.make import Plan, PlanRequest
+
+
+def lines(made: Plan, options: PlanRequest) -> list[str]:
+    """What is planned, for the terminal, as plain text."""
+    asked, reading = options.plan, made.reading.items()
+    return [
+        f"{options.model or 'the shipped nano'}: {made.family}, {made.parameters:,} parameters, "
+        f"{made.dtype}",
+        *made.report.lines(),
+        *(
+            f"image of {t.image_hw[0]} x {t.image_hw[1]} pixels (height x width): {t.tokens} "
+            f"tokens, grid {t.grid_hw[0]} x {t.grid_hw[1]}"
+            for t in made.tokens
+        ),
+        "to diagnose this sample: "
+        + ", with ".join(f"{'' if k == 'plain' else k} {_size(n)}".strip() for k, n in reading),
+        f"a step: {asked.samples} x ({made.sample_tokens} image + {asked.text_tokens} text) "
+        f"tokens, {'with' if asked.checkpointing else 'without'} gradient checkpointing",
+        *(
+            f"refused: {m.quant or made.dtype}, ZeRO {m.zero}, offload {m.offload}: {m.refusal}"
+            for m in made.memory
+            if m.refusal
+        ),
+    ]
+
+
+def table(made: Plan, options: PlanRequest) -> Table:
+    """Memory by way to train; a dash where training would be refused."""
+    gpus = options.plan.gpus
+    shown = Table(title=f"memory a GPU, {gpus} GPU{'s' * (gpus > 1)}")
+    for column in ("weights", "ZeRO", "offload"):
+        shown.add_column(column)
+    for column in ("frozen", "adapter, optimizer", "activations", "total", "host"):
+        shown.add_column(column, justify="right")
+    for m in made.memory:
+        way = (m.quant or made.dtype, str(m.zero), m.offload)
+        bytes_of = (m.weights, m.states, m.activations, m.total, m.host)
+        cells = ("-",) * 5 if m.refusal else tuple(map(_size, bytes_of))
+        shown.add_row(*way, *cells, style="dim" if m.refusal else None)
+    return shown
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
