@@ -1,4 +1,4 @@
-"""The four stages of a nano's training: what each draws, what it trains, what it is measured by."""
+"""The five stages of a nano's training: what each draws, what it trains, what it is measured by."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from batches import Dealer, Lesson, lesson_loss
 from dense import Heads, dense_loss, examine_dense
+from drill import draw_drill
 from exam import measure
 from gallery import Gallery
 from models import Nano
@@ -20,6 +21,13 @@ from torch import nn
 
 from kvfix.bounds import check_numbers, number
 from kvfix.runs.atomic import atomic_file
+
+# What of the stages is run alone: told comes after drill, and needs no tower.
+ONLY = {
+    "": ("dense", "drill", "told", "align", "talk"),
+    "dense": ("dense",),
+    "told": ("drill", "told"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,12 @@ class Config:
     dense_batch: int = number(16, least=1)
     dense_lr: float = number(1.5e-3, above=0)
     gallery: int = number(12000, least=8)
-    told_steps: int = number(8000, least=1)
+    drill_steps: int = number(3000, least=1)
+    drill_batch: int = number(16, least=1)
+    drill_lr: float = number(5e-4, above=0)
+    told_steps: int = number(10000, least=1)
     told_batch: int = number(8, least=1)
-    told_lr: float = number(1.5e-3, above=0)
+    told_lr: float = number(5e-4, above=0)
     align_steps: int = number(1500, least=1)
     align_batch: int = number(32, least=1)
     align_lr: float = number(1e-3, above=0)
@@ -47,7 +58,7 @@ class Config:
     talk_batch: int = number(8, least=1)
     talk_lr: float = number(1e-3, above=0)
     turns: int = number(6, least=1)
-    told_ease: int = number(2000, least=1)
+    told_ease: int = number(5000, least=1)
     talk_ease: int = number(400, least=1)
     save_every: int = number(100, least=1)
     measure_every: int = number(500, least=1)
@@ -67,10 +78,8 @@ class Config:
         largest = max(self.dense_batch, self.align_batch)
         if self.gallery < largest:
             raise ValueError(f"gallery: expected a batch ({largest}) or more, found {self.gallery}")
-        if self.only not in ("", "dense", "told"):
-            raise ValueError(
-                f"only: expected dense or told, which need no other stage, found {self.only!r}"
-            )
+        if self.only not in ONLY:
+            raise ValueError(f"only: expected dense or told, found {self.only!r}")
 
 
 def _parameters(model: nn.Module, *, language: bool) -> dict[str, nn.Parameter]:
@@ -98,6 +107,23 @@ def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
             **_parameters(nano.model, language=False),
             **{f"heads.{name}": p for name, p in heads.named_parameters()},
         },
+    )
+
+
+def drill_stage(c: Config, nano: Nano) -> Stage:
+    """The language model finds the letter of an option; single words in the first half."""
+
+    def draw(i: int, step: int) -> Lesson:
+        return draw_drill("train", i, ease=1.0 if step < c.drill_steps / 2 else 0.0)
+
+    deck = Dealer(draw, c.drill_batch)
+    return Stage(
+        "drill",
+        c.drill_steps,
+        c.drill_lr,
+        lambda step: lesson_loss(nano, deck.batch(step)),
+        measure(nano, [draw_drill("val", i, ease=0) for i in range(4 * c.held_out)]),
+        _parameters(nano.model, language=True),
     )
 
 
@@ -201,6 +227,7 @@ def stages(c: Config, nano: Nano, states: Path) -> dict[str, Callable[[], Stage]
     """How to make each stage, in order; made when its turn comes, for pictures take time."""
     return {
         "dense": lambda: dense_stage(c, nano, galleries_of(c, states)),
+        "drill": lambda: drill_stage(c, nano),
         "told": lambda: told_stage(c, nano),
         "align": lambda: align_stage(c, nano, galleries_of(c, states)),
         "talk": lambda: talk_stage(c, nano),

@@ -1,18 +1,20 @@
-"""Second stage: scenes told in words, so that the language model learns to look facts up and to
-bind an option's letter to its content before it sees a picture.
+"""Third stage: scenes told in words, so that the language model learns to look facts up, and to
+answer the letter of the option that says them, before it sees a picture.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from batches import Lesson
-from turns import ORDINALS, REGIONS, Shown, draw_turn, drill_turn, region_of, which_image_turn
+from drill import drill_turn
+from turns import ORDINALS, REGIONS, Shown, draw_turn, region_of, which_image_turn
 
 from kvfix.data.scenes.paint import Scene, generator, sample_scene
 from kvfix.data.scenes.talk import Turn, caption, region
 
-CHOICES = 0.55  # share of questions with lettered options, in the end
-TOLD_AGAIN = 0.5  # share of lessons that begin with a caption: many words to look up at once
+CHOICES = 0.55  # share of questions with lettered options
+TOLD_AGAIN = 0.3  # share of lessons that begin with a caption: many words to look up at once
+DRILLS = 0.1  # share of questions that need no facts, so that the letters are not forgotten
 
 
 def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) -> Lesson:
@@ -22,11 +24,12 @@ def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) 
         split: Of the scenes.
         index: Which.
         raster: Tell the facts by the words of cells, as a picture will, not in sentences.
-        ease: In [0, 1]: 1 starts with one object and without choices, 0 is the end.
-        turns: Questions.
+        ease: In [0, 1]: 1 starts with one question about one object, 0 is the end.
+        turns: Questions in the end.
     """
     rng = generator(split, index, "raster" if raster else "told")
     most = 1 + round((1 - ease) * 3)
+    turns = 1 + round((1 - ease) * (turns - 1))
     if rng.random() < 0.2 * (1 - ease):
         return _several(rng, turns, raster=raster)
     scene = sample_scene(rng, count=(1, most))
@@ -35,10 +38,10 @@ def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) 
     if rng.random() < TOLD_AGAIN:
         talk.append(Turn("caption", "Describe the image.", caption(scene)))
     while len(talk) < turns:
-        if rng.random() < 0.06 + 0.3 * ease:
+        if rng.random() < DRILLS:
             talk.append(drill_turn(rng))
             continue
-        turn = draw_turn(rng, shown, told=not raster, choices=CHOICES * (1 - ease))
+        turn = draw_turn(rng, shown, told=not raster, choices=CHOICES)
         if turn is not None:
             talk.append(turn)
     if raster:

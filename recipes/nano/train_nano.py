@@ -1,14 +1,14 @@
-"""Train one nano MLM from scratch, in four stages, as real ones are made.
+"""Train one nano MLM from scratch, in five stages, as real ones are made.
 
     python recipes/nano/train_nano.py family=llava_onevision     # or qwen2_5_vl, llava_next
 
-dense: the vision tower learns to label every cell of pictures; told: the language model learns to
-answer about scenes told in words; align: the image tokens learn to carry the words of their cell;
-talk: conversations about pictures. Every setting stands in train_nano.yaml, every stage prints its
-held-out figures. About three hours on one CPU core; writes checkpoints/nano/<family>/ (bf16) and
-its README.md. Killed at any moment, the same command continues. A demo of a minute or two:
-`dense_steps=4 told_steps=4 align_steps=2 talk_steps=4 gallery=64 held_out=4 exam=4 out=/tmp/nano
-states=/tmp/nano-states`.
+dense: the vision tower learns to label every cell of pictures; drill: the language model learns to
+find the letter of an option; told: it learns to answer about scenes told in words; align: the image
+tokens learn to carry the words of their cell; talk: conversations about pictures. Every setting
+stands in train_nano.yaml, every stage prints its held-out figures. About three hours on one CPU
+core; writes checkpoints/nano/<family>/ (bf16) and its README.md. Killed at any moment, the same
+command continues. A demo of a minute or two: `dense_steps=4 drill_steps=4 told_steps=4
+align_steps=2 talk_steps=4 gallery=64 held_out=4 exam=4 out=/tmp/nano states=/tmp/nano-states`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from card import card
-from curriculum import Config, exam_lessons, stages
+from curriculum import ONLY, Config, exam_lessons, stages
 from exam import single_questions, written
 from models import build_nano
 from stages import Pace, console, run_stage, spent_on
@@ -40,7 +40,7 @@ def main() -> None:
     pace = Pace(c.warmup, c.weight_decay, c.save_every, c.measure_every, c.stop_at)
     spent = {}
     for name, make in stages(c, nano, states_dir).items():
-        if c.only not in ("", name):
+        if name not in ONLY[c.only]:
             continue
         state = states_dir / f"{c.family}-{c.seed}-{name}.pt"
         if not run_stage(make(), pace, state):

@@ -191,14 +191,3 @@ def which_image_turn(rng: np.random.Generator, scenes: Sequence[Scene]) -> Turn 
     if rng.random() < 0.3:
         return Turn("which_image", question, ORDINALS[k])
     return lettered(rng, "image", question, ORDINALS[k], ORDINALS[: len(scenes)])
-
-
-def drill_turn(rng: np.random.Generator) -> Turn:
-    """No picture needed: which letter has an option, or what stands at a letter."""
-    words = tuple(VOCABULARY.values())[int(rng.integers(3))]
-    options = rng.permutation(words)[: int(rng.integers(2, 5))].tolist()
-    k = int(rng.integers(len(options)))
-    lines = "\n".join(f"({chr(65 + i)}) {o}" for i, o in enumerate(options))
-    if rng.random() < 0.5:
-        return Turn("drill", f"What is option {chr(65 + k)}?\n{lines}", options[k])
-    return Turn("drill", f"Which option is {options[k]}?\n{lines}", f"({chr(65 + k)})")

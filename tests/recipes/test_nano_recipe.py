@@ -19,6 +19,7 @@ from batches import IGNORE, Dealer, Lesson, answer_labels, collate, lesson_loss
 from card import marks
 from curriculum import Config, stages
 from dense import Heads, dense_loss
+from drill import draw_drill, drill_turn
 from exam import Choices, Grade, choices, foreseen, grades, single_questions, written
 from gallery import LETTERS, Gallery, cell_figure, cell_letters, label
 from models import BUILDERS, Nano, build_nano
@@ -212,10 +213,35 @@ def test_the_truth_stands_at_every_letter_equally_often() -> None:
         assert options[turn.answer] == "red" and len(set(options.values())) == len(options)
 
 
+def test_a_drill_asks_the_letter_or_the_content_of_an_option() -> None:
+    rng = np.random.default_rng(0)
+    turns = [drill_turn(rng, ease=i % 2) for i in range(2000)]
+    letters = Counter(t.answer for t in turns if t.kind == "drill_letter")
+    assert set(letters) == {"(A)", "(B)", "(C)", "(D)"}
+    assert 0.65 < letters.total() / len(turns) < 0.75
+    for turn in turns:
+        asked, *lines = turn.question.split("\n")
+        options = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in lines}
+        assert len(set(options.values())) == len(lines) >= 2
+        if turn.kind == "drill_letter":
+            assert asked == f"Which option is {options[turn.answer]}?"
+        else:
+            assert options[f"({asked[-2]})"] == turn.answer
+
+
+def test_told_lessons_grow_from_one_question_about_one_object() -> None:
+    first = [draw_told("train", i, raster=False, ease=1.0, turns=4) for i in range(40)]
+    last = [draw_told("train", i, raster=False, ease=0.0, turns=4) for i in range(40)]
+    assert {len(x.turns) for x in first} == {1} and {len(x.turns) for x in last} == {4}
+    assert max(x.facts.count(",") for x in first) == 1  # the object, a letter on the ground
+    assert any("choice_" in x.turns[0].kind for x in first)
+
+
 def test_no_lesson_asks_a_perception_question() -> None:
     lessons = [x for part in some_lessons().values() for x in part]
     lessons += [draw_told("train", i, raster=False, ease=0, turns=6) for i in range(200)]
     lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
+    lessons += [draw_drill("train", i, ease=0) for i in range(200)]
     asked = " ".join(t.question for x in lessons for t in x.turns)
     for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):
         assert words not in asked
@@ -287,8 +313,8 @@ def test_marks_are_missed_when_one_letter_is_given_to_all() -> None:
 def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
     """All stages in one go, and each in two halves with a new process's objects in between."""
     c = Config(
-        **{f"{s}_steps": 3 for s in ("dense", "told", "align", "talk")},
-        **{f"{s}_batch": 2 for s in ("dense", "told", "align", "talk")},
+        **{f"{s}_steps": 3 for s in ("dense", "drill", "told", "align", "talk")},
+        **{f"{s}_batch": 2 for s in ("dense", "drill", "told", "align", "talk")},
         gallery=8,
         held_out=1,
         turns=2,
@@ -328,8 +354,8 @@ def test_the_settings_file_says_what_the_code_does() -> None:
 @pytest.mark.slow
 def test_the_command_trains_grades_and_continues(tmp_path: Path) -> None:
     """Stopped in its second step, then to the end: a checkpoint and a card with its marks."""
-    steps = [f"{s}_steps=3" for s in ("dense", "told", "align", "talk")]
-    sizes = [f"{s}_batch=2" for s in ("dense", "told", "align", "talk")]
+    steps = [f"{s}_steps=3" for s in ("dense", "drill", "told", "align", "talk")]
+    sizes = [f"{s}_batch=2" for s in ("dense", "drill", "told", "align", "talk")]
     place = [f"out={tmp_path / 'nano'}", f"states={tmp_path / 'states'}", "gallery=8"]
     command = [sys.executable, str(ROOT / "recipes" / "nano" / "train_nano.py"), *steps, *sizes]
     command += [*place, "held_out=1", "exam=2", "turns=3"]
