@@ -24,33 +24,20 @@ _TOKENS = 32  # spread over the vocabulary, behind the text
 
 
 class Words(NamedTuple):
-    """What a model says to the prompts.
+    """What a model says to the prompts."""
 
-    Attributes:
-        ids_L: Tokens of the text prompt; the merged model is asked the same.
-        text_LV: Logits at every one of them.
-        image_LV: Logits at the last positions of the image prompt.
-        products: Linear layers, each of which rounds once.
-    """
-
-    ids_L: Tensor
-    text_LV: Tensor
-    image_LV: Tensor
-    products: int
+    ids_L: Tensor  # tokens of the text prompt; the merged model is asked the same
+    text_LV: Tensor  # logits at every one of them
+    image_LV: Tensor  # logits at the last positions of the image prompt
+    products: int  # linear layers, each of which rounds once
 
 
 class Difference(NamedTuple):
-    """How far two models are apart on a prompt.
+    """How far two models are apart on a prompt."""
 
-    Attributes:
-        prompt: "text" or "image".
-        largest: Absolute difference of two logits.
-        allowed: What it may be.
-    """
-
-    prompt: str
-    largest: float
-    allowed: float
+    prompt: str  # "text" or "image"
+    largest: float  # absolute difference of two logits
+    allowed: float  # what it may be
 
 
 def words_of(mlm: Mlm, *, like: Words | None = None) -> Words:

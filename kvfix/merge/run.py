@@ -16,15 +16,10 @@ from kvfix.session import ModelOptions
 
 
 class Merged(NamedTuple):
-    """What was written, and how far its logits are from the adapter's.
+    """What was written, and how far its logits are from the adapter's."""
 
-    Attributes:
-        folder: Weights, config and processor.
-        differences: By prompt.
-    """
-
-    folder: Path
-    differences: list[Difference]
+    folder: Path  # weights, config and processor
+    differences: list[Difference]  # by prompt
 
 
 def merge(

@@ -17,14 +17,10 @@ from kvfix.mlm.load import Encoded, Mlm
 
 
 class BaseOutputs(NamedTuple):
-    """Of the base model, without a graph.
+    """Of the base model, without a graph."""
 
-    Attributes:
-        logits_NW: At the asked rows; None if none were asked for.
-        features: As `Capture` collects them; None if no site was asked for.
-    """
-
-    logits_NW: Tensor | None
+    logits_NW: Tensor | None  # at the asked rows; None if none were asked for
+    # As `Capture` collects them; None if no site was asked for.
     features: list[SampleFeatures] | None
 
 

@@ -36,27 +36,16 @@ _PIXEL_CENTRE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A micro-batch of one rank.
+    """A micro-batch of one rank."""
 
-    Attributes:
-        encoded: Inputs and image spans.
-        rows_R: Positions that predict a token of text, ascending.
-        target_R: The tokens that they should predict.
-        answer_R: Bool, the token belongs to an answer (its end token included).
-        text_R: Bool, it is other text.
-        extras: One entry a sample.
-        n_tokens: Without padding.
-        n_images: Without stand-ins.
-    """
-
-    encoded: Encoded
-    rows_R: Tensor
-    target_R: Tensor
-    answer_R: Tensor
-    text_R: Tensor
-    extras: tuple[Extras, ...]
-    n_tokens: int
-    n_images: int
+    encoded: Encoded  # inputs and image spans
+    rows_R: Tensor  # positions that predict a token of text, ascending
+    target_R: Tensor  # the tokens that they should predict
+    answer_R: Tensor  # bool, the token belongs to an answer (its end token included)
+    text_R: Tensor  # bool, it is other text
+    extras: tuple[Extras, ...]  # one entry per sample
+    n_tokens: int  # without padding
+    n_images: int  # without stand-ins
 
     def moved(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """On a device, floating inputs in the model's dtype."""

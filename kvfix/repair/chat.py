@@ -15,21 +15,14 @@ from kvfix.wording import cause
 
 
 class Chat(NamedTuple):
-    """A rendered conversation.
+    """A rendered conversation."""
 
-    Attributes:
-        text: All of it; for an example without images it ends with a placeholder (a stand-in).
-        asked: What stands before the first answer, generation prompt included.
-        user_end: Where the first user's text ends.
-        answers: (start, end) of every answer and what the template closes it with.
-        end: Where the conversation ends, and a stand-in begins.
-    """
-
-    text: str
-    asked: str
-    user_end: int
+    text: str  # all of it; for an example without images it ends with a placeholder (a stand-in)
+    asked: str  # what stands before the first answer, generation prompt included
+    user_end: int  # where the first user's text ends
+    # (start, end) of every answer and what the template closes it with.
     answers: tuple[tuple[int, int], ...]
-    end: int
+    end: int  # where the conversation ends, and a stand-in begins
 
 
 def render(example: Example, processor: Any) -> Chat:

@@ -31,21 +31,13 @@ from kvfix.repair.terms.kl import kl_anchor
 
 
 class Batch(NamedTuple):
-    """One micro-batch.
+    """One micro-batch."""
 
-    Attributes:
-        images: Arguments of `get_image_features` by sample (`Family.image_shapes`).
-        image_tokens: V.
-        text_tokens: All others of a sample.
-        samples: B.
-        logit_rows: N of a sample.
-    """
-
-    images: Any
-    image_tokens: int
-    text_tokens: int
-    samples: int
-    logit_rows: int
+    images: Any  # arguments of `get_image_features` by sample (`Family.image_shapes`)
+    image_tokens: int  # V
+    text_tokens: int  # all others of a sample
+    samples: int  # B
+    logit_rows: int  # N of a sample
 
 
 class PeakBytes(TorchDispatchMode):

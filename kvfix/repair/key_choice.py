@@ -24,21 +24,16 @@ from kvfix.mlm.load import Mlm
 
 @dataclass(frozen=True)
 class KeyOptions:
-    """How keys are chosen.
+    """How keys are chosen."""
 
-    Attributes:
-        images: Training images that the statistics are made of; at least 64.
-        side: Pixels of the square that they are cut to.
-        alpha: False-positive rate that the bound on r is calibrated to.
-        lowest: Share of the keys taken where none is input-agnostic; 0: stop then.
-        random: Take as many random keys a layer and head instead: the control.
-    """
-
+    # Training images that the statistics are made of; at least 64.
     images: int = number(64, least=64)
-    side: int = number(448, least=1)
+    side: int = number(448, least=1)  # pixels of the square that they are cut to
+    # False-positive rate that the bound on r is calibrated to.
     alpha: float = number(ALPHA, above=0, below=1)
+    # Share of the keys taken where none is input-agnostic; 0: stop then.
     lowest: float = number(0.05, least=0, below=1)
-    random: bool = False
+    random: bool = False  # take as many random keys a layer and head instead: the control
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -46,21 +41,13 @@ class KeyOptions:
 
 
 class ChosenKeys(NamedTuple):
-    """Keys to suppress.
+    """Keys to suppress."""
 
-    Attributes:
-        keys_SHV: Bool over layers, KV heads and tokens of an image of the calibrated size.
-        n_cells: Cells of such an image's grid.
-        tau: Bound on r.
-        agnostic: Share of keys below it.
-        what: In words.
-    """
-
-    keys_SHV: Tensor
-    n_cells: int
-    tau: float
-    agnostic: float
-    what: str
+    keys_SHV: Tensor  # bool over layers, KV heads and tokens of an image of the calibrated size
+    n_cells: int  # cells of such an image's grid
+    tau: float  # bound on r
+    agnostic: float  # share of keys below it
+    what: str  # in words
 
 
 def choose_keys(mlm: Mlm, examples: Examples, options: KeyOptions, *, seed: int) -> ChosenKeys:

@@ -27,25 +27,17 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What the adapter changes, and how.
+    """What the adapter changes, and how."""
 
-    Attributes:
-        parts: Any of "lm", "projector", "vision".
-        only: A further regex on full module names, for instance `.*[kv]_proj`; empty is none.
-        rank: Of each update.
-        alpha: The update is scaled by alpha / rank (alpha / sqrt(rank) with rslora).
-        dropout: Of the update's input, in [0, 1).
-        rslora: Rank-stabilised scaling (arXiv 2312.03732).
-        dora: Magnitude and direction apart (arXiv 2402.09353).
-    """
-
-    parts: tuple[str, ...] = ("lm",)
+    parts: tuple[str, ...] = ("lm",)  # any of "lm", "projector", "vision"
+    # A further regex on full module names, for instance `.*[kv]_proj`; empty is none.
     only: str = ""
-    rank: int = number(16, least=1)
+    rank: int = number(16, least=1)  # of each update
+    # The update is scaled by alpha / rank (alpha / sqrt(rank) with rslora).
     alpha: float = number(32.0, above=0)
-    dropout: float = number(0.0, least=0, below=1)
-    rslora: bool = False
-    dora: bool = False
+    dropout: float = number(0.0, least=0, below=1)  # of the update's input, in [0, 1)
+    rslora: bool = False  # rank-stabilised scaling (arXiv 2312.03732)
+    dora: bool = False  # magnitude and direction apart (arXiv 2402.09353)
 
     def __post_init__(self) -> None:
         """Refuse what PEFT would take and not mean."""
@@ -60,21 +52,14 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates by part; the adapter's of a part that it does not change has no effect.
+    """Learning rates by part; the adapter's of a part that it does not change has no effect."""
 
-    Attributes:
-        lm: Of the language model's adapter.
-        projector: Of the projector's.
-        vision: Of the vision tower's.
-        heads: Of the heads that losses read values through.
-        weight_decay: Of the heads alone: decaying an adapter pulls it to the base model, which the
-            anchors do better.
-    """
-
-    lm: float = number(2e-4, least=0)
-    projector: float = number(1e-4, least=0)
-    vision: float = number(5e-5, least=0)
-    heads: float = number(1e-3, least=0)
+    lm: float = number(2e-4, least=0)  # of the language model's adapter
+    projector: float = number(1e-4, least=0)  # of the projector's
+    vision: float = number(5e-5, least=0)  # of the vision tower's
+    heads: float = number(1e-3, least=0)  # of the heads that losses read values through
+    # Of the heads alone: decaying an adapter pulls it to the base model, which the anchors do
+    # better.
     weight_decay: float = number(0.0, least=0)
 
     def __post_init__(self) -> None:
@@ -83,17 +68,11 @@ class Rates:
 
 
 class LoraReport(NamedTuple):
-    """What `attach` did.
+    """What `attach` did."""
 
-    Attributes:
-        modules: Names of the changed modules, by part.
-        trainable: Parameters by part.
-        total: Parameters of the model, the adapter's included.
-    """
-
-    modules: dict[str, tuple[str, ...]]
-    trainable: dict[str, int]
-    total: int
+    modules: dict[str, tuple[str, ...]]  # names of the changed modules, by part
+    trainable: dict[str, int]  # parameters by part
+    total: int  # parameters of the model, the adapter's included
 
     @property
     def share(self) -> float:
@@ -112,15 +91,10 @@ class LoraReport(NamedTuple):
 
 
 class Attached(NamedTuple):
-    """A model with a fresh adapter.
+    """A model with a fresh adapter."""
 
-    Attributes:
-        mlm: What to train.
-        report: What was matched.
-    """
-
-    mlm: Mlm
-    report: LoraReport
+    mlm: Mlm  # what to train
+    report: LoraReport  # what was matched
 
 
 def match_modules(mlm: Mlm, options: LoraOptions) -> dict[str, tuple[str, ...]]:

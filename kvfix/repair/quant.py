@@ -25,23 +25,15 @@ STAGES = (0, 1, 2, 3)
 
 
 class Setup(NamedTuple):
-    """One way to train.
+    """One way to train."""
 
-    Attributes:
-        quant: Of the base's language model: None, "nf4" or "int8".
-        zero: ZeRO stage; 0 is plain data parallel or one process.
-        offload_params: ZeRO-3 parameters on the CPU.
-        dora: DoRA instead of LoRA.
-        storage: What nf4 weights are kept in; ZeRO-3 partitions only floating tensors.
-        compute: Data type of activations.
-    """
-
-    quant: str | None = None
-    zero: int = 0
-    offload_params: bool = False
-    dora: bool = False
+    quant: str | None = None  # of the base's language model: None, "nf4" or "int8"
+    zero: int = 0  # ZeRO stage; 0 is plain data parallel or one process
+    offload_params: bool = False  # ZeRO-3 parameters on the CPU
+    dora: bool = False  # DoRA instead of LoRA
+    # What nf4 weights are kept in; ZeRO-3 partitions only floating tensors.
     storage: torch.dtype | None = None
-    compute: torch.dtype | None = None
+    compute: torch.dtype | None = None  # data type of activations
 
 
 def refusal(setup: Setup) -> str | None:

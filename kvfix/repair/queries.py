@@ -21,21 +21,13 @@ from kvfix.mlm.load import Encoded, Mlm
 
 
 class Attention(NamedTuple):
-    """What one layer attends with in one sample.
+    """What one layer attends with in one sample."""
 
-    Attributes:
-        q_TQD: Queries of the text after the last image, post-RoPE; none without an image.
-        k_LHD: Keys of the whole padded sequence, post-RoPE.
-        at_T: Positions of the queries.
-        real_L: Bool, positions that are not padding.
-        scale: Factor of the logits.
-    """
-
-    q_TQD: Tensor
-    k_LHD: Tensor
-    at_T: Tensor
-    real_L: Tensor
-    scale: float
+    q_TQD: Tensor  # queries of the text after the last image, post-RoPE; none without an image
+    k_LHD: Tensor  # keys of the whole padded sequence, post-RoPE
+    at_T: Tensor  # positions of the queries
+    real_L: Tensor  # bool, positions that are not padding
+    scale: float  # factor of the logits
 
 
 class QueryKeys(AbstractContextManager):
@@ -82,7 +74,7 @@ class QueryKeys(AbstractContextManager):
         self._kept.clear()
 
     def collect(self) -> dict[int, list[Attention]]:
-        """Of each layer, one entry a sample; call it inside the block, after the pass.
+        """Of each layer, one entry per sample; call it inside the block, after the pass.
 
         Raises:
             ValueError: No pass has run inside the block.

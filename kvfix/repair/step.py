@@ -49,60 +49,37 @@ class StepKeys:
 
 
 class MaskTarget(NamedTuple):
-    """A mask on one image of a sample, through its grid (`kvfix.eval.grid.to_grid`).
+    """A mask on one image of a sample, through its grid (`kvfix.eval.grid.to_grid`)."""
 
-    Attributes:
-        image: Which image of the sample.
-        share_HW: In [0, 1], foreground share of each cell.
-        valid_HW: In [0, 1], how much of each cell counts.
-        category: Output of the mask head that learns it; -1: none does.
-        named: Whether the sample's text names it (its last token is then a query for it).
-    """
-
-    image: int
-    share_HW: Tensor
-    valid_HW: Tensor
-    category: int = 0
+    image: int  # which image of the sample
+    share_HW: Tensor  # in [0, 1], foreground share of each cell
+    valid_HW: Tensor  # in [0, 1], how much of each cell counts
+    category: int = 0  # output of the mask head that learns it; -1: none does
+    # Whether the sample's text names it (its last token is then a query for it).
     named: bool = False
 
 
 class Matches(NamedTuple):
-    """Points of two images of a sample that show the same.
+    """Points of two images of a sample that show the same."""
 
-    Attributes:
-        images: Which two.
-        rc_K2: For each of the two, fractional (row, column) on its grid
-            (`kvfix.eval.grid.to_cells`).
-        valid_K: Bool, points seen in both.
-    """
-
-    images: tuple[int, int]
+    images: tuple[int, int]  # which two
+    # For each of the two, fractional (row, column) on its grid (`kvfix.eval.grid.to_cells`).
     rc_K2: tuple[Tensor, Tensor]
-    valid_K: Tensor
+    valid_K: Tensor  # bool, points seen in both
 
 
 class Choice(NamedTuple):
-    """A multiple-choice question.
+    """A multiple-choice question."""
 
-    Attributes:
-        row: Row of the logits that predicts the option letter.
-        letters_O: Token ids of the option letters.
-    """
-
-    row: int
-    letters_O: Tensor
+    row: int  # row of the logits that predicts the option letter
+    letters_O: Tensor  # token ids of the option letters
 
 
 class Readable(NamedTuple):
-    """A question that features alone can answer.
+    """A question that features alone can answer."""
 
-    Attributes:
-        sub_task: Which rule of `kvfix.eval.mcq.readouts.READOUTS`.
-        compared: What its options compare.
-    """
-
-    sub_task: str
-    compared: Images | Points
+    sub_task: str  # which rule of `kvfix.eval.mcq.readouts.READOUTS`
+    compared: Images | Points  # what its options compare
 
     def among(self, kinds: tuple[str, ...]) -> bool:
         """Whether it is of one of these kinds; empty is any."""
@@ -111,67 +88,44 @@ class Readable(NamedTuple):
 
 @dataclass(frozen=True)
 class Extras:
-    """What the data knows about one sample beside its prompt; all of it may be missing.
+    """What the data knows about one sample beside its prompt; all of it may be missing."""
 
-    Attributes:
-        masks: Masks on its images.
-        matches: Matched points of pairs of its images.
-        choice: For a multiple-choice question.
-        readable: For one that a readout can answer.
-        stand_in: Its images stand in for none (a text-only sample): terms leave them out.
-    """
-
-    masks: tuple[MaskTarget, ...] = ()
-    matches: tuple[Matches, ...] = ()
-    choice: Choice | None = None
-    readable: Readable | None = None
+    masks: tuple[MaskTarget, ...] = ()  # masks on its images
+    matches: tuple[Matches, ...] = ()  # matched points of pairs of its images
+    choice: Choice | None = None  # for a multiple-choice question
+    readable: Readable | None = None  # for one that a readout can answer
+    # Its images stand in for none (a text-only sample): terms leave them out.
     stand_in: bool = False
 
 
 class Rows(NamedTuple):
-    """Next-word logits at the positions that losses read.
+    """Next-word logits at the positions that losses read."""
 
-    Attributes:
-        logits_RW: Of the tuned model.
-        base_RW: Of the base model; None if no term needs it.
-        answer_R: Bool, rows that predict a token of the answer.
-        text_R: Bool, rows that predict another token of text.
-    """
-
-    logits_RW: Tensor
-    base_RW: Tensor | None
-    answer_R: Tensor
-    text_R: Tensor
+    logits_RW: Tensor  # of the tuned model
+    base_RW: Tensor | None  # of the base model; None if no term needs it
+    answer_R: Tensor  # bool, rows that predict a token of the answer
+    text_R: Tensor  # bool, rows that predict another token of text
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One micro-batch after its forward pass.
+    """One micro-batch after its forward pass."""
 
-    Attributes:
-        encoded: The batch.
-        features: Captured with a graph, one entry a sample.
-        layers: The layers that `features` (and `base`) hold, in order.
-        extras: One entry a sample.
-        base: The same features of the base model; None if no term needs them.
-        rows: Logits; None if no term needs them.
-        attention: Of `QueryKeys`, by layer.
-        agnostic_SHV: Bool over all layers, KV heads and the tokens of an image at the calibrated
-            resolution: the keys to suppress, or a random control of equal count (`on_tokens` and
-            `random_keys` of `kvfix.mlm.edges` make it from the diagnosis's map).
-        key_bias: `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
-        earlier: Chosen keys of the step's micro-batches before this one.
-    """
-
-    encoded: Encoded
-    features: Sequence[SampleFeatures]
-    layers: tuple[int, ...]
-    extras: Sequence[Extras]
+    encoded: Encoded  # the batch
+    features: Sequence[SampleFeatures]  # captured with a graph, one entry per sample
+    layers: tuple[int, ...]  # the layers that `features` (and `base`) hold, in order
+    extras: Sequence[Extras]  # one entry per sample
+    # The same features of the base model; None if no term needs them.
     base: Sequence[SampleFeatures] | None = None
-    rows: Rows | None = None
-    attention: dict[int, list[Attention]] = field(default_factory=dict)
+    rows: Rows | None = None  # logits; None if no term needs them
+    attention: dict[int, list[Attention]] = field(default_factory=dict)  # of `QueryKeys`, by layer
+    # Bool over all layers, KV heads and the tokens of an image at the calibrated resolution: the
+    # keys to suppress, or a random control of equal count (`on_tokens` and `random_keys` of
+    # `kvfix.mlm.edges` make it from the diagnosis's map).
     agnostic_SHV: Tensor | None = None
+    # `k_proj.bias` by layer, None for a model without; subtracted in the statistic.
     key_bias: dict[int, Tensor | None] = field(default_factory=dict)
+    # Chosen keys of the step's micro-batches before this one.
     earlier: StepKeys = field(default_factory=StepKeys)
 
     def image(self, site: str, layers: Sequence[int], sample: int, image: int) -> Tensor:
@@ -197,7 +151,7 @@ class Step:
         return _with_graph(_taken(of, site, self._at(layers)), site)
 
     def attended(self, layer: int) -> list[Attention]:
-        """Queries and keys of a layer, one entry a sample.
+        """Queries and keys of a layer, one entry per sample.
 
         Raises:
             ValueError: A layer that was not read, or nothing in it that can be learned.

@@ -48,13 +48,9 @@ def correspondence_nce(
 
 @dataclass(frozen=True)
 class CorrespondenceTerm(LayerTerm):
-    """InfoNCE between values at matched points of two images, both ways.
+    """InfoNCE between values at matched points of two images, both ways."""
 
-    Attributes:
-        temperature: To start with; learned.
-    """
-
-    temperature: float = number(0.07, above=0.01)
+    temperature: float = number(0.07, above=0.01)  # to start with; learned
 
     def make_head(self, channels: int, seed: int) -> Temperature:
         """The temperature alone."""

@@ -63,12 +63,10 @@ class DependenceTerm(LayerTerm):
     of keys): its keys depend on nothing before it. A second one is read after the first, which
     moves its keys. The images of earlier micro-batches of the same step count in, too; the first
     one of a step, if it is alone in its micro-batch, counts for nothing.
-
-    Attributes:
-        floor: r that a key should reach, in (0, 1]: the diagnosis's tau (at most 0.1) or a little
-            more. Language models add one large constant to all image keys, so r is small for most.
     """
 
+    # R that a key should reach, in (0, 1]: the diagnosis's tau (at most 0.1) or a little more.
+    # Language models add one large constant to all image keys, so r is small for most.
     floor: float = number(0.1, above=0, most=1)
 
     site: ClassVar[str] = "key"

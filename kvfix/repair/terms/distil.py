@@ -55,16 +55,14 @@ class DistilTerm(Term):
     The readout is the diagnosis's own rule (`kvfix.eval.mcq.readouts`) on the model's values as
     they stand in the question's prompt, without a gradient; it needs no truth. Its scores are
     standardised over the options, as a cosine that differs by 0.01 may be sure.
-
-    Attributes:
-        temperature: Of the standardised scores; the smaller, the surer it is.
-        layer: Decoder layer that is read out, 0-based; the diagnosis names the best one.
-        kinds: Of question; empty: all that have a readout. Name those whose readout the diagnosis
-            found to be right: another one teaches noise.
     """
 
+    # Of the standardised scores; the smaller, the surer it is.
     temperature: float = number(0.5, above=0)
+    # Decoder layer that is read out, 0-based; the diagnosis names the best one.
     layer: int = number(0, least=0)
+    # Of question; empty: all that have a readout. Name those whose readout the diagnosis found to
+    # be right: another one teaches noise.
     kinds: tuple[str, ...] = ()
 
     def needs(self) -> Needs:

@@ -32,17 +32,11 @@ _PIXEL_CENTRE = 0.5
 
 @dataclass(frozen=True)
 class EvidenceTerm(LayerTerm):
-    """Linear head on values against the readout's evidence, squared error of standardised maps.
+    """Linear head on values against the readout's evidence, squared error of standardised maps."""
 
-    Attributes:
-        source: Decoder layer whose values the readout compares, 0-based.
-        shared: One head for all layers.
-        kinds: Of question; empty: all that have a readout.
-    """
-
-    source: int = number(0, least=0)
-    shared: bool = False
-    kinds: tuple[str, ...] = ()
+    source: int = number(0, least=0)  # decoder layer whose values the readout compares, 0-based
+    shared: bool = False  # one head for all layers
+    kinds: tuple[str, ...] = ()  # of question; empty: all that have a readout
 
     def needs(self) -> Needs:
         """Values where evidence is read and where it is written."""

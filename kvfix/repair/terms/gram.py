@@ -65,13 +65,9 @@ def _gram_sum(unit_SNC: Tensor, still_SNC: Tensor) -> Callable[[Tensor, Tensor],
 
 @dataclass(frozen=True)
 class GramTerm(Anchor, LayerTerm):
-    """Cell-by-cell similarity of an image's values, held to the base model's.
+    """Cell-by-cell similarity of an image's values, held to the base model's."""
 
-    Attributes:
-        chunk: Rows of the similarity matrix at a time.
-    """
-
-    chunk: int = number(256, least=1)
+    chunk: int = number(256, least=1)  # rows of the similarity matrix at a time
 
     def needs(self) -> Needs:
         """Values of both models."""

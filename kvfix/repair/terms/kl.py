@@ -55,16 +55,12 @@ Where = Literal["text", "answer", "both"]
 
 @dataclass(frozen=True)
 class KlTerm(Anchor):
-    """KL from the base model's next-word distribution.
+    """KL from the base model's next-word distribution."""
 
-    Attributes:
-        at: "text": tokens of text that are no answer; "answer": those of the answer, where it
-            pulls against what the answer should become; "both".
-        chunk: Positions at a time.
-    """
-
+    # "text": tokens of text that are no answer; "answer": those of the answer, where it pulls
+    # against what the answer should become; "both".
     at: Where = "text"
-    chunk: int = number(32, least=1)
+    chunk: int = number(32, least=1)  # positions at a time
 
     def __post_init__(self) -> None:
         """Refuse a place that is none."""

@@ -34,29 +34,23 @@ __all__ = ["Heads", "Losses", "Needs", "Term"]
 
 @dataclass(frozen=True)
 class Losses:
-    """Every term; a weight of 0 leaves one out.
+    """Every term; a weight of 0 leaves one out."""
 
-    Attributes:
-        mask: Linear mask head on image values, BCE + dice.
-        text_value: An expression's value finds the patches it names, InfoNCE.
-        correspondence: Values at matched points of two images, InfoNCE.
-        evidence: Later values tell what the readout measures, cell by cell.
-        distil: The readout's answer, taught to the language model.
-        kl: Next-word distribution, held to the base model's.
-        gram: Similarities between an image's values, held to the base model's.
-        dependence: Chosen keys shall depend on the image.
-        mass: Late text shall not look at chosen keys.
-    """
-
-    mask: MaskTerm = field(default_factory=MaskTerm)
+    mask: MaskTerm = field(default_factory=MaskTerm)  # linear mask head on image values, BCE + dice
+    # An expression's value finds the patches it names, InfoNCE.
     text_value: TextValueTerm = field(default_factory=TextValueTerm)
+    # Values at matched points of two images, InfoNCE.
     correspondence: CorrespondenceTerm = field(default_factory=CorrespondenceTerm)
+    # Later values tell what the readout measures, cell by cell.
     evidence: EvidenceTerm = field(default_factory=EvidenceTerm)
+    # The readout's answer, taught to the language model.
     distil: DistilTerm = field(default_factory=DistilTerm)
-    kl: KlTerm = field(default_factory=KlTerm)
+    kl: KlTerm = field(default_factory=KlTerm)  # next-word distribution, held to the base model's
+    # Similarities between an image's values, held to the base model's.
     gram: GramTerm = field(default_factory=GramTerm)
+    # Chosen keys shall depend on the image.
     dependence: DependenceTerm = field(default_factory=DependenceTerm)
-    mass: MassTerm = field(default_factory=MassTerm)
+    mass: MassTerm = field(default_factory=MassTerm)  # late text shall not look at chosen keys
 
     def active(self) -> dict[str, Term]:
         """Terms with a weight, in the same order on every rank."""

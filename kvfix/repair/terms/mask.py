@@ -82,17 +82,12 @@ def mask_dice(
 
 @dataclass(frozen=True)
 class MaskTerm(LayerTerm):
-    """Linear mask head on image values: BCE + dice.
+    """Linear mask head on image values: BCE + dice."""
 
-    Attributes:
-        dice: Weight of dice beside BCE.
-        outputs: Kinds of foreground; a mask's `category` says which output learns it.
-        shared: One head for all layers.
-    """
-
-    dice: float = number(1.0, least=0)
+    dice: float = number(1.0, least=0)  # weight of dice beside BCE
+    # Kinds of foreground; a mask's `category` says which output learns it.
     outputs: int = number(1, least=1)
-    shared: bool = False
+    shared: bool = False  # one head for all layers
 
     def make_head(self, channels: int, seed: int) -> MaskHead:
         """One logit a cell, layer and kind of foreground."""

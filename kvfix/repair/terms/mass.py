@@ -94,15 +94,11 @@ def mass_hinge(mass_QT: Tensor, counts_H: Tensor, *, ceiling: float) -> Mean:
 
 @dataclass(frozen=True)
 class MassTerm(LayerTerm):
-    """Hinge on the attention that text after the images gives to the chosen keys.
+    """Hinge on the attention that text after the images gives to the chosen keys."""
 
-    Attributes:
-        ceiling: Share of a query's attention that is allowed, in [0, 1).
-        chunk: Queries at a time.
-    """
-
+    # Share of a query's attention that is allowed, in [0, 1).
     ceiling: float = number(0.05, least=0, below=1)
-    chunk: int = number(32, least=1)
+    chunk: int = number(32, least=1)  # queries at a time
 
     def needs(self) -> Needs:
         """Queries and keys of its layers, and which keys are meant; nothing of `Capture`."""

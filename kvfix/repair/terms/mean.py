@@ -12,15 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Mean(NamedTuple):
-    """A mean that can still be pooled with others.
+    """A mean that can still be pooled with others."""
 
-    Attributes:
-        total: Sum over what counts, 0-d float32; 0 with a graph where nothing does.
-        weight: How many (or what weight) it is the sum of, 0-d float32 without a graph.
-    """
-
-    total: Tensor
-    weight: Tensor
+    total: Tensor  # sum over what counts, 0-d float32; 0 with a graph where nothing does
+    weight: Tensor  # how many (or what weight) it is the sum of, 0-d float32 without a graph
 
     @property
     def value(self) -> Tensor:

@@ -18,27 +18,17 @@ Head = MaskHead | TextProjection | Temperature
 
 @dataclass(frozen=True)
 class Needs:
-    """What a step must bring for some terms; `a | b` is what both need.
+    """What a step must bring for some terms; `a | b` is what both need."""
 
-    Attributes:
-        sites: Of `Capture`, in the tuned model.
-        layers: Decoder layers of these sites.
-        text: Those sites at the last token of each text, too.
-        base_sites: Of `Capture`, in the base model; the same layers.
-        rows: Logits at text and answer positions.
-        base_rows: The base model's there.
-        attention: Decoder layers whose queries and keys are read (`QueryKeys`).
-        agnostic: The mask of keys to suppress.
-    """
-
-    sites: frozenset[str] = frozenset()
-    layers: frozenset[int] = frozenset()
-    text: bool = False
-    base_sites: frozenset[str] = frozenset()
-    rows: bool = False
-    base_rows: bool = False
+    sites: frozenset[str] = frozenset()  # of `Capture`, in the tuned model
+    layers: frozenset[int] = frozenset()  # decoder layers of these sites
+    text: bool = False  # those sites at the last token of each text, too
+    base_sites: frozenset[str] = frozenset()  # of `Capture`, in the base model; the same layers
+    rows: bool = False  # logits at text and answer positions
+    base_rows: bool = False  # the base model's there
+    # Decoder layers whose queries and keys are read (`QueryKeys`).
     attention: frozenset[int] = frozenset()
-    agnostic: bool = False
+    agnostic: bool = False  # the mask of keys to suppress
 
     def __or__(self, other: Needs) -> Needs:
         """All that either needs."""
@@ -47,13 +37,9 @@ class Needs:
 
 @dataclass(frozen=True)
 class Term:
-    """One loss; a subclass says what it needs and computes it.
+    """One loss; a subclass says what it needs and computes it."""
 
-    Attributes:
-        weight: Of its mean in the total loss; 0 leaves it out.
-    """
-
-    weight: float = number(0.0, least=0)
+    weight: float = number(0.0, least=0)  # of its mean in the total loss; 0 leaves it out
 
     def __post_init__(self) -> None:
         """Refuse a negative weight, which would train the opposite, and all else out of bounds."""
@@ -98,13 +84,9 @@ class Term:
 
 @dataclass(frozen=True)
 class LayerTerm(Term):
-    """A term that reads chosen layers.
+    """A term that reads chosen layers."""
 
-    Attributes:
-        layers: Decoder layers, 0-based; at least one where the weight is not 0.
-    """
-
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()  # decoder layers, 0-based; at least one where the weight is not 0
 
     site: ClassVar[str] = "value"
 
@@ -129,13 +111,10 @@ class LayerTerm(Term):
 
 @dataclass(frozen=True)
 class Anchor(Term):
-    """A term that asks the base model, which is a second forward pass.
+    """A term that asks the base model, which is a second forward pass."""
 
-    Attributes:
-        every: Only in one of so many optimizer steps, with as many times the weight: the mean pull
-            is the same, and the passes of the base model are fewer.
-    """
-
+    # Only in one of so many optimizer steps, with as many times the weight: the mean pull is the
+    # same, and the passes of the base model are fewer.
     every: int = number(1, least=1)
 
     def idle(self, step: int) -> bool:

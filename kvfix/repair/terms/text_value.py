@@ -53,15 +53,10 @@ def text_value_nce(
 
 @dataclass(frozen=True)
 class TextValueTerm(LayerTerm):
-    """InfoNCE: the value at an expression's last token finds the patches that it names.
+    """InfoNCE: the value at an expression's last token finds the patches that it names."""
 
-    Attributes:
-        temperature: To start with; learned.
-        shared: One projection for all layers.
-    """
-
-    temperature: float = number(0.07, above=0.01)
-    shared: bool = False
+    temperature: float = number(0.07, above=0.01)  # to start with; learned
+    shared: bool = False  # one projection for all layers
 
     def needs(self) -> Needs:
         """Values of the image and of the text's last token."""

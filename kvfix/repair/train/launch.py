@@ -26,23 +26,14 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_POR
 
 
 class Launch(NamedTuple):
-    """How this process was started.
+    """How this process was started."""
 
-    Attributes:
-        deepspeed: The config, None without DeepSpeed.
-        stage: ZeRO stage, 0 without DeepSpeed.
-        offload_params: Whether parameters are on the CPU.
-        rank: Of this process.
-        world: Processes.
-        device: Where this rank's model goes.
-    """
-
-    deepspeed: dict[str, Any] | None
-    stage: int
-    offload_params: bool
-    rank: int
-    world: int
-    device: str
+    deepspeed: dict[str, Any] | None  # the config, None without DeepSpeed
+    stage: int  # ZeRO stage, 0 without DeepSpeed
+    offload_params: bool  # whether parameters are on the CPU
+    rank: int  # of this process
+    world: int  # processes
+    device: str  # where this rank's model goes
 
 
 def plan_launch(zero: str, presets: Path, environment: Mapping[str, str] = os.environ) -> Launch:

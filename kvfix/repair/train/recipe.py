@@ -55,80 +55,52 @@ SCHEDULES = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run; a YAML file maps onto it field by field.
+    """A training run; a YAML file maps onto it field by field."""
 
-    Attributes:
-        model: Hub id or folder; empty: the shipped nano.
-        dtype: "auto" (the checkpoint's), "float32" or "bfloat16".
-        quant: Empty or "nf4".
-        processor: Hub id or folder of a processor; empty: the model's own.
-        data: "scenes", or training data of a form that `kvfix/data/training` reads: a file, a
-            folder or a hub id.
-        images: Folder that image names are relative to; empty: the one that the data lies in.
-        verify: Decode every picture of the data before the first step, and leave bad ones out.
-        skills: Question types of scenes that are trained; the others are held out.
-        adapter: Folder of an adapter or checkpoint of the same shape whose weights are trained on;
-            empty: a fresh adapter.
-        out: Run folder; empty: checkpoints/<name of the recipe>.
-        steps: Optimizer steps.
-        batch: Examples a rank and micro-batch.
-        accumulate: Micro-batches a step.
-        lora: The adapter.
-        rates: Learning rates by part, at their peak.
-        lm: Weight of the language model's own loss on answers.
-        losses: The other terms.
-        keys: How keys to suppress are chosen.
-        schedule: Of the learning rates, as transformers names it.
-        warmup: Steps up to the peak.
-        clip: Largest norm of the gradient; 0: any.
-        zero: "", "0" to "3", "2_offload", "3_offload", or a DeepSpeed config.
-        checkpointing: Compute activations again in backward (non-reentrant).
-        save_every: Steps between checkpoints to resume from; 0: none by steps.
-        save_minutes: Minutes between checkpoints to resume from: what a crash can cost; 0: none by
-            time.
-        keep: Checkpoints kept.
-        resume: Go on from the last checkpoint in `out`.
-        stop_at: Stop after this step, to go on later with resume; 0: at the end.
-        log_every: Steps between lines of the log.
-        report_to: "none", "tensorboard", "wandb".
-        workers: Processes that prepare batches; 0: the trainer itself.
-        threads: Of torch on the CPU; 0: one for a small model, else as torch likes.
-        seed: Of everything.
-    """
-
-    model: str = ""
-    dtype: str = "auto"
-    quant: str = ""
-    processor: str = ""
+    model: str = ""  # hub id or folder; empty: the shipped nano
+    dtype: str = "auto"  # "auto" (the checkpoint's), "float32" or "bfloat16"
+    quant: str = ""  # empty or "nf4"
+    processor: str = ""  # hub id or folder of a processor; empty: the model's own
+    # "scenes", or training data of a form that `kvfix/data/training` reads: a file, a folder or a
+    # hub id.
     data: str = "scenes"
+    # Folder that image names are relative to; empty: the one that the data lies in.
     images: str = ""
+    # Decode every picture of the data before the first step, and leave bad ones out.
     verify: bool = True
+    # Question types of scenes that are trained; the others are held out.
     skills: tuple[str, ...] = TRAINED
+    # Folder of an adapter or checkpoint of the same shape whose weights are trained on; empty: a
+    # fresh adapter.
     adapter: str = ""
-    out: str = ""
-    steps: int = number(300, least=1)
-    batch: int = number(12, least=1)
-    accumulate: int = number(1, least=1)
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    rates: Rates = field(default_factory=Rates)
-    lm: float = number(1.0, least=0)
-    losses: Losses = field(default_factory=Losses)
-    keys: KeyOptions = field(default_factory=KeyOptions)
-    schedule: str = "linear"
-    warmup: int = number(10, least=0)
-    clip: float = number(1.0, least=0)
-    zero: str = ""
-    checkpointing: bool = False
+    out: str = ""  # run folder; empty: checkpoints/<name of the recipe>
+    steps: int = number(300, least=1)  # optimizer steps
+    batch: int = number(12, least=1)  # examples a rank and micro-batch
+    accumulate: int = number(1, least=1)  # micro-batches a step
+    lora: LoraOptions = field(default_factory=LoraOptions)  # the adapter
+    rates: Rates = field(default_factory=Rates)  # learning rates by part, at their peak
+    lm: float = number(1.0, least=0)  # weight of the language model's own loss on answers
+    losses: Losses = field(default_factory=Losses)  # the other terms
+    keys: KeyOptions = field(default_factory=KeyOptions)  # how keys to suppress are chosen
+    schedule: str = "linear"  # of the learning rates, as transformers names it
+    warmup: int = number(10, least=0)  # steps up to the peak
+    clip: float = number(1.0, least=0)  # largest norm of the gradient; 0: any
+    zero: str = ""  # "", "0" to "3", "2_offload", "3_offload", or a DeepSpeed config
+    checkpointing: bool = False  # compute activations again in backward (non-reentrant)
+    # Steps between checkpoints to resume from; 0: none by steps.
     save_every: int = number(0, least=0)
+    # Minutes between checkpoints to resume from: what a crash can cost; 0: none by time.
     save_minutes: float = number(10.0, least=0)
-    keep: int = number(2, least=1)
-    resume: bool = False
+    keep: int = number(2, least=1)  # checkpoints kept
+    resume: bool = False  # go on from the last checkpoint in `out`
+    # Stop after this step, to go on later with resume; 0: at the end.
     stop_at: int = number(0, least=0)
-    log_every: int = number(10, least=1)
-    report_to: str = "none"
-    workers: int = number(0, least=0)
+    log_every: int = number(10, least=1)  # steps between lines of the log
+    report_to: str = "none"  # "none", "tensorboard", "wandb"
+    workers: int = number(0, least=0)  # processes that prepare batches; 0: the trainer itself
+    # Of torch on the CPU; 0: one for a small model, else as torch likes.
     threads: int = number(0, least=0)
-    seed: int = number(0, least=0)
+    seed: int = number(0, least=0)  # of everything
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -22,15 +22,10 @@ TRAINED_FILES = (*ADAPTER_FILES, BESIDE)
 
 
 class Found(NamedTuple):
-    """What a run folder has to go on from.
+    """What a run folder has to go on from."""
 
-    Attributes:
-        last: The newest whole checkpoint, None without.
-        torn: Newer ones that do not count, and why.
-    """
-
-    last: Path | None
-    torn: dict[Path, str]
+    last: Path | None  # the newest whole checkpoint, None without
+    torn: dict[Path, str]  # newer ones that do not count, and why
 
 
 def step_of(checkpoint: Path) -> int:

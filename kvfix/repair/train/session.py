@@ -31,43 +31,25 @@ from kvfix.wording import cause
 
 
 class Work(NamedTuple):
-    """What a start works with.
+    """What a start works with."""
 
-    Attributes:
-        recipe: The config.
-        launch: How this rank was started.
-        repair: What is trained.
-        report: Of `attach`.
-        examples: What is learned from.
-        out: Run folder.
-        going: Where it begins.
-        monitor: Shows and logs.
-        identity: What must be the same to go on with it.
-        command: As it was typed.
-    """
-
-    recipe: Any
-    launch: Launch
-    repair: Repair
-    report: LoraReport
-    examples: Examples
-    out: Path
-    going: Going
-    monitor: Monitor
-    identity: Identity
-    command: Sequence[str]
+    recipe: Any  # the config
+    launch: Launch  # how this rank was started
+    repair: Repair  # what is trained
+    report: LoraReport  # of `attach`
+    examples: Examples  # what is learned from
+    out: Path  # run folder
+    going: Going  # where it begins
+    monitor: Monitor  # shows and logs
+    identity: Identity  # what must be the same to go on with it
+    command: Sequence[str]  # as it was typed
 
 
 class Ended(NamedTuple):
-    """How the steps ended.
+    """How the steps ended."""
 
-    Attributes:
-        step: The last one.
-        seconds: That they took.
-    """
-
-    step: int
-    seconds: float
+    step: int  # the last one
+    seconds: float  # that they took
 
 
 def run_steps(work: Work, *, begin: Callable[[], None], end: Callable[[str, float], None]) -> Ended:

@@ -22,23 +22,14 @@ _SHOWN = 6  # torn checkpoints, in a message
 
 
 class Going(NamedTuple):
-    """Where a start begins.
+    """Where a start begins."""
 
-    Attributes:
-        last: The checkpoint to go on from, None for a new run.
-        step: Steps that are done.
-        record: Of the earlier starts, empty without.
-        fingerprint: Of what is gone on with.
-        torn: Newer checkpoints that do not count, and why.
-        finished: Whether nothing is left to do.
-    """
-
-    last: Path | None = None
-    step: int = 0
-    record: Mapping[str, Any] = {}
-    fingerprint: Mapping[str, Any] = {}
-    torn: Mapping[Path, str] = {}
-    finished: bool = False
+    last: Path | None = None  # the checkpoint to go on from, None for a new run
+    step: int = 0  # steps that are done
+    record: Mapping[str, Any] = {}  # of the earlier starts, empty without
+    fingerprint: Mapping[str, Any] = {}  # of what is gone on with
+    torn: Mapping[Path, str] = {}  # newer checkpoints that do not count, and why
+    finished: bool = False  # whether nothing is left to do
 
 
 def finished(out: Path) -> bool:

@@ -1,6 +1,6 @@
 """A thin `transformers.Trainer` around `Repair`.
 
-What it adds: loss terms pooled over ranks and micro-batches, a learning rate a part, checkpoints
+What it adds: loss terms pooled over ranks and micro-batches, a learning rate per part, checkpoints
 that hold the adapter and what is trained beside it (never the frozen base) and are whole or not
 there, a guard that stops at the first number that is not finite, a gradient probe in the first
 step, and a log of every term.
@@ -101,7 +101,7 @@ class RepairTrainer(Trainer):
         self.probe: GradientProbe | None = None if resumes else GradientProbe(repair)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with a group a part."""
+        """AdamW with a group per part."""
         if getattr(self, "optimizer", None) is None:
             groups = parameter_groups(
                 self.repair.mlm, self._report, self._rates, heads=self.repair.heads
