@@ -16,7 +16,7 @@ from kvfix.eval.source import Source
 from kvfix.runs.recorder import Recorder, left_out_of
 from kvfix.runs.rows import ProbeRow, Rows
 
-PROTOCOL = 1  # raise when the same features would get another score
+PROTOCOL = 2  # raise when the same features would get another score
 
 Tick = Callable[[str], None]  # called with the task after each unit
 SourceOf: TypeAlias = Source | Callable[[Any], Source]  # for all units, or made for each

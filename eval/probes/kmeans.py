@@ -1,10 +1,15 @@
 """k-means with growing k on unit vectors, for S sites and R restarts at once.
 
-Shapes: S sites, R restarts (seeds), N points, C channels, K centres.
+Shapes: S sites, R restarts (seeds), M runs that still grow (at most S * R), N points, C channels,
+K centres, P points or centres that changed.
 
 Each k adds one centre to the solution for k - 1, drawn in proportion to the squared distance
 (k-means++), and runs Lloyd from there. Growing a solution, rather than starting anew at each k,
 makes the objective fall monotonically, so that the elbow rule compares like with like.
+
+Every run goes at its own pace: it adds a centre as soon as it has converged, and leaves the batch
+when it stops growing. Affinities (x.c - |c|^2 / 2, largest at the nearest centre) are kept, and
+computed anew only for centres that gained or lost a point.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+
+from kvfix.eval.probes.score import site_chunks
 
 _SMALL = (
     1e-6  # a mean squared distance between unit vectors below this is rounding: nothing to split
@@ -28,6 +35,21 @@ class Clusters(NamedTuple):
     objective_SR: torch.Tensor
 
 
+class _Runs(NamedTuple):
+    """The runs that still grow; every field has M rows and is written in place."""
+
+    number_M: torch.Tensor  # site * R + restart
+    k_M: torch.Tensor
+    iteration_M: torch.Tensor  # of Lloyd at this k
+    before_M: torch.Tensor  # the objective at k - 1
+    objective_M: torch.Tensor
+    labels_MN: torch.Tensor
+    affinity_MKN: torch.Tensor
+    total_MKC: torch.Tensor  # sums of members, float64: points come and go without drift
+    count_MK: torch.Tensor
+    stale_MK: torch.Tensor  # bool: the affinity is that of an earlier centre
+
+
 def grow_kmeans(
     x_SNC: torch.Tensor,
     *,
@@ -36,7 +58,7 @@ def grow_kmeans(
     max_k: int = 14,
     elbow: float = 0.975,
     lloyd_iterations: int = 20,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-4,
 ) -> Clusters:
     """Cluster until one more centre keeps more than ``elbow`` of the objective.
 
@@ -53,68 +75,123 @@ def grow_kmeans(
         lloyd_iterations: at most, for each k.
         tolerance: relative fall of the objective below which Lloyd stops (far under 1 - elbow).
     """
-    n_sites, _, channels = x_SNC.shape
-    centres = x_SNC.new_zeros(n_sites, restarts, max_k, channels)
-    centres[:, :, 0] = x_SNC.mean(1)[:, None]
-    labels, distance = _assign(x_SNC, centres[:, :, :1])
-    objective = distance.mean(2)
-    final_labels, final_objective = labels, objective
-    k_SR = torch.ones(n_sites, restarts, dtype=torch.long, device=x_SNC.device)
-    growing = objective > _SMALL
-    for k in range(2, max_k + 1):
-        draw_R = torch.rand(restarts, generator=generator).to(x_SNC.device)
-        if not bool(growing.any()):
-            break
-        chosen_SR = _draw(distance, draw_R)
-        new = x_SNC.gather(1, chosen_SR[..., None].expand(-1, -1, channels))
-        centres[:, :, k - 1] = new
-        previous = objective
-        labels, distance = _lloyd(x_SNC, centres[:, :, :k], lloyd_iterations, tolerance)
-        objective = distance.mean(2)
-        final_labels = torch.where(growing[..., None], labels, final_labels)
-        final_objective = torch.where(growing, objective, final_objective)
-        k_SR = torch.where(growing, k, k_SR)
-        growing = growing & (objective <= elbow * previous) & (objective > _SMALL)
-    return Clusters(final_labels, k_SR, final_objective)
+    n_sites, n_points, _ = x_SNC.shape
+    draw_KR = torch.stack([torch.rand(restarts, generator=generator) for _ in range(max_k)])
+    draw_KR = draw_KR.to(x_SNC.device)
+    runs = _one_cluster_each(x_SNC, restarts, max_k)
+    n_runs = len(runs.number_M)
+    labels = runs.labels_MN.new_empty(n_runs, n_points)
+    k, objective = torch.empty_like(runs.k_M), torch.empty_like(runs.objective_M)
+    while len(runs.number_M):
+        _refresh(runs, x_SNC, restarts)
+        previous = runs.objective_M.clone()
+        distance_MN = _assign(runs, x_SNC, restarts)
+        fell_enough = previous - runs.objective_M > tolerance * previous
+        converged = ~(fell_enough | (runs.iteration_M == 1)) | ~runs.stale_MK.any(1)
+        converged |= runs.iteration_M > lloyd_iterations
+        pays = (runs.objective_M <= elbow * runs.before_M) & (runs.objective_M > _SMALL)
+        grows = converged & pays & (runs.k_M < max_k)
+        _add_centre(runs, x_SNC, grows.nonzero()[:, 0], distance_MN, draw_KR)
+        stops = converged & ~grows
+        if bool(stops.any()):
+            done = runs.number_M[stops]
+            labels[done], k[done] = runs.labels_MN[stops], runs.k_M[stops]
+            objective[done] = runs.objective_M[stops]
+            left = (~stops).nonzero()[:, 0]
+            runs = _Runs(*(field[left] for field in runs))
+    shape = n_sites, restarts
+    return Clusters(labels.view(*shape, n_points), k.view(shape), objective.view(shape))
 
 
-def _draw(distance_SRN: torch.Tensor, u_R: torch.Tensor) -> torch.Tensor:
-    """Index of a point drawn in proportion to its squared distance, by inverting the CDF at u."""
-    cdf = distance_SRN.double().cumsum(2)
-    target = u_R.double()[None, :, None] * cdf[..., -1:]
-    # right=True: a point of distance zero (already a centre) is never drawn.
-    return torch.searchsorted(cdf, target.contiguous(), right=True)[..., 0].clamp(
-        max=cdf.shape[2] - 1
+def _one_cluster_each(x_SNC: torch.Tensor, restarts: int, max_k: int) -> _Runs:
+    n_sites, n_points, channels = x_SNC.shape
+    n_runs, device = n_sites * restarts, x_SNC.device
+    number_M = torch.arange(n_runs, device=device)
+    total_MKC = torch.zeros(n_runs, max_k, channels, dtype=torch.float64, device=device)
+    total_MKC[:, 0] = x_SNC.sum(1, dtype=torch.float64).repeat_interleave(restarts, dim=0)
+    count_MK = torch.zeros(n_runs, max_k, dtype=torch.long, device=device)
+    count_MK[:, 0] = n_points
+    far_M = x_SNC.new_full((n_runs,), torch.inf)
+    return _Runs(
+        number_M,
+        k_M=torch.ones_like(number_M),
+        iteration_M=torch.zeros_like(number_M),
+        before_M=far_M,
+        objective_M=far_M.clone(),
+        labels_MN=torch.zeros(n_runs, n_points, dtype=torch.long, device=device),
+        affinity_MKN=x_SNC.new_full((n_runs, max_k, n_points), -torch.inf),
+        total_MKC=total_MKC,
+        count_MK=count_MK,
+        stale_MK=count_MK > 0,
     )
 
 
-def _assign(x_SNC: torch.Tensor, centres_SRKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest centre and squared distance to it, each (S, R, N)."""
-    n_sites, restarts, k, channels = centres_SRKC.shape
-    flat = centres_SRKC.reshape(n_sites, restarts * k, channels)
-    half_norm = flat.square().sum(2)[..., None] / 2
-    affinity = torch.baddbmm(half_norm, flat, x_SNC.mT, beta=-1)  # x.c - |c|^2 / 2, (S, RK, N)
-    best, labels = affinity.view(n_sites, restarts, k, -1).max(2)
-    return labels, (1 - 2 * best).clamp(min=0)
+def _refresh(runs: _Runs, x_SNC: torch.Tensor, restarts: int) -> None:
+    """Move the stale centres to the mean of their members and compute their affinities."""
+    m_P, k_P = runs.stale_MK.nonzero(as_tuple=True)
+    centre_PC = (runs.total_MKC[m_P, k_P] / runs.count_MK[m_P, k_P, None]).to(x_SNC.dtype)
+    sizes = torch.bincount(runs.number_M[m_P] // restarts, minlength=len(x_SNC)).tolist()
+    affinity_PN = x_SNC.new_empty(len(m_P), x_SNC.shape[1])
+    for x_NC, centre, out in zip(
+        x_SNC, centre_PC.split(sizes), affinity_PN.split(sizes), strict=True
+    ):
+        torch.mm(centre, x_NC.T, out=out)
+    affinity_PN -= centre_PC.square().sum(1, keepdim=True) / 2
+    runs.affinity_MKN[m_P, k_P] = affinity_PN
+    runs.stale_MK.zero_()
 
 
-def _lloyd(
-    x_SNC: torch.Tensor, centres_SRKC: torch.Tensor, iterations: int, tolerance: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lloyd's iterations; writes the centres in place and returns the last labels and distances."""
-    n_sites, restarts, k, channels = centres_SRKC.shape
-    labels, distance = _assign(x_SNC, centres_SRKC)
-    objective = distance.mean(2)
-    for _ in range(iterations):
-        member = torch.zeros(n_sites, restarts, k, x_SNC.shape[1], device=x_SNC.device)
-        member.scatter_(2, labels[:, :, None], 1.0)
-        count = member.sum(3)
-        total = torch.bmm(member.flatten(1, 2), x_SNC).view(n_sites, restarts, k, channels)
-        mean = total / count.clamp(min=1)[..., None]
-        # An empty cluster keeps its centre: it may win points back, and never divides by zero.
-        centres_SRKC.copy_(torch.where(count[..., None] > 0, mean, centres_SRKC))
-        labels, distance = _assign(x_SNC, centres_SRKC)
-        previous, objective = objective, distance.mean(2)
-        if bool((previous - objective <= tolerance * previous).all()):
-            break
-    return labels, distance
+def _assign(runs: _Runs, x_SNC: torch.Tensor, restarts: int) -> torch.Tensor:
+    """Move points to their nearest centre; returns the squared distances (M, N).
+
+    A cluster that loses its last point keeps its centre: it may win points back.
+    """
+    affinity = runs.affinity_MKN[:, : int(runs.k_M.max())]
+    best_MN = affinity.amax(1)  # an arg max over all would cost thirty times as much
+    own_MN = affinity.gather(1, runs.labels_MN[:, None])[:, 0]
+    m_P, n_P = (own_MN < best_MN).nonzero(as_tuple=True)
+    old_P, new_P = runs.labels_MN[m_P, n_P], affinity[m_P, :, n_P].argmax(1)
+    runs.labels_MN[m_P, n_P] = new_P
+    max_k, channels = runs.total_MKC.shape[1:]
+    for part in site_chunks(len(m_P), 4 * channels):
+        site_P = runs.number_M[m_P[part]] // restarts
+        x_PC = x_SNC[site_P, n_P[part]].double()
+        for k_P, sign in ((new_P[part], 1), (old_P[part], -1)):
+            at_P = m_P[part] * max_k + k_P
+            runs.total_MKC.view(-1, channels).index_add_(0, at_P, x_PC, alpha=sign)
+            runs.count_MK.view(-1).index_add_(0, at_P, torch.ones_like(at_P), alpha=sign)
+            runs.stale_MK.view(-1)[at_P] = True
+    runs.stale_MK.logical_and_(runs.count_MK > 0)
+    distance_MN = (1 - 2 * best_MN).clamp_(min=0)
+    runs.objective_M.copy_(distance_MN.mean(1))
+    runs.iteration_M.add_(1)
+    return distance_MN
+
+
+def _add_centre(
+    runs: _Runs,
+    x_SNC: torch.Tensor,
+    m_P: torch.Tensor,
+    distance_MN: torch.Tensor,
+    draw_KR: torch.Tensor,
+) -> None:
+    """Draw a point of each of the runs ``m_P`` as its next centre, alone in its cluster."""
+    restarts = draw_KR.shape[1]
+    number_P, k_P = runs.number_M[m_P], runs.k_M[m_P]
+    n_P = _draw(distance_MN[m_P], draw_KR[k_P - 1, number_P % restarts])
+    old_P, x_PC = runs.labels_MN[m_P, n_P], x_SNC[number_P // restarts, n_P].double()
+    for k, sign in ((k_P, 1), (old_P, -1)):
+        runs.total_MKC[m_P, k] += sign * x_PC
+        runs.count_MK[m_P, k] += sign
+        runs.stale_MK[m_P, k] = runs.count_MK[m_P, k] > 0
+    runs.labels_MN[m_P, n_P] = k_P
+    runs.before_M[m_P], runs.objective_M[m_P] = runs.objective_M[m_P], torch.inf
+    runs.k_M[m_P], runs.iteration_M[m_P] = k_P + 1, 0
+
+
+def _draw(distance_PN: torch.Tensor, u_P: torch.Tensor) -> torch.Tensor:
+    """Index of a point drawn in proportion to its squared distance, by inverting the CDF at u."""
+    cdf = distance_PN.double().cumsum(1)
+    target = u_P.double()[:, None] * cdf[:, -1:]
+    # right=True: a point of distance zero (already a centre) is never drawn.
+    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)

@@ -220,6 +220,44 @@ def test_kmeans_objective_is_that_of_its_labels() -> None:
             assert float(within) / 70 == pytest.approx(float(got.objective_SR[s, r]), abs=1e-4)
 
 
+def test_kmeans_grows_as_plain_lloyd_does_from_the_same_draws() -> None:
+    """One run at a time, all distances computed at every step."""
+    seed, restarts, max_k = 3, 3, 6
+    x_SNC = functional.normalize(torch.randn(2, 90, 5), dim=2)
+    got = kmeans.grow_kmeans(
+        x_SNC,
+        restarts=restarts,
+        generator=torch.Generator().manual_seed(seed),
+        max_k=max_k,
+        elbow=0.8,
+        tolerance=0,
+        lloyd_iterations=200,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.rand(restarts, generator=generator).tolist() for _ in range(max_k)]
+    for s, x in enumerate(x_SNC.double()):
+        for r in range(restarts):
+            centres, objective = x.mean(0, keepdim=True), 2.0
+            while True:
+                distance = torch.cdist(x, centres).square()
+                while True:
+                    labels = distance.argmin(1)
+                    centres = torch.stack([x[labels == c].mean(0) for c in range(len(centres))])
+                    distance = torch.cdist(x, centres).square()
+                    if torch.equal(distance.argmin(1), labels):
+                        break
+                nearest = distance.amin(1)
+                previous, objective = objective, float(nearest.mean())
+                if (objective > 0.8 * previous and len(centres) > 1) or len(centres) == max_k:
+                    break
+                cdf = nearest.cumsum(0)
+                drawn = int((cdf <= draws[len(centres) - 1][r] * cdf[-1]).sum())
+                centres = torch.cat((centres, x[drawn, None]))
+            assert int(got.k_SR[s, r]) == len(centres) > 1
+            assert torch.equal(got.labels_SRN[s, r], labels)
+            assert float(got.objective_SR[s, r]) == pytest.approx(objective, abs=1e-6)
+
+
 def test_cosegmentation_on_truth_as_features_reaches_the_ceiling() -> None:
     features = [one_hot((m > 0).astype(np.uint8)) for m in CENTRAL]
     sharp = [functional.one_hot((f[..., 0] < 0.5).long(), 2).float() for f in features]
