@@ -129,7 +129,8 @@ def _one_cluster_each(x_SNC: torch.Tensor, restarts: int, max_k: int) -> _Runs:
 def _refresh(runs: _Runs, x_SNC: torch.Tensor, restarts: int) -> None:
     """Move the stale centres to the mean of their members and compute their affinities."""
     m_P, k_P = runs.stale_MK.nonzero(as_tuple=True)
-    centre_PC = (runs.total_MKC[m_P, k_P] / runs.count_MK[m_P, k_P, None]).to(x_SNC.dtype)
+    count_P = runs.count_MK[m_P, k_P]
+    centre_PC = (runs.total_MKC[m_P, k_P] / count_P.clamp(min=1)[:, None]).to(x_SNC.dtype)
     sizes = torch.bincount(runs.number_M[m_P] // restarts, minlength=len(x_SNC)).tolist()
     affinity_PN = x_SNC.new_empty(len(m_P), x_SNC.shape[1])
     for x_NC, centre, out in zip(
@@ -138,6 +139,8 @@ def _refresh(runs: _Runs, x_SNC: torch.Tensor, restarts: int) -> None:
         torch.mm(centre, x_NC.T, out=out)
     affinity_PN -= centre_PC.square().sum(1, keepdim=True) / 2
     runs.affinity_MKN[m_P, k_P] = affinity_PN
+    new_P = count_P == 0
+    runs.total_MKC[m_P[new_P], k_P[new_P]] = 0  # a drawn point is no member before it is assigned
     runs.stale_MK.zero_()
 
 
@@ -175,17 +178,13 @@ def _add_centre(
     distance_MN: torch.Tensor,
     draw_KR: torch.Tensor,
 ) -> None:
-    """Draw a point of each of the runs ``m_P`` as its next centre, alone in its cluster."""
+    """Draw a point of each of the runs ``m_P`` as its next centre, of no members yet."""
     restarts = draw_KR.shape[1]
     number_P, k_P = runs.number_M[m_P], runs.k_M[m_P]
     n_P = _draw(distance_MN[m_P], draw_KR[k_P - 1, number_P % restarts])
-    old_P, x_PC = runs.labels_MN[m_P, n_P], x_SNC[number_P // restarts, n_P].double()
-    for k, sign in ((k_P, 1), (old_P, -1)):
-        runs.total_MKC[m_P, k] += sign * x_PC
-        runs.count_MK[m_P, k] += sign
-        runs.stale_MK[m_P, k] = runs.count_MK[m_P, k] > 0
-    runs.labels_MN[m_P, n_P] = k_P
-    runs.before_M[m_P], runs.objective_M[m_P] = runs.objective_M[m_P], torch.inf
+    runs.total_MKC[m_P, k_P] = x_SNC[number_P // restarts, n_P].double()
+    runs.stale_MK[m_P, k_P] = True
+    runs.before_M[m_P] = runs.objective_M[m_P]
     runs.k_M[m_P], runs.iteration_M[m_P] = k_P + 1, 0
 
 
