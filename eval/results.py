@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +58,13 @@ class Table:
             if s.site == kind and (s.head is not None) == head
         ]
         return [i for *_, i in sorted(found)]
+
+    def scores_of(self, ids: Sequence[str]) -> np.ndarray:
+        """The scores of these units, (units, sites); NaN for a unit that is not in the table."""
+        row_of = {unit: n for n, unit in enumerate(self.ids)}
+        nothing = np.full((1, len(self.sites)), np.nan)
+        padded = np.concatenate((self.score_NS, nothing))
+        return padded[[row_of.get(unit, len(self.ids)) for unit in ids]]
 
 
 def summarise(run: TaskRun, *, control: str | None = None, seed: int = 0) -> list[Result]:

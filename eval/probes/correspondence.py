@@ -16,7 +16,7 @@ Protocols (arXiv 2510.04819; what it leaves open is filled in as stated here):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -152,13 +152,16 @@ def _jf_frame(predicted_SHW: torch.Tensor, truth: np.ndarray, n_objects: int) ->
 class ClipScorer:
     """Temporal correspondence of one clip, frame by frame: holds nine frames' features at most.
 
+    All kinds of features are measured together against a frame's truth, and so are the first mask
+    that never moves (chance) and the truth seen through the grid (ceiling).
+
     Args:
-        first_SHWC: features of the first frame.
+        first: kind -> f_SHWC of the first frame.
         layout: of every frame: one grid and image size a clip.
         first_mask: (height, width) integer labels, 0 background, 1..O objects, 255 = void.
         window: cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid.
-        keep: site whose labels come back in ``kept``: one (height, width) uint8 a frame, first the
-            given.
+        keep: kind and site whose labels come back in ``kept``: one (height, width) uint8 for each
+            frame, first the given.
 
     Raises:
         ValueError: no object in the first mask.
@@ -166,46 +169,50 @@ class ClipScorer:
 
     def __init__(
         self,
-        first_SHWC: torch.Tensor,
+        first: Mapping[str, torch.Tensor],
         layout: Layout,
         first_mask: np.ndarray,
         *,
         window: Window | None = None,
-        keep: int | None = None,
+        keep: tuple[str, int] | None = None,
     ) -> None:
-        self.n_sites = check_sites(first_SHWC)
-        check_keep(keep, self.n_sites)
+        self._n_sites = {kind: check_sites(f_SHWC) for kind, f_SHWC in first.items()}
+        if keep is not None:
+            check_keep(keep[1], self._n_sites[keep[0]])
         self.layout, self.keep = layout, keep
-        first = _objects(first_mask, layout).astype(np.uint8)
-        self.n_objects = int(first.max())
+        mask = _objects(first_mask, layout).astype(np.uint8)
+        self.n_objects = int(mask.max())
         if self.n_objects == 0:
             raise ValueError(
                 "the first mask of a clip must hold at least one object, got background only"
             )
-        labels = object_shares(first, layout, self.n_objects)
-        self._propagator = Propagator(first_SHWC, labels, window=window)
-        self._static = torch.as_tensor(first)[None]
-        self._kept = [first]
+        labels = object_shares(mask, layout, self.n_objects)
+        self._propagators = {k: Propagator(f, labels, window=window) for k, f in first.items()}
+        self._static = torch.as_tensor(mask)[None]
+        self._kept = [mask]
         self._measured: list[np.ndarray] = []
-        self._baseline: list[np.ndarray] = []
-        self._ceiling: list[np.ndarray] = []
 
-    def step(self, f_SHWC: torch.Tensor, mask: np.ndarray) -> None:
+    def step(self, features: Mapping[str, torch.Tensor], mask: np.ndarray) -> None:
         """Propagate to the next frame and measure against its truth.
 
         Labels that the first mask does not hold are ignored.
         """
         truth = _objects(mask, self.layout)
-        predicted = hard_labels(self._propagator.step(f_SHWC), self.layout)
+        predicted = {
+            kind: hard_labels(propagator.step(features[kind]), self.layout)
+            for kind, propagator in self._propagators.items()
+        }
         best = hard_labels(object_shares(truth, self.layout, self.n_objects)[None], self.layout)
-        self._measured.append(_jf_frame(predicted, truth, self.n_objects))
-        self._baseline.append(_jf_frame(self._static, truth, self.n_objects))
-        self._ceiling.append(_jf_frame(best, truth, self.n_objects))
+        every = [*predicted.values(), self._static, best]
+        device = every[0].device
+        together = torch.cat([labels.to(device) for labels in every])
+        self._measured.append(_jf_frame(together, truth, self.n_objects))
         if self.keep is not None:
-            self._kept.append(predicted[self.keep].cpu().numpy())
+            kind, site = self.keep
+            self._kept.append(predicted[kind][site].cpu().numpy())
 
-    def result(self) -> UnitScore:
-        """J&F, mean over objects.
+    def result(self) -> dict[str, UnitScore]:
+        """J&F of each kind, mean over objects.
 
         ``extra``: ``J_SO``, ``F_SO`` (mean over frames, an object), ``J_recall_SO``,
         ``J_decay_SO``, ``F_recall_SO``, ``F_decay_SO``, and ``window`` (rows, columns) as used.
@@ -217,11 +224,20 @@ class ClipScorer:
         if not self._measured:
             raise ValueError("a clip needs at least 3 frames (the first and last do not count)")
         jf_T2SO = np.stack(self._measured)
+        static, best = float(np.mean(jf_T2SO[:, :, -2])), float(np.mean(jf_T2SO[:, :, -1]))
+        scores, start = {}, 0
+        for kind, n_sites in self._n_sites.items():
+            of_kind = jf_T2SO[:, :, start : start + n_sites]
+            scores[kind] = self._score(kind, of_kind, static, best)
+            start += n_sites
+        return scores
+
+    def _score(self, kind: str, jf_T2SO: np.ndarray, static: float, best: float) -> UnitScore:
         j_SO, f_SO = jf_T2SO.mean(0)
         return UnitScore(
             ((j_SO + f_SO) / 2).mean(1),
-            np.full(self.n_sites, np.mean(self._baseline)),
-            float(np.mean(self._ceiling)),
+            np.full(len(j_SO), static),
+            best,
             extra={
                 "J_SO": j_SO,
                 "F_SO": f_SO,
@@ -229,9 +245,9 @@ class ClipScorer:
                 "F_recall_SO": recall(jf_T2SO[:, 1]),
                 "J_decay_SO": decay(jf_T2SO[:, 0]),
                 "F_decay_SO": decay(jf_T2SO[:, 1]),
-                "window": np.asarray(self._propagator.window),
+                "window": np.asarray(self._propagators[kind].window),
             },
-            kept=None if self.keep is None else tuple(self._kept),
+            kept=tuple(self._kept) if self.keep is not None and self.keep[0] == kind else None,
         )
 
 
@@ -260,10 +276,11 @@ def score_clip(
         )
     stream = iter(frames)
     first_SHWC, layout = _next_frame(stream, 0, len(masks))
-    scorer = ClipScorer(first_SHWC, layout, masks[0], window=window, keep=keep)
+    kept = None if keep is None else ("", keep)
+    scorer = ClipScorer({"": first_SHWC}, layout, masks[0], window=window, keep=kept)
     for t in range(1, len(masks) - 1):
-        scorer.step(_next_frame(stream, t, len(masks))[0], masks[t])
-    return scorer.result()
+        scorer.step({"": _next_frame(stream, t, len(masks))[0]}, masks[t])
+    return scorer.result()[""]
 
 
 def _next_frame(stream: object, t: int, n_frames: int) -> tuple[torch.Tensor, Layout]:

@@ -90,17 +90,16 @@ def semantic_correspondence(unit: Any, source: Source, keep: Keep = None) -> Sco
 
 def temporal_correspondence(unit: Any, source: Source, keep: Keep = None) -> Scores:
     """Mask propagation: frame by frame through all kinds at once, so that a clip streams."""
-    scorers: dict[str, ClipScorer] = {}
     last = len(unit.masks) - 1  # the last frame does not count and is not read
-    for t, view in enumerate(source.views(unit.frames[:last])):
-        for kind, index in _kinds(view.features, keep):
-            if t == 0:
-                scorers[kind] = ClipScorer(
-                    view.features[kind], view.layout, unit.masks[0], keep=index
-                )
-            else:
-                scorers[kind].step(view.features[kind], unit.masks[t])
-    return {kind: scorer.result() for kind, scorer in scorers.items()}
+    views = source.views(unit.frames[:last])
+    first = next(views)
+    kinds = [kind for kind, _ in _kinds(first.features, keep)]
+    scorer = ClipScorer(
+        {kind: first.features[kind] for kind in kinds}, first.layout, unit.masks[0], keep=keep
+    )
+    for mask, view in zip(unit.masks[1:last], views, strict=True):
+        scorer.step(view.features, mask)
+    return scorer.result()
 
 
 TASKS = {

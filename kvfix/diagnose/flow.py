@@ -87,10 +87,8 @@ def flow_findings(curve: Curve, *, seed: int = 0) -> list[Finding]:
                 curve,
                 "flow.projector",
                 everyone,
-                t,
-                vision[0],
-                t,
-                projector[0],
+                t.score_NS[:, vision[0]],
+                t.score_NS[:, projector[0]],
                 seed,
                 ("The projector loses", "The projector adds"),
                 "against the vision tower",
@@ -102,10 +100,8 @@ def flow_findings(curve: Curve, *, seed: int = 0) -> list[Finding]:
                 curve,
                 "flow.lm_gain",
                 best.report_N,
-                t,
-                projector[0],
-                t,
-                best.column,
+                t.score_NS[:, projector[0]],
+                t.score_NS[:, best.column],
                 seed,
                 ("The LM loses", "The LM adds"),
                 f"over the projector by value layer {best.layer}",
@@ -117,10 +113,8 @@ def flow_findings(curve: Curve, *, seed: int = 0) -> list[Finding]:
                 curve,
                 "flow.late_loss",
                 best.report_N,
-                t,
-                best.column,
-                t,
-                last,
+                t.score_NS[:, best.column],
+                t.score_NS[:, last],
                 seed,
                 ("Later layers lose", "Later layers add"),
                 f"from value layer {best.layer} to the last, {len(columns) - 1}",
@@ -152,17 +146,17 @@ def _against(curve: Curve, best: Best, name: str, other: Table, seed: int) -> Fi
         columns, what = other.columns("reference"), "a bare vision encoder"
     else:
         columns, what = other.columns("value"), "the same model with random weights"
-    if not columns or other.ids != curve.table.ids:
+    reporting = _some(curve.table.ids, best.report_N)
+    if not columns or other.ids not in (curve.table.ids, reporting):
         return None
+    scores_NS = other.scores_of(curve.table.ids)
     column = columns[int(np.nanargmax(np.nanmean(other.score_NS[:, columns], axis=0)))]
     return _change(
         curve,
         f"flow.{name}",
         best.report_N,
-        other,
-        column,
-        curve.table,
-        best.column,
+        scores_NS[:, column],
+        curve.table.score_NS[:, best.column],
         seed,
         ("The best value layer falls short by", "The best value layer gains"),
         f"against {what}",
@@ -173,18 +167,16 @@ def _change(
     curve: Curve,
     name: str,
     rows_N: np.ndarray,
-    before: Table,
-    before_column: int,
-    after: Table,
-    after_column: int,
+    before_N: np.ndarray,
+    after_N: np.ndarray,
     seed: int,
     verbs: tuple[str, str],
     tail: str,
 ) -> Finding:
     """After - before over the same units, as a sentence."""
     got = paired_bootstrap(
-        before.score_NS[rows_N, before_column],
-        after.score_NS[rows_N, after_column],
+        before_N[rows_N],
+        after_N[rows_N],
         _some(curve.table.clusters, rows_N),
         seed=seed,
     )
@@ -226,8 +218,8 @@ def _name(curve: Curve) -> str:
     return title if curve.dataset == "scenes" else f"{title} ({curve.dataset})"
 
 
-def _some(clusters: list[str], rows_N: np.ndarray) -> list[str]:
-    return [c for c, use in zip(clusters, rows_N, strict=True) if use]
+def _some(names: list[str], rows_N: np.ndarray) -> list[str]:
+    return [name for name, use in zip(names, rows_N, strict=True) if use]
 
 
 def best_site(curve: Curve, *, seed: int = 0) -> Site | None:
@@ -275,7 +267,7 @@ def diagnose_flow(
     )
 
     def with_controls() -> Part:
-        others = _controls(options, unit_sets, watch)
+        others = _controls(options, unit_sets, curves, watch)
         for name, other_runs in others.items():
             control = RANDOM if name == RANDOM else None
             for run in other_runs:
@@ -301,15 +293,24 @@ def _measure(
 
 
 def _controls(
-    options: Options, unit_sets: Sequence[UnitSet], watch: Watch
+    options: Options, unit_sets: Sequence[UnitSet], curves: Sequence[Curve], watch: Watch
 ) -> dict[str, list[TaskRun]]:
-    """The random-weights control and the reference encoder, one model in memory at a time."""
+    """The random-weights control and the reference encoder, one model in memory at a time.
+
+    The random weights are read on the units that report on the best value layer: the interval of
+    the difference rests on no others.
+    """
     out: dict[str, list[TaskRun]] = {}
     if options.control:
         mlm = options.load_random(options.seed)
         source = MlmSource(mlm, kinds=RANDOM_KINDS, position=False)
         name = "control: random weights"
-        out[RANDOM] = _measure(unit_sets, source, options, name, RANDOM, watch)
+        reporting = {i for c in curves for i in _reporting_ids(c, options.seed)}
+        some = [
+            u.subset([n for n, unit in enumerate(u.ids) if (u.task, u.dataset, unit) in reporting])
+            for u in unit_sets
+        ]
+        out[RANDOM] = _measure([u for u in some if len(u)], source, options, name, RANDOM, watch)
         del source, mlm
         gc.collect()
     if options.reference_encoder is not None:
@@ -319,6 +320,13 @@ def _controls(
             silent, EncoderSource(encoder), options, "reference encoder", REFERENCE, watch
         )
     return out
+
+
+def _reporting_ids(curve: Curve, seed: int) -> list[tuple[str, str, str]]:
+    """Task, dataset and id of each unit that may report on the best value layer."""
+    best = best_value_layer(curve.table, seed=seed)
+    ids = curve.table.ids if best is None else _some(curve.table.ids, best.report_N)
+    return [(curve.task, curve.dataset, unit) for unit in ids]
 
 
 def _curve(run: TaskRun) -> Curve:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from curves import planted, rows
 
-from kvfix.diagnose.flow import Curve, best_site, best_value_layer, flow_findings
+from kvfix.diagnose.flow import Curve, _reporting_ids, best_site, best_value_layer, flow_findings
 from kvfix.eval.results import Table
 from kvfix.eval.source import Site
 from kvfix.eval.stats.bootstrap import halves
@@ -138,6 +138,17 @@ def test_controls_are_compared_at_their_own_best_layer() -> None:
     assert found["flow.reference"]["value"] == pytest.approx(-0.2, abs=0.03)
     assert "falls short by 0." in found["flow.reference"]["text"]
     assert "a bare vision encoder" in found["flow.reference"]["text"]
+
+
+def test_a_control_is_read_where_the_best_layer_reports_and_nowhere_else() -> None:
+    table = planted(0.8, 0.6, [0.5, 0.7])
+    random = planted(None, None, [0.4, 0.1])
+    reporting = {unit for *_, unit in _reporting_ids(Curve("t", "d", "m", table), 0)}
+    assert 0 < len(reporting) < len(table.ids)
+    scores = {("value", layer): random.score_NS[:, layer] for layer in range(2)}
+    some = Table(row for row in rows(scores) if row.id in reporting)
+    every, half = (findings(table, random_weights=c)["flow.random_weights"] for c in (random, some))
+    assert (half["value"], half["ci"], half["n"]) == (every["value"], every["ci"], len(reporting))
 
 
 def test_a_control_over_other_units_is_not_compared() -> None:
