@@ -69,6 +69,20 @@ def test_values_and_keys_are_the_cached_ones(name, side, load):
         torch.testing.assert_close(samples[sample].text["key"], keys_SHD.flatten(-2))
 
 
+@pytest.mark.parametrize("name", tiny.EVERY)
+def test_positions_are_those_that_the_model_would_take(name, load):
+    """RoPE hides a shift of all positions, and a shift of what is generated after them."""
+    mlm = load(name)
+    inputs = mlm.encode(_prompts()[1:2]).inputs
+    bare = {k: v for k, v in inputs.items() if k != "position_ids"}
+    with torch.no_grad():
+        one, other = (
+            cache_of(mlm.base.model(**given, use_cache=True)).layers[1].keys
+            for given in (inputs, bare)
+        )
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", tiny.BUILDERS)
 def test_every_site_shows_the_same_cells(name, load):
     """Projector cells are the LM's inputs there; vision cells are what these were made of."""

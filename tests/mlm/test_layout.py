@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from transformers import Idefics3ImageProcessor
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 from transformers.models.llava_onevision.configuration_llava_onevision import LlavaOnevisionConfig
@@ -21,10 +22,12 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
 from kvfix.mlm.capture import SampleFeatures, _shrink, extract
+from kvfix.mlm.images.layouts import idefics3_tiles
 from kvfix.mlm.layout import (
     PixelView,
     anyres_layout,
     base_tile_layout,
+    mosaic_layout,
     raster_layout,
     shrunk_grid,
     tile_layout,
@@ -141,6 +144,30 @@ def test_patches_of_a_tile_do_not_reach_its_border():
     layout = anyres_layout((384, 768), ONEVISION_7B, tile=384, patch=14, max_tiles=9)
     assert layout.grid_hw == (27, 54)
     assert layout.xs_W[[0, 26, 27, 53]].tolist() == pytest.approx([7, 371, 391, 755])
+
+
+def test_a_mosaic_of_stretched_tiles_by_hand():
+    # SmolVLM2-2.2B: nine cells of 42 px cover 378 px of a tile of 384; here one pixel is one pixel.
+    layout = mosaic_layout((384, 768), (1, 2), tile=384, cell=42)
+    assert layout.grid_hw == (9, 18) and layout.n_tokens == layout.n_rows == 3 * 81
+    assert layout.xs_W[[0, 8, 9, 17]].tolist() == pytest.approx([21, 357, 405, 741])
+    assert layout.index_HW[1, :2].tolist() == [9, 10] and layout.index_HW[0, 9] == 81
+    # One tile, half as wide as the image: a pixel of it is two of the image. Nothing follows it.
+    alone = mosaic_layout((48, 96), (1, 1), tile=48, cell=8)
+    assert alone.n_tokens == 36 and alone.box == pytest.approx((0, 0, 96, 48))
+    assert alone.centres_HW2()[0, 1].tolist() == pytest.approx([24, 4])
+
+
+def test_tiles_of_idefics3_are_the_processors():
+    images = Idefics3ImageProcessor(size={"longest_edge": 128}, max_image_size={"longest_edge": 32})
+    found = {idefics3_tiles(size, 128, 32) for size in _sizes(60)}
+    assert len(found) > 5
+    for height, width in _sizes(60):
+        picture = Image.new("RGB", (width // 8 + 1, height // 8 + 1))
+        made = images([[picture]], return_row_col_info=True, return_tensors="pt")
+        rows, columns = made["rows"][0][0], made["cols"][0][0]
+        expected = (rows, columns) if rows else (1, 1)
+        assert idefics3_tiles((picture.height, picture.width), 128, 32) == expected
 
 
 def test_one_of_several_onevision_images_is_padded_to_a_square():
