@@ -200,7 +200,7 @@ def test_five_steps_and_one_diagnosed_unit(name, checkpoint, tmp_path) -> None:
     with tuned.model.disable_adapter():
         assert torch.equal(_values(tuned), before)
     run = tmp_path / "run"
-    only = ("--only", "flow", "--task", "semantic_segmentation", "--limit", 1, "--no-control")
+    only = ("--only", "flow", "--task", "foreground_segmentation", "--limit", 1, "--no-control")
     ended = call("diagnose", "--model", model, *only, "--out", run)
     assert ended.code == 0, ended.err
     told = json.loads((run / "run.json").read_text())
