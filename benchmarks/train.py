@@ -119,8 +119,10 @@ def _watched_guard() -> list[float]:
 
 def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
     """A recipe, by its log; questions alone where the other side is TRL."""
+    from importlib import import_module
+
     from kvfix.config import load_config
-    from kvfix.repair.train import recipe
+    from kvfix.repair.train.recipe import Recipe
 
     config, overrides = SIDES[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -136,8 +138,8 @@ def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
             *overrides,
             *data,
         ]
-        asked_for = load_config(recipe.Recipe, ROOT / "recipes" / f"{config}.yaml", options)
-        recipe.run(asked_for, config, root=ROOT, command=sys.argv)
+        asked_for = load_config(Recipe, ROOT / "recipes" / f"{config}.yaml", options)
+        import_module(f"kvfix.recipes.{config}").train(asked_for, command=sys.argv)
         lines = (Path(folder) / "run" / "log.jsonl").read_text().splitlines()
     return [line["seconds"] for line in map(json.loads, lines) if "seconds" in line]
 

@@ -12,7 +12,8 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BESIDE = {"kvfix.eval": "eval", "kvfix.nano": "checkpoints/nano"}  # as pyproject.toml's package-dir
+# As pyproject.toml's package-dir has it.
+BESIDE = {"kvfix.eval": "eval", "kvfix.nano": "checkpoints/nano", "kvfix.recipes": "recipes"}
 
 
 class Beside:

@@ -34,6 +34,7 @@ from kvfix.commands.options import (
 )
 from kvfix.commands.repair import merge, plan
 from kvfix.commands.score import score_app
+from kvfix.commands.train import repair, train
 from kvfix.terminal import (
     DONE,
     RichWatch,
@@ -373,6 +374,8 @@ def _show_comparison(record: dict, report: Path) -> None:
 
 
 app.command()(plan)
+app.command()(train)
+app.command()(repair)
 app.command()(merge)
 app.command()(families)
 

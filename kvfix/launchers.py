@@ -18,7 +18,7 @@ _VARIABLES = (
     ("PMI_SIZE", "PMI_RANK"),
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
-MADE_FOR_RANKS: frozenset[str] = frozenset()  # commands that share their work out
+MADE_FOR_RANKS = frozenset({"train"})  # commands that share their work out
 
 
 class Rank(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where the checkpoints lie that travel with kvfix."""
+"""Where the checkpoints and the recipes lie that travel with kvfix."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from importlib.resources import files
 from pathlib import Path
 
 DEFAULT_FAMILY = "llava_onevision"
+
+
+def presets_dir() -> Path:
+    """The folder of DeepSpeed's configs, `zero<name>.json`."""
+    return _recipes() / "deepspeed"
+
+
+def default_out(recipe: str) -> Path:
+    """Where a recipe writes that was not told: in the checkout, or below the working folder."""
+    root = _recipes().parent
+    return (root if (root / "pyproject.toml").exists() else Path()) / "checkpoints" / recipe
+
+
+def _recipes() -> Path:
+    return Path(str(files("kvfix.recipes")))
 
 
 def shipped_families() -> tuple[str, ...]:

@@ -45,6 +45,8 @@ sys.exit(code)
         (["eval", "--site", "soul"], 2, HEAVY),
         (["compare", "one"], 2, HEAVY),
         (["plan", "--image", "5"], 2, HEAVY),
+        (["train", "drawing"], 2, HEAVY),
+        (["repair", "--help"], 0, HEAVY),
         (["score", "spair"], 2, HEAVY),
         (["diagnose", "--task", "sorting"], 2, LIBRARIES),  # names are in the readers' table
         (["eval", "--data", "imagenet"], 2, LIBRARIES),

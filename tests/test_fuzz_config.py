@@ -85,7 +85,7 @@ def test_known_keys_with_any_value(given_values: list[tuple[str, Any]]) -> None:
 @example([f"{'a.' * 5000}b=1"])
 @example([f"{'x' * 10**6}=1"])
 @example([f"{'x' * 10**6}"])
-@example(["skills=!!python/object/apply:os.system [true]"])
+@example(["lora.parts=!!python/object/apply:os.system [true]"])
 @example(["rates=&a {lm: *a}"])
 @example(["rates=&a [*a]"])
 def test_any_text_as_an_override(overrides: list[str]) -> None:

@@ -25,18 +25,29 @@ ORDER = (
         "checkpoint",
     ),
     *("config", "terminal", "adapters", "mlm", "runs", "eval", "session", "report", "score"),
-    *("evaluate", "diagnose", "repair", "compare", "merge", "commands", "cli", "__main__"),
+    *(
+        "evaluate",
+        "diagnose",
+        "repair",
+        "compare",
+        "merge",
+        "recipes",
+        "commands",
+        "cli",
+        "__main__",
+    ),
 )
 
 Graph = dict[str, set[str]]
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module of the library by its dotted name; `eval/` is installed as `kvfix.eval`."""
+    """Every module of the library by its dotted name, as pyproject.toml installs it."""
     found = {}
-    for path in [*root.glob("kvfix/**/*.py"), *root.glob("eval/**/*.py")]:
+    library = (*root.glob("kvfix/**/*.py"), *root.glob("eval/**/*.py"), *root.glob("recipes/*.py"))
+    for path in library:
         parts = list(path.relative_to(root).with_suffix("").parts)
-        if parts[0] == "eval":
+        if parts[0] != "kvfix":
             parts.insert(0, "kvfix")
         if parts[-1] == "__init__":
             parts.pop()

@@ -22,7 +22,7 @@ ALONE = {
     "sbatch": {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"},
     "srun of one": {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
 }
-COMMANDS = ("eval", "diagnose", "compare", "score", "plan", "data", "merge")
+COMMANDS = ("eval", "diagnose", "compare", "score", "plan", "data", "merge", "repair")
 
 
 @pytest.mark.parametrize("name", TWO)

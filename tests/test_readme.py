@@ -27,9 +27,9 @@ PAGES = (
         "eval/PAPER.md",
         "eval/README.md",
     ),
-    *("recipes/README.md", "recipes/RESULTS.md", "recipes/nano/README.md"),
+    *("recipes/README.md", "recipes/experiment/RESULTS.md", "recipes/nano/README.md"),
 )
-FIGURES = ("recipes/RESULTS.md", "benchmarks/RESULTS.md")
+FIGURES = ("recipes/experiment/RESULTS.md", "benchmarks/RESULTS.md")
 LONGEST = 150  # lines of the README
 FIRST = """\
 ```bash
@@ -97,9 +97,9 @@ def check_kvfix(words: list[str]) -> None:
 
 def config_class(script: str) -> type | None:
     """What `key=value` of a script changes."""
-    sys.path.insert(0, str(ROOT / "recipes"))
-    if Path(script).name in ("experiment.py", "experiment_tables.py"):
-        from experiment import Grid
+    if script in ("recipes/experiment/run.py", "recipes/experiment/tables.py"):
+        sys.path.insert(0, str(ROOT / "recipes" / "experiment"))
+        from run import Grid
 
         return Grid
     if Path(script).name in ("repair.py", "train_surfacing.py", "train_artifacts.py"):
@@ -116,7 +116,7 @@ def check_script(words: list[str]) -> None:
     assert (ROOT / script).is_file(), f"no file {script}"
     source = text(script)
     for word in rest:
-        main = text("recipes/recipe_main.py") if "recipe_main" in source else ""
+        main = text("kvfix/repair/train/recipe.py") if "from_command_line" in source else ""
         assert not word.startswith("--") or f'"{word}"' in source + main, f"{word}: {words}"
     settings = [
         word
@@ -207,14 +207,15 @@ def test_figures_of_the_readme_stand_in_the_pages_of_figures() -> None:
     [
         "kvfix diagnose --modle DIR",
         "kvfix diagnose --limit none",
-        "kvfix repair",
+        "kvfix repair --limits 3",
+        "kvfix train",
         "kvfix score",
         "kvfix merge --adapter DIR",  # --out is missing
         "python recipes/train_nothing.py",
         "python recipes/train_surfacing.py stepps=3",
         "python recipes/train_surfacing.py --configs recipes/train_surfacing.yaml",
         "deepspeed recipes/train_surfacing.py --config recipes/gone.yaml",
-        "python recipes/experiment.py own=DIR",  # several families
+        "python recipes/experiment/run.py own=DIR",  # several families
         "python benchmarks/train.py --trll",
         "cat README.md",
     ],

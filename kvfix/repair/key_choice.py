@@ -49,6 +49,13 @@ class ChosenKeys(NamedTuple):
     agnostic: float  # share of keys below it
     what: str  # in words
 
+    def said(self) -> list[str]:
+        """What a training tells of them before it begins."""
+        return [
+            f"keys: {self.what}; {self.agnostic:.2%} of all keys are input-agnostic "
+            f"(r < {self.tau:.4f})"
+        ]
+
 
 def choose_keys(mlm: Mlm, examples: Examples, options: KeyOptions, *, seed: int) -> ChosenKeys:
     """Measure the keys of the model as it stands, on training images.

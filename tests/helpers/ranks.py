@@ -28,13 +28,13 @@ import bitsandbytes  # noqa: F401
 import deepspeed
 import torch
 import transformers.trainer  # noqa: F401
-from places import ROOT
 
 from kvfix.config import load_config
+from kvfix.recipes import train_surfacing
 from kvfix.repair import module
-from kvfix.repair.train import guard, trainer
-from kvfix.repair.train import recipe as recipes
+from kvfix.repair.train import guard, trainer, training
 from kvfix.repair.train.launch import RANK_VARIABLES
+from kvfix.repair.train.recipe import Recipe
 from kvfix.repair.train.show import Monitor
 from kvfix.terminal import Interrupted
 
@@ -102,13 +102,13 @@ def train(job: dict[str, Any], rank: int, folder: Path) -> None:
     watch(job, rank, folder)
     if job.get("fault", {}).get("rank") == rank:
         plant(job["fault"])
-    recipe = load_config(recipes.Recipe, None, job["overrides"])
-    recipes.run(recipe, job["name"], root=ROOT, command=["python", *job["overrides"]])
+    recipe = load_config(Recipe, None, job["overrides"])
+    train_surfacing.train(recipe, command=["python", *job["overrides"]])
 
 
 def watch(job: dict[str, Any], rank: int, folder: Path) -> None:
     """Take digests around the steps; end the process in the midst of them if asked to."""
-    steps, line = recipes.run_steps, Monitor.line
+    steps, line = training.run_steps, Monitor.line
 
     def digested(work: Any, **more: Any) -> Any:
         before = digest(work.repair)
@@ -124,7 +124,7 @@ def watch(job: dict[str, Any], rank: int, folder: Path) -> None:
         if logs["step"] == job.get("kill_after"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    recipes.run_steps = digested
+    training.run_steps = digested
     Monitor.line = killing  # type: ignore[method-assign]
 
 

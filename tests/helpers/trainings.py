@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from places import ROOT
-
+from kvfix.recipes import train_surfacing
 from kvfix.repair.lora import LoraOptions, Rates
-from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe
 from kvfix.repair.train.show import Monitor
 
 COMMAND = ["python", "recipes/train_surfacing.py"]
@@ -37,7 +36,7 @@ def recipe(model: Path, data: Path, out: Path, **changed: Any) -> Recipe:
 
 def train(made: Recipe) -> Path:
     """The run folder."""
-    return run(made, "test", root=ROOT, command=COMMAND)
+    return train_surfacing.train(made, command=COMMAND)
 
 
 def trained(out: Path) -> dict[str, bytes]:

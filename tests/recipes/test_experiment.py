@@ -11,13 +11,14 @@ import pytest
 import torch
 from places import ROOT
 
-sys.path.insert(0, str(ROOT / "recipes"))
+sys.path.insert(0, str(ROOT / "recipes" / "experiment"))
 
-import experiment
-from experiment import Grid, Trial, check_settings, finished, searched
-from experiment_format import KINDS, write_format_lines
-from experiment_samples import Answers, answers, readouts
-from experiment_tables import (
+import run as experiment
+from answer_form import KINDS, write_format_lines
+from plant_keys import batches, forward, plant
+from run import Grid, Trial, check_settings, finished, searched
+from samples import Answers, answers, readouts
+from tables import (
     accuracy_table,
     balanced,
     difference,
@@ -27,7 +28,6 @@ from experiment_tables import (
     search_table,
     surfacing_table,
 )
-from plant_keys import batches, forward, plant
 
 from kvfix.config import load_config
 from kvfix.data.training import read_conversations

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import tiny
-from places import ROOT
 
+from kvfix.recipes.train_surfacing import train
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.readable import Readable, Replaced, collate
-from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe
 from kvfix.repair.train.show import Monitor
 
 STEPS, BROKEN_AT = 9, 3
@@ -79,7 +79,7 @@ def test_a_photo_that_breaks_meanwhile_is_named_and_a_checkpoint_is_kept(
 
     monkeypatch.setattr(Monitor, "line", breaking)
     with pytest.raises(ValueError) as raised:
-        run(recipe, "x", root=ROOT, command=["python", "x.py", f"out={recipe.out}"])
+        train(recipe, command=["python", "x.py", f"out={recipe.out}"])
     text = str(raised.value)
     step = int(text.removeprefix("after step ").partition(":")[0])
     assert BROKEN_AT < step < STEPS  # batches are read ahead
@@ -89,5 +89,5 @@ def test_a_photo_that_breaks_meanwhile_is_named_and_a_checkpoint_is_kept(
     for path, content in whole.items():  # mended, it goes on
         path.write_bytes(content)
     monkeypatch.setattr(Monitor, "line", line)
-    run(replace(recipe, resume=True), "x", root=ROOT, command=["python", "x.py"])
+    train(replace(recipe, resume=True), command=["python", "x.py"])
     assert (Path(recipe.out) / "adapter_model.safetensors").is_file()

@@ -16,17 +16,12 @@ import numpy as np
 from PIL import Image
 
 from kvfix.data.scenes.paint import SIZE, generator, render, sample_scene
-from kvfix.data.scenes.questions import (
-    SKILLS,
-    random_warp,
-    scene_question,
-    warp_image,
-    warp_points,
-)
+from kvfix.data.scenes.questions import random_warp, scene_question, warp_image, warp_points
 from kvfix.data.scenes.shapes import SHAPES
 from kvfix.data.scenes.talk import conversation
 from kvfix.data.scenes.units import MAKERS
 from kvfix.data.training import PLACEHOLDER, Conversation, Conversations
+from kvfix.data.training.mix import SceneMix
 from kvfix.data.units import Pair, Question, Sentence
 
 NO_OUTPUT = -1
@@ -260,44 +255,25 @@ def _parts(content: str) -> tuple[str | None, ...]:
     return tuple(parts)
 
 
-# Of every twelve examples of scenes: nine questions, then one of the others each.
-MIX = ("question",) * 9 + ("talk", "named", "pair")
-HELD_OUT = ("Semantic_Correspondence", "Relative_Depth")
-TRAINED = tuple(skill for skill in SKILLS if skill not in HELD_OUT)
-# Two of three questions are of the kind whose readout is nearly always right: what surfaces at all
-# in some hundred steps of a nano surfaces there, and only if it is seen often (recipes/RESULTS.md).
-MORE_OFTEN = {"Visual_Similarity": 12}
 TURNS = 4
 
 
-def scene_examples(split: str, n: int, *, skills: Sequence[str] = TRAINED) -> Examples:
-    """Perception questions of some skills, talk, named masks and matched views, in a fixed mix.
-
-    Args:
-        split: Of the scenes: train or val.
-        n: How many.
-        skills: Out of `SKILLS`. By default two are held out: the repair never sees their kind.
-
-    Raises:
-        ValueError: An unknown skill.
-    """
-    unknown = [skill for skill in skills if skill not in SKILLS]
-    if unknown or not skills:
-        raise ValueError(f"expected skills out of {', '.join(SKILLS)}, found {list(skills)}")
-    order = tuple(skill for skill in skills for _ in range(MORE_OFTEN.get(skill, 1)))
+def scene_examples(split: str, n: int, mix: SceneMix) -> Examples:
+    """Questions, talk, named masks and matched views of a split of the scenes."""
+    kinds, asked = mix.round, mix.asked
 
     def make(index: int) -> Example:
-        turn, place = divmod(index, len(MIX))
-        kind = MIX[place]
+        turn, place = divmod(index, len(kinds))
+        kind = kinds[place]
         if kind == "question":
-            number = turn * MIX.count("question") + place
-            return from_question(scene_question(split, order[number % len(order)], number))
-        return _SCENES[kind](split, index)
+            nth = turn * kinds.count("question") + place
+            return from_question(scene_question(split, asked[nth % len(asked)], nth))
+        return _SCENES[kind](split, index, turn)
 
-    return Examples("scenes", n, make, sha256=f"scenes {' '.join(skills)}")
+    return Examples("scenes", n, make, sha256=f"scenes {' '.join(dict.fromkeys(asked))}")
 
 
-def _talk(split: str, index: int) -> Example:
+def _talk(split: str, index: int, turn: int) -> Example:
     rng = generator(split, index, "repair talk")
     scene = sample_scene(rng)
     said = conversation(scene, rng, turns=TURNS)
@@ -308,17 +284,17 @@ def _talk(split: str, index: int) -> Example:
     return Example(f"{split}_talk_{index}", (render(scene).image,), tuple(turns))
 
 
-def _named(split: str, index: int) -> Example:
+def _named(split: str, index: int, turn: int) -> Example:
     """A class name or an expression as the text, without an answer, and the mask that it names."""
-    kind = ("semantic_segmentation", "referring_segmentation")[index // len(MIX) % 2]
+    kind = ("semantic_segmentation", "referring_segmentation")[turn % 2]
     unit = MAKERS[kind](split, index)
     assert isinstance(unit, Sentence)
     known = Known(0, unit.mask, SHAPES.index(unit.category), named=True)
-    turn = Turn((None, unit.text), "")
-    return Example(f"repair_{unit.id}", (unit.image,), (turn,), masks=(known,))
+    name = Turn((None, unit.text), "")
+    return Example(f"repair_{unit.id}", (unit.image,), (name,), masks=(known,))
 
 
-def _pair(split: str, index: int) -> Example:
+def _pair(split: str, index: int, turn: int) -> Example:
     """Two views of a scene, or two objects of one shape with their parts."""
     name = f"{split}_repair_pair_{index}"
     ask = Turn((None, None, "Compare the images."), "")
@@ -337,7 +313,7 @@ def _pair(split: str, index: int) -> Example:
     return Example(name, (image, warp_image(image, warp)), (ask,), matches=(match,))
 
 
-_SCENES: dict[str, Callable[[str, int], Example]] = {
+_SCENES: dict[str, Callable[[str, int, int], Example]] = {
     "talk": _talk,
     "named": _named,
     "pair": _pair,

@@ -16,24 +16,23 @@ import torch
 
 import kvfix
 from kvfix.data.training.examples import Examples
-from kvfix.mlm.load import Mlm
-from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.lora import LoraReport
+from kvfix.repair.module import Repair
 from kvfix.repair.train.saves import TRAINED_FILES
 from kvfix.repair.train.starts import RECORD, Going, hashes
 from kvfix.runs.atomic import write_text
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")
 CARD = "README.md"
+HEADING = "## Before and after"
 
 
 def begin_record(
     before: Mapping[str, Any],
-    mlm: Mlm,
+    repair: Repair,
     report: LoraReport,
     examples: Examples,
     *,
-    keys: ChosenKeys | None,
     command: str,
     world: int,
     step: int,
@@ -42,14 +41,14 @@ def begin_record(
 
     Args:
         before: The record of the earlier starts, empty without.
-        mlm: What is trained.
-        report: Of `attach`.
+        repair: What is trained.
+        report: What `attach` told of the adapter.
         examples: What is learned from.
-        keys: To suppress, None without.
         command: As it was typed.
         world: Ranks.
         step: Steps that are done.
     """
+    mlm, keys = repair.mlm, repair.keys
     start = {
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -180,6 +179,14 @@ parameters: {parts} ({record["share"]:.2%} of all).
 Before against after is measured by `kvfix eval` on both and `kvfix compare`, or by
 `python recipes/repair.py`, which writes its table here.
 """
+
+
+def with_table(card: str, report: str) -> str:
+    """The card with the comparison's sections on answers and probes, in place of an older one."""
+    sections = report.split("\n## ")
+    kept = [s for s in sections if s.startswith(("What changed", "Answers", "Probes"))]
+    text = "\n\n".join(f"### {section.strip()}" for section in kept)
+    return f"{card.split(HEADING)[0].rstrip()}\n\n{HEADING}\n\n{text}\n"
 
 
 def _git() -> str | None:

@@ -11,17 +11,27 @@ exchanged, so that steps of more than ten seconds may not make it; then the last
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from kvfix.checkpoint.folder import read_json
+from kvfix.terminal import Interrupted
 
+_PATIENCE = timedelta(days=2)  # for what rank 0 does alone
+_FAREWELL = 60.0  # seconds that rank 0 waits for the others to read
+_stores: list[Any] = []  # a store lives as long as its process: other ranks read it later
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -114,12 +124,15 @@ def typed(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> l
         environment: Variables of a launcher.
     """
     words = [word for word in argv if not word.startswith("--local_rank")]
+    script = words[0].endswith(".py")
     if "LOCAL_RANK" not in environment:
-        return ["python", *words]
+        return ["python", *words] if script else words
     world = environment.get("WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in environment:
-        return ["torchrun", "--nproc_per_node", world, *words]
-    return ["deepspeed", "--num_accelerators", world, *words]
+        more = [] if script else ["--no-python"]
+        return ["torchrun", "--nproc_per_node", world, *more, *words]
+    more = [] if script else ["--no_python", "--no_local_rank"]
+    return ["deepspeed", "--num_accelerators", world, *more, *words]
 
 
 def set_rank_variables(launch: Launch) -> None:
@@ -131,3 +144,80 @@ def set_rank_variables(launch: Launch) -> None:
         port = free.getsockname()[1]
     values = ("0", "0", "1", "127.0.0.1", str(port))
     os.environ.update(dict(zip(RANK_VARIABLES, values, strict=True)))
+
+
+def run_to_its_end(words: Sequence[str], *, launched: bool) -> int:
+    """Run a training, also past Ctrl-C or SIGTERM, at which it saves; its exit code.
+
+    Args:
+        words: The command.
+        launched: By the DeepSpeed runner, which would end and leave its launcher, a child, working.
+
+    Raises:
+        Interrupted: It was asked to end.
+    """
+    process = subprocess.Popen(words)
+    asked: list[int] = []
+
+    def passed_on(number: int, frame: object) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:  # Ctrl-C reaches it without our help
+            mine = psutil.Process(process.pid)
+            for target in mine.children() if launched else [mine]:
+                target.terminate()
+
+    before = {n: signal.signal(n, passed_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked and code:
+        raise Interrupted("interrupted; the same command goes on where it stopped", 128 + asked[0])
+    return code
+
+
+def agreed(make: Callable[[], Any], launch: Launch) -> Any:
+    """What `make` returns on rank 0, on every rank.
+
+    Args:
+        make: Called on rank 0 alone; what it returns can be written as JSON.
+        launch: How this rank was started.
+
+    Raises:
+        ValueError: What `make` raised, on every rank.
+    """
+    if launch.world == 1:
+        return make()
+    store = _store(launch)
+    key = f"agreed {len(_stores)}"
+    if launch.rank != 0:
+        said = json.loads(store.get(key))
+        store.add(f"{key} read", 1)
+        if "error" in said:
+            raise ValueError(said["error"])
+        return said["value"]
+    said = {"error": "rank 0 ended; its message is above"}
+    try:
+        said = {"value": make()}
+    except (ValueError, OSError) as error:
+        said = {"error": str(error)}
+        raise
+    finally:
+        store.set(key, json.dumps(said))
+        # Rank 0 keeps the store: it may not end, for whatever comes next, before all have read.
+        end = time.monotonic() + _FAREWELL
+        while store.add(f"{key} read", 0) < launch.world - 1 and time.monotonic() < end:
+            time.sleep(0.05)
+    return said["value"]
+
+
+def _store(launch: Launch) -> Any:
+    """Where the process group will meet later, too: its port serves several stores."""
+    import torch.distributed as dist
+
+    meeting = dist.rendezvous("env://", launch.rank, launch.world, timeout=_PATIENCE)
+    store = dist.PrefixStore("kvfix", next(meeting)[0])
+    store.set_timeout(_PATIENCE)
+    _stores.append(store)
+    return store

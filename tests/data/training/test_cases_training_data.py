@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from places import ROOT, SHARED
+from places import SHARED
 from safetensors.torch import load_file
 
 from kvfix.data.training import read_conversations
 from kvfix.data.training.examples import conversation_examples
+from kvfix.recipes.train_surfacing import train
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.proof import collator_of
-from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
@@ -44,7 +45,7 @@ def trained(case: str, out: Path) -> dict[str, Any]:
         threads=1,
         out=str(out),
     )
-    run(recipe, "case", root=ROOT, command=["case"])
+    train(recipe, command=["case"])
     adapter = load_file(out / "adapter_model.safetensors")
     assert any(t.any() for name, t in adapter.items() if "lora_B" in name)
     assert all(torch.isfinite(t).all() for t in adapter.values())

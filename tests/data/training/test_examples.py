@@ -10,14 +10,11 @@ import pytest
 import tiny
 from talks import HEIGHT, WIDTH, box, runs, write_talks
 
+from kvfix.config import load_config
 from kvfix.data.scenes.questions import SKILLS, scene_question
 from kvfix.data.training import Conversations, read_conversations
 from kvfix.data.training.examples import (
-    HELD_OUT,
-    MIX,
-    MORE_OFTEN,
     NO_OUTPUT,
-    TRAINED,
     Example,
     Turn,
     conversation_examples,
@@ -26,12 +23,17 @@ from kvfix.data.training.examples import (
     named_mask,
     scene_examples,
 )
+from kvfix.data.training.mix import SceneMix, Shares, Skills
+
+MIX = SceneMix(
+    Shares(question=9), Skills(Visual_Similarity=12, Semantic_Correspondence=0, Relative_Depth=0)
+)
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Example]:
     """Ten rounds of the mix."""
-    return list(scene_examples("train", 10 * len(MIX)))
+    return list(scene_examples("train", 10 * len(MIX.round), MIX))
 
 
 def same(a: Example, b: Example) -> bool:
@@ -45,27 +47,36 @@ def same(a: Example, b: Example) -> bool:
 
 
 def test_an_index_always_gives_the_same_example(scenes) -> None:
-    again = scene_examples("train", 5)  # how many are asked for moves none
+    again = scene_examples("train", 5, MIX)  # how many are asked for moves none
     assert all(same(again[i], scenes[i]) for i in (4, 2, 0))
-    assert same(scene_examples("train", 12)[11], scenes[11])
-    assert not same(scene_examples("val", 5)[2], scenes[2])
+    assert same(scene_examples("train", 12, MIX)[11], scenes[11])
+    assert not same(scene_examples("val", 5, MIX)[2], scenes[2])
     assert len({example.id for example in scenes}) == len(scenes)
 
 
 def test_held_out_skills_never_appear(scenes) -> None:
     asked = [e.question.sub_task for e in scenes if e.question is not None]
-    assert len(asked) == 10 * MIX.count("question")
-    assert set(asked) == set(TRAINED) == set(SKILLS) - set(HELD_OUT)
-    assert {"Semantic_Correspondence", "Relative_Depth"} == set(HELD_OUT)
-    often = {skill: MORE_OFTEN.get(skill, 1) for skill in TRAINED}
-    for skill, times in often.items():
-        fair = len(asked) * times / sum(often.values())
+    assert len(asked) == 10 * MIX.round.count("question")
+    assert set(asked) == set(MIX.asked) == set(SKILLS) - set(MIX.held_out)
+    assert {"Semantic_Correspondence", "Relative_Depth"} == set(MIX.held_out)
+    for skill, times in vars(MIX.questions).items():
+        fair = len(asked) * times / len(MIX.asked)
         assert abs(asked.count(skill) - fair) <= times, skill
-    one = scene_examples("train", 14, skills=("Counting",))
+    none = dict.fromkeys(SKILLS, 0)
+    one = scene_examples("train", 14, SceneMix(questions=Skills(**none | {"Counting": 1})))
     assert {e.question.sub_task for e in one if e.question is not None} == {"Counting"}
-    for skills in ((), ("Chess",)):
-        with pytest.raises(ValueError, match="expected skills out of Art_Style, "):
-            scene_examples("train", 1, skills=skills)
+
+
+def test_every_kind_of_question_has_a_share_and_a_mix_of_nothing_is_refused() -> None:
+    assert list(vars(Skills())) == list(SKILLS)
+    for override, says in (
+        ("questions.Chess=1", "config key 'questions.Chess' is unknown"),
+        ("questions.Counting=-1", "'questions.Counting': expected a whole number of 0 or more"),
+        ("examples={question: 0, talk: 0, named: 0, pair: 0}", "expected a share above 0"),
+        (f"questions={dict.fromkeys(SKILLS, 0)}", "expected a share above 0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_config(SceneMix, None, [override])
 
 
 def test_questions_of_different_rounds_differ(scenes) -> None:
@@ -87,7 +98,7 @@ def test_scenes_of_every_kind_hold_what_their_losses_need(scenes) -> None:
         assert sum(part is None for turn in example.turns for part in turn.user) == len(
             example.images
         )
-    assert [kind(example) for example in scenes] == 10 * list(MIX)
+    assert [kind(example) for example in scenes] == 10 * list(MIX.round)
     for example in scenes:
         for mask in example.masks:
             assert mask.named and mask.mask_HW.any() and 0 <= mask.category < 8
@@ -259,4 +270,4 @@ def test_runs_of_the_test_file_are_runs_of_its_masks(lines) -> None:
 def test_an_index_beyond_the_end_is_refused() -> None:
     for index in (-1, 3):
         with pytest.raises(IndexError, match="below 3"):
-            scene_examples("train", 3)[index]
+            scene_examples("train", 3, MIX)[index]

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import tiny
 import trees
-from places import ROOT
 
 from kvfix.data.pictures import read as pictures
 from kvfix.data.training import Conversations, read_conversations
 from kvfix.data.training.verify import Bad, verify
+from kvfix.recipes.train_surfacing import train
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.proof import Proof, collator_of
-from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe
 
 N = 40
 
@@ -162,7 +162,7 @@ def test_a_training_leaves_bad_pictures_out_and_says_so(tmp_path, checkpoint, ca
         threads=1,
         out=str(tmp_path / "out"),
     )
-    run(recipe, "x", root=ROOT, command=["x"])
+    train(recipe, command=["x"])
     data = json.loads((tmp_path / "out" / "training.json").read_text())["data"]
     assert (data["n"], data["forms"]) == (N - 1, {"LLaMA-Factory and ms-swift": N})
     [left_out] = data["left_out"]
@@ -176,7 +176,7 @@ def test_a_training_leaves_bad_pictures_out_and_says_so(tmp_path, checkpoint, ca
 RANK = """
 import json, os, sys
 from kvfix.repair.train.launch import Launch
-from kvfix.repair.train.ranks import agreed
+from kvfix.repair.train.launch import agreed
 rank = int(os.environ["RANK"])
 launch = Launch(None, 0, False, rank, 2, "cpu")
 def make():

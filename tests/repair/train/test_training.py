@@ -21,6 +21,7 @@ from kvfix.data.training.examples import (
     conversation_examples,
     scene_examples,
 )
+from kvfix.data.training.mix import SceneMix, Shares
 from kvfix.mlm.load import Mlm, Prompt, load_mlm
 from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.batch import Batch, Collator
@@ -28,6 +29,7 @@ from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.module import Repair
 from kvfix.repair.terms.losses import Losses
 
+MIX = SceneMix(Shares(question=9))
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILIES)
 READ = ("mask", "text_value", "correspondence", "gram", "distil", "kl", "evidence")
 
@@ -134,7 +136,7 @@ def test_a_stand_in_image_is_unseen_by_the_text(family, checkpoint, examples) ->
 @FAMILIES
 def test_the_row_of_a_letter_predicts_it(family, checkpoint, examples) -> None:
     mlm = load_mlm(str(checkpoint(family)))
-    scenes = [e for e in scene_examples("train", 12) if e.question is not None][:2]
+    scenes = [e for e in scene_examples("train", 12, MIX) if e.question is not None][:2]
     given = [examples[1], examples[-1], *scenes]  # rows of others come before
     batch = collator(mlm)(given)
     assert batch.extras[0].choice is None
@@ -201,7 +203,7 @@ def test_amounts_of_a_batch_are_the_weights_of_its_losses(family, checkpoint, ex
     mlm = steps.tuned(checkpoint(family))
     repair = Repair(mlm, losses_of(*READ), lm=1.0, seed=0)
     assert repair.names[0] == "lm" and set(repair.names[1:]) == set(READ)
-    scenes = scene_examples("train", 12)
+    scenes = scene_examples("train", 12, MIX)
     batches = [[*examples, *odd(examples)], examples[:1], [scenes[10], scenes[11]]]
     known = set()
     for given in batches:

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import tiny
+from places import ROOT
 from safetensors.torch import load_file
 from talks import write_talks
-from trainings import ROOT, names, record
+from trainings import names, record
 
 from kvfix.config import load_config
-from kvfix.repair.train.recipe import Recipe, run
+from kvfix.recipes.train_surfacing import train
+from kvfix.repair.train.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +145,7 @@ def test_other_ranks_and_another_stage_are_refused_in_words(faults, monkeypatch)
         words = [*faults.setups["2"], f"zero={zero}", "resume=true", "steps=9"]
         recipe = load_config(Recipe, None, [*words, f"out={faults.folder / 'run_2'}"])
         with pytest.raises(ValueError) as caught:
-            run(recipe, "test", root=ROOT, command=["test"])
+            train(recipe, command=["test"])
         return str(caught.value)
 
     assert "ranks: then 2, now 1" in refused("2")

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from talks import write_talks
 
 from kvfix.config import load_config
+from kvfix.recipes import train_surfacing
 from kvfix.repair.lora import LoraOptions, Rates
 from kvfix.repair.terms.losses import Losses
 from kvfix.repair.train import launch as launching
 from kvfix.repair.train.launch import plan_launch
-from kvfix.repair.train.recipe import Recipe, run
+from kvfix.repair.train.recipe import Recipe
 from kvfix.repair.train.show import Monitor
 
 PRESETS = ROOT / "recipes" / "deepspeed"
@@ -104,7 +105,7 @@ def recipe(checkpoint: Any, data: Path, out: Path, **changed: Any) -> Recipe:
 
 def train(made: Recipe) -> list[dict[str, float]]:
     """The steps' lines of the log."""
-    out = run(made, "test", root=ROOT, command=["test"])
+    out = train_surfacing.train(made, command=["test"])
     lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
     return [line for line in lines if "loss" in line]
 

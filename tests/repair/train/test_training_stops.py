@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import multiprocessing
@@ -28,6 +27,7 @@ from kvfix.repair import module
 from kvfix.repair.lora import LoraOptions, Rates
 from kvfix.repair.terms.losses import Losses
 from kvfix.repair.terms.mean import Mean
+from kvfix.repair.train import launch
 from kvfix.repair.train.guard import Diverged, Guard
 from kvfix.repair.train.launch import typed
 from kvfix.repair.train.recipe import Recipe
@@ -269,8 +269,6 @@ def test_the_commands_exit_codes_are_those_of_the_signals(made) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_whole_repair_waits_for_its_training_to_save(number, monkeypatch, tmp_path) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    repair = importlib.import_module("repair")
     saved = tmp_path / "saved"
     code = (
         "import pathlib, signal, sys, time\n"
@@ -295,10 +293,10 @@ def test_the_whole_repair_waits_for_its_training_to_save(number, monkeypatch, tm
         threading.Thread(target=ask).start()
         return process
 
-    monkeypatch.setattr(repair.subprocess, "Popen", started)
+    monkeypatch.setattr(launch.subprocess, "Popen", started)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="the same command goes on") as caught:
-        repair.run_through([sys.executable, "-c", code], launched=False)
+        launch.run_to_its_end([sys.executable, "-c", code], launched=False)
     assert caught.value.code == 128 + number and saved.exists()
     assert signal.getsignal(number) == before
 

@@ -1,7 +1,7 @@
 """Multiple-choice questions that their own text answers: they teach the form of an answer alone.
 
 A model that never writes an option's letter seems blind whatever it sees. How much of a recovery is
-this form is measured by an arm of `experiment.py` that learns from these lines and no image.
+this form is measured by an arm of `run.py` that learns from these lines and no image.
 """
 
 from __future__ import annotations

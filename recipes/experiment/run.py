@@ -1,8 +1,8 @@
-"""The experiment behind recipes/RESULTS.md: five arms, equal data, steps and search, many seeds.
+"""The experiment behind RESULTS.md: five arms, equal data, steps and search, many seeds.
 
-    python recipes/experiment.py                          # the whole grid, two processes
-    python recipes/experiment.py families=[qwen2_5_vl] seeds=[0] jobs=1
-    python recipes/experiment_tables.py                   # print the tables
+    python recipes/experiment/run.py                      # the whole grid, two processes
+    python recipes/experiment/run.py families=[qwen2_5_vl] seeds=[0] jobs=1
+    python recipes/experiment/tables.py                   # print the tables
 
 Arms: the base as it is; LoRA on the model's own loss alone; with the value readout's losses; with
 the suppression of keys; with both. Where several learning rates are given, each arm tries them all
@@ -12,7 +12,7 @@ scenes.
 
 A model and photos of your own, in place of the nanos and the scenes:
 
-    python recipes/experiment.py families=[pico] own=PICO config=train_surfacing_pico.yaml \
+    python recipes/experiment/run.py families=[pico] own=PICO config=train_surfacing_pico.yaml \
         data=train.jsonl asked=[blink=DIR] probed=[refcoco=DIR] arms=[format,lora,readout] \
         rates=[1e-3] seeds=[0] steps=60 late=[16,20,24,28]
 
@@ -34,17 +34,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiment_format import write_format_lines
+from answer_form import write_format_lines
 
 from kvfix.checkpoint.folder import read_json
 from kvfix.config import load_config
+from kvfix.data.training.mix import SceneMix
 from kvfix.repair.lora import PARTS
 from kvfix.repair.terms.losses import Losses
 from kvfix.repair.train import starts
+from kvfix.repair.train.recipe import Recipe
 from kvfix.repair.train.saves import newest_whole
 
 HERE = Path(__file__).parent
-RUNS = HERE.parent / "checkpoints" / "experiment"
+RECIPES = HERE.parent
+RUNS = RECIPES.parent / "checkpoints" / "experiment"
 KL = "losses.kl.weight=0"
 OFF = tuple(f"losses.{f.name}.weight=0" for f in fields(Losses) if f.name != "kl")
 PLAIN = (*OFF, KL)
@@ -115,7 +118,7 @@ class Grid:
 
     def model(self, family: str) -> str:
         """What its trials start from."""
-        return self.own or str(HERE.parent / "checkpoints" / "nano" / family)
+        return self.own or str(RECIPES.parent / "checkpoints" / "nano" / family)
 
     @property
     def dtype(self) -> str:
@@ -146,6 +149,11 @@ class Trial(NamedTuple):
     def adapter(self) -> list[str]:
         """For a command of kvfix."""
         return [] if self.arm == BASE else ["--adapter", str(self.folder)]
+
+
+def scene_mix() -> SceneMix:
+    """What the trials learn from; the kinds of question that it holds out are only tested."""
+    return load_config(Recipe, RECIPES / "train_surfacing.yaml").scenes
 
 
 def check_settings(family: str, grid: Grid) -> None:
@@ -186,8 +194,8 @@ def train(trial: Trial, grid: Grid) -> None:
         *(f"losses.{term}.layers={list(grid.late)}" for term in ("dependence", "mass")),
         *(["resume=true"] if resume else []),
     )
-    config = Path(grid.config) if Path(grid.config).exists() else HERE / grid.config
-    recipe = [str(HERE / "train_surfacing.py"), "--config", str(config)]
+    config = Path(grid.config) if Path(grid.config).exists() else RECIPES / grid.config
+    recipe = [str(RECIPES / "train_surfacing.py"), "--config", str(config)]
     _run(trial, "train", [sys.executable, *recipe, *options])
 
 
@@ -229,7 +237,7 @@ def _from(data: Sequence[str]) -> list[str]:
 
 def _measure(trial: Trial, grid: Grid, what: str, n: int, file: Path) -> list[str]:
     adapter = "" if trial.arm == BASE else str(trial.folder)
-    script = str(HERE / "experiment_measures.py")
+    script = str(HERE / "measures.py")
     model = grid.model(trial.family), adapter, grid.dtype
     return [sys.executable, script, what, *model, str(n), str(file)]
 

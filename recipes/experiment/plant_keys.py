@@ -1,9 +1,9 @@
 """A nano with input-agnostic image keys, made by training: what suppression is tested on.
 
-    python recipes/plant_keys.py llava_onevision checkpoints/planted
-    python recipes/experiment.py families=[planted] own=checkpoints/planted \
+    python recipes/experiment/plant_keys.py llava_onevision checkpoints/planted
+    python recipes/experiment/run.py families=[planted] own=checkpoints/planted \
         "arms=[lora,suppression]" rates=[3e-3] seeds=[0]
-    python recipes/experiment_tables.py families=[planted] own=checkpoints/planted \
+    python recipes/experiment/tables.py families=[planted] own=checkpoints/planted \
         "arms=[lora,suppression]" rates=[3e-3] seeds=[0]
 
 No nano has such keys of its own. In the later half of the layers the language model learns, beside
@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from run import scene_mix
 from torch import Tensor
 
-from kvfix.data.training.examples import MIX, Example, scene_examples
+from kvfix.data.training.examples import Example, scene_examples
 from kvfix.mlm.capture import Capture
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.repair.base_pass import logits_at
@@ -78,11 +79,13 @@ def plant(mlm: Mlm, layers: list[int], *, steps: int) -> None:
 
 def batches(mlm: Mlm, steps: int) -> Iterator[Batch]:
     """Talk about one train picture each."""
-    examples = scene_examples("train", len(MIX) * BATCH * steps)
+    mix = scene_mix()
+    kinds = mix.round
+    examples = scene_examples("train", len(kinds) * BATCH * steps, mix)
     collator = Collator(mlm.processor, mlm.config, mlm.family)
-    talk = MIX.index("talk")
     for step in range(steps):
-        of: list[Example] = [examples[len(MIX) * (BATCH * step + i) + talk] for i in range(BATCH)]
+        first = len(kinds) * BATCH * step + kinds.index("talk")
+        of: list[Example] = [examples[first + len(kinds) * i] for i in range(BATCH)]
         yield collator(of).moved(mlm.device, mlm.dtype)
 
 

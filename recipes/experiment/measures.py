@@ -1,6 +1,6 @@
-"""Measures of a trial that no command of kvfix gives: `experiment.py` runs it for each.
+"""Measures of a trial that no command of kvfix gives: `run.py` runs it for each.
 
-python recipes/experiment_measures.py val|rest MODEL ADAPTER DTYPE N FILE
+python recipes/experiment/measures.py val|rest MODEL ADAPTER DTYPE N FILE
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from run import scene_mix
 
 from kvfix.data.scenes.paint import generator, sample_scene
 from kvfix.data.scenes.talk import conversation
 from kvfix.data.scenes.units import scene_units
-from kvfix.data.training.examples import MIX, TRAINED, Example, Turn, from_question, scene_examples
+from kvfix.data.training.examples import Example, Turn, from_question, scene_examples
 from kvfix.data.units import Question
 from kvfix.diagnose.keys.calibration import detect, lowest_keys
 from kvfix.diagnose.keys.statistics import stream_keys
@@ -34,10 +35,11 @@ BATCH = 8
 def val_accuracy(mlm: Mlm, n: int) -> dict[str, Any]:
     """Macro accuracy of the trained kinds of question, by log-probability, on val scenes."""
     right: dict[str, list[bool]] = defaultdict(list)
+    trained = set(scene_mix().asked)
     units = scene_units("mcq", split="val", n=n)
     for start in range(0, n, BATCH):
         questions = [units.load(i) for i in range(start, min(start + BATCH, n))]
-        asked = [q for q in questions if isinstance(q, Question) and q.sub_task in TRAINED]
+        asked = [q for q in questions if isinstance(q, Question) and q.sub_task in trained]
         for question, got in zip(asked, answer(mlm, asked, McqProtocol()), strict=True):
             right[question.sub_task].append(int(np.argmax(got.logprobs)) == question.answer)
     tasks = {task: float(np.mean(of)) for task, of in right.items()}
@@ -62,8 +64,9 @@ def text_loss(mlm: Mlm, n: int) -> float:
 
 def talk_loss(mlm: Mlm, n: int) -> float:
     """Nats a token of the answers in test conversations about a picture."""
-    examples = scene_examples("test", len(MIX) * n)
-    talk = (examples[len(MIX) * i + MIX.index("talk")] for i in range(n))
+    mix = scene_mix()
+    examples = scene_examples("test", len(mix.round) * n, mix)
+    talk = (examples[len(mix.round) * i + mix.round.index("talk")] for i in range(n))
     return _nll(mlm, list(talk), everything=False)
 
 

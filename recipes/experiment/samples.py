@@ -1,4 +1,4 @@
-"""What the trials of `experiment.py` left on disk, read back.
+"""What the trials of `run.py` left on disk, read back.
 
 Shapes: N questions, S value layers.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from experiment import Trial
+from run import Trial
 
 from kvfix.checkpoint.folder import read_json
 from kvfix.diagnose.surfacing.table import align

@@ -1,6 +1,6 @@
-"""The tables of recipes/RESULTS.md from what `experiment.py` left on disk; same options.
+"""The tables of RESULTS.md from what `run.py` left on disk; same options.
 
-    python recipes/experiment_tables.py
+    python recipes/experiment/tables.py
 
 Shapes: N questions, S seeds.
 
@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from experiment import BASE, Grid, Trial, best_rate, finished, searched
-from experiment_samples import Answers, answers, probe_mean, probe_tasks, readouts
+from run import BASE, Grid, Trial, best_rate, finished, scene_mix, searched
+from samples import Answers, answers, probe_mean, probe_tasks, readouts
 
 from kvfix.checkpoint.folder import read_json
 from kvfix.config import load_config
-from kvfix.data.training.examples import HELD_OUT
 from kvfix.eval.stats.paired import stratified_paired_bootstrap
 
 Arms = dict[str, list[Trial]]
@@ -94,7 +93,8 @@ def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     kinds = list(dict.fromkeys(base.tasks))
     groups = {}
     if scenes:  # of other data nothing says which kinds were trained
-        groups["held-out kinds"] = [task for task in kinds if task in HELD_OUT]
+        held_out = scene_mix().held_out
+        groups["held-out kinds"] = [task for task in kinds if task in held_out]
         groups["kinds without drawn letters"] = [task for task in kinds if task not in LETTERED]
     # Name -> the arm that it is, answers by seed.
     others = {"base": (BASE, base.logprob_N[None])}
@@ -142,13 +142,14 @@ def logprobs(trials: Sequence[Trial], base: Trial) -> np.ndarray:
 def kinds_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     """Accuracy by log-probability of every kind of question, mean over seeds."""
     base = answers(arms[BASE][0])
+    held_out = scene_mix().held_out if scenes else ()
     yield row(["kind", "n", "chance", *arms])
     yield row(["---", "---:", "---:", *["---:"] * len(arms)])
     for task in dict.fromkeys(base.tasks):
         at = np.array([t == task for t in base.tasks])
         chance = np.mean(1 / np.array(base.options)[at])
         cells = [percent(logprobs(of, arms[BASE][0])[:, at].mean()) for of in arms.values()]
-        name = task.replace("_", " ") + (" (held out)" if scenes and task in HELD_OUT else "")
+        name = task.replace("_", " ") + (" (held out)" if task in held_out else "")
         yield row([name, str(at.sum()), percent(chance), *cells])
 
 

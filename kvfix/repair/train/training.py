@@ -1,0 +1,177 @@
+"""One start of a training in its run folder, around the steps that a recipe's page shows.
+
+`checkpoints/<run>/` then holds `adapter_model.safetensors` and `adapter_config.json` (plain PEFT
+loads them), the heads, `config.yaml` as resolved, `training.json`, `log.jsonl`, a model card, and
+the last checkpoints to resume from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvfix.config import dump_config
+from kvfix.data.training.examples import Examples
+from kvfix.repair.lora import LoraReport
+from kvfix.repair.module import Repair
+from kvfix.repair.train.card import begin_record, end_record, finish, told, write_record
+from kvfix.repair.train.identity import Identity, adapter_fields, check_same, fields_of
+from kvfix.repair.train.launch import plan_launch
+from kvfix.repair.train.recipe import Recipe
+from kvfix.repair.train.saves import TRAINED_FILES, publish
+from kvfix.repair.train.session import Work, run_steps
+from kvfix.repair.train.shared_memory import SHARED, sweep
+from kvfix.repair.train.show import Monitor
+from kvfix.repair.train.starts import CONFIG, claim, look
+from kvfix.runs.atomic import remove_leftovers, write_text
+from kvfix.shipped import default_out, presets_dir
+
+
+class Training(AbstractContextManager):
+    """One rank's part in it; inside the `with` block no other process can train in the folder.
+
+    Attributes:
+        launch: How this rank was started.
+        out: Run folder.
+        done: Nothing is left to do, since an earlier start took the last step.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, *, command: Sequence[str]):
+        """Look at the folder; nothing is touched before `with`.
+
+        Args:
+            recipe: The config.
+            name: Of the recipe, which names the folder where the config does not.
+            command: As it was typed, for messages and the card.
+
+        Raises:
+            FileNotFoundError: No such DeepSpeed config.
+            ValueError: A folder that cannot be trained in, or gone on with, in one line.
+        """
+        self.recipe, self.command, self._line = recipe, command, shlex.join(command)
+        self.launch = plan_launch(recipe.zero, presets_dir())
+        self.out = Path(recipe.out) if recipe.out else default_out(name)
+        self._going = look(self.out, recipe, world=self.launch.world, command=self._line)
+        self.done = self._going.finished or (
+            self._going.last is not None and self._going.step >= recipe.steps
+        )
+        self._open = ExitStack()
+
+    def __enter__(self) -> Training:
+        """Lock the folder and show how far the training is."""
+        going = self._going
+        with ExitStack() as stack:
+            if self._main:
+                stack.enter_context(claim(self.out, command=self._line))
+            self._monitor = stack.enter_context(
+                Monitor(self.recipe.steps, self.out, main=self._main)
+            )
+            if self._main and self.launch.deepspeed is not None and (freed := sweep()):
+                self.tell([f"freed {freed / 2**20:.0f} MiB in {SHARED} that ended trainings left"])
+            self.tell(
+                f"{checkpoint} does not count: {why}" for checkpoint, why in going.torn.items()
+            )
+            if going.finished:
+                self.tell([f"{self.out}: finished after step {going.step}; nothing is left to do"])
+            elif self.done:  # a kill between the last checkpoint and the end
+                self._finish_from_checkpoint()
+            elif self.recipe.threads:
+                torch.set_num_threads(self.recipe.threads)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Let others train here."""
+        self._open.close()
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Print lines, on rank 0."""
+        for line in lines:
+            self._monitor.say(line)
+
+    def fit(self, repair: Repair, report: LoraReport, examples: Examples) -> None:
+        """Take the steps, with checkpoints on the way; write the adapter, its record and its card.
+
+        Args:
+            repair: What is trained.
+            report: What `attach` told of the adapter.
+            examples: What is learned from.
+
+        Raises:
+            ValueError: Steps that cannot be taken, data or a model that is not what was trained
+                with before, in one line.
+            Interrupted: Ctrl-C or SIGTERM in the midst of the steps; a checkpoint is written.
+        """
+        recipe, going, out, monitor = self.recipe, self._going, self.out, self._monitor
+        identity = Identity(self._known(examples), repair.mlm)
+        if going.last is not None and self._main:
+            check_same(out, going.fingerprint, identity.fields())
+        record = begin_record(
+            going.record,
+            repair,
+            report,
+            examples,
+            command=self._line,
+            world=self.launch.world,
+            step=going.step,
+        )
+
+        def begin() -> None:
+            if self._main:
+                remove_leftovers(out, command=self._line)
+                write_record(out, record)
+                write_text(out / CONFIG, dump_config(recipe))
+                self.tell(told(going, recipe, record))
+                monitor.begin(None if going.last is None else going.step)
+
+        def end(how: str, seconds: float) -> None:
+            if self._main:
+                write_record(out, end_record(record, how=how, seconds=seconds))
+
+        work = Work(
+            recipe,
+            self.launch,
+            repair,
+            report,
+            examples,
+            out,
+            going,
+            monitor,
+            identity,
+            self.command,
+        )
+        ended = run_steps(work, begin=begin, end=end)
+        if ended.step >= recipe.steps and self._main:
+            record = end_record(record, how="finished", seconds=ended.seconds)
+            finish(recipe, out, record, identity.fields())
+            self.tell([f"wrote {out}"])
+
+    @property
+    def _main(self) -> bool:
+        return self.launch.rank == 0
+
+    def _known(self, examples: Examples) -> dict[str, Any]:
+        """What of the fingerprint is known without reading anything big."""
+        deepspeed = json.dumps(self.launch.deepspeed, sort_keys=True)
+        return {
+            **fields_of(self.recipe),
+            "ranks": self.launch.world,
+            "data.sha256": examples.sha256,
+            "zero.config": hashlib.sha256(deepspeed.encode()).hexdigest(),
+            **adapter_fields(self.recipe.adapter),
+        }
+
+    def _finish_from_checkpoint(self) -> None:
+        last = self._going.last
+        assert last is not None
+        if self._main:
+            publish([last / n for n in TRAINED_FILES if (last / n).is_file()], self.out)
+            finish(self.recipe, self.out, dict(self._going.record), self._going.fingerprint)
+        self.tell([f"wrote {self.out} from {last}"])

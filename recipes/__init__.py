@@ -1,0 +1,1 @@
+"""Trainings that read as a page each; installed as `kvfix.recipes`."""
