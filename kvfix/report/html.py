@@ -97,7 +97,7 @@ def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "surfacing": [surfacing.row(item) for item in run.get("surfacing") or []],
         "surfacing_trained": [surfacing.row(i) for i in run.get("surfacing_trained") or []],
         "prefix": [_prefix(item) for item in run.get("prefix") or []],
-        "notes": [str(note) for note in run.get("notes") or []],
+        "notes": [str(n) for n in (*(model.get("warnings") or []), *(run.get("notes") or []))],
         "left_out": run.get("left_out") or [],
         "words": words,
         "random": RANDOM,
