@@ -21,7 +21,7 @@ from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, halves, pa
 from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.findings import FEWEST_CLUSTERS, Finding
 from kvfix.mlm.load import Mlm, load_reference_encoder
-from kvfix.report.gallery import draw_gallery
+from kvfix.report.pictures.gallery import draw_gallery
 from kvfix.session import Options, Part, Watch
 
 

@@ -17,7 +17,7 @@ from kvfix.data.left_out import Attempts
 from kvfix.data.units import MCQ, Question, UnitSet
 from kvfix.eval.mcq.ask import concatenate
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER
-from kvfix.report.pictures import Album, Picture
+from kvfix.report.pictures.album import Album, Picture
 from kvfix.runs.atomic import atomic_file
 from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Rows, full_name
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kvfix.report import figures, questions, surfacing, words
 from kvfix.report.asked import asked
 from kvfix.report.curves import curves
-from kvfix.report.pictures import Album
+from kvfix.report.pictures.album import Album
 from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, interval, load, number, panels
 from kvfix.report.table import finding_numbers
 from kvfix.report.verdict import model_name, verdict
@@ -97,7 +97,7 @@ def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "surfacing": [surfacing.row(item) for item in run.get("surfacing") or []],
         "surfacing_trained": [surfacing.row(i) for i in run.get("surfacing_trained") or []],
         "prefix": [_prefix(item) for item in run.get("prefix") or []],
-        "notes": [str(n) for n in (*(model.get("warnings") or []), *(run.get("notes") or []))],
+        "notes": [str(note) for note in run.get("notes") or []],
         "left_out": run.get("left_out") or [],
         "words": words,
         "random": RANDOM,

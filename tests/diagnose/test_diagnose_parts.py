@@ -15,7 +15,7 @@ from kvfix.diagnose.surfacing import trained as trained_readouts
 from kvfix.eval.mcq import trained_readout
 from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.report.asked import asked
-from kvfix.report.pictures import Album
+from kvfix.report.pictures.album import Album
 
 LIMIT = 16  # of each task: six tasks show the 64 images that keys need
 

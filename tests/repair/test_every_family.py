@@ -207,6 +207,3 @@ def test_five_steps_and_one_diagnosed_unit(name, checkpoint, tmp_path) -> None:
     assert told["model"]["family"] == base.family.model_type
     assert {row["site"] for row in told["results"]} >= {"vision", "projector", "value"}
     assert told["model"]["warnings"] == list(base.warnings)
-    page = (run / "report.md").read_text()
-    assert all(note.partition(",")[0] in page for note in base.warnings)
-    assert bool(base.warnings) == (name in ("qwen3_vl", "qwen3_vl_moe", "gemma3", "paligemma"))

@@ -30,7 +30,7 @@ from kvfix.diagnose.keys.values import score_cells, squared
 from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.eval.mcq.run import in_turn
 from kvfix.mlm.load import Mlm
-from kvfix.report.overlays import heat_overlay
+from kvfix.report.pictures.overlays import heat_overlay
 from kvfix.runs.recorder import Listing, left_out_entry
 from kvfix.session import Part, Watch
 

@@ -102,7 +102,7 @@ def check(mlm: Mlm, asked: Sequence[Question], protocol: McqProtocol) -> list[An
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in tiny.EVERY if name != "paligemma"])
+@pytest.mark.parametrize("name", tiny.EVERY)
 def test_a_batch_equals_each_option_and_prompt_alone(name: str, load: Load) -> None:
     mlm = load(name)
     found = check(mlm, questions(), McqProtocol(batch=4, max_new_tokens=6))
@@ -125,11 +125,6 @@ def test_a_batch_equals_each_option_and_prompt_alone(name: str, load: Load) -> N
 )
 def test_every_protocol_does(name: str, protocol: McqProtocol, load: Load) -> None:
     check(load(name), questions(3), protocol)
-
-
-def test_a_prompt_that_sees_all_of_itself_does(load: Load) -> None:
-    """PaliGemma: positions from 1, capped logits, answers that see the prompt and are unseen."""
-    check(load("paligemma"), questions(), McqProtocol(batch=4, max_new_tokens=6))
 
 
 def test_eager_attention_does(load: Load) -> None:

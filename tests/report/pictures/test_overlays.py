@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kvfix.report import overlays
+from kvfix.report.pictures import overlays
 
 
 def at(image: Image.Image, x: int, y: int) -> tuple[int, ...]:

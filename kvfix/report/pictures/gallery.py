@@ -20,7 +20,7 @@ from kvfix.data.units import UnitSet, images_of
 from kvfix.eval.probes.score import UnitScore
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import Site, Source, View
-from kvfix.report.overlays import clip_overlay, mask_overlay, match_overlay
+from kvfix.report.pictures.overlays import clip_overlay, mask_overlay, match_overlay
 
 SHOWN = 3  # units per task
 FLIPPED = 4  # value layers of the first unit, beside the best one

@@ -15,7 +15,7 @@ from kvfix.data.units import BadUnit
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import Site
 from kvfix.eval.suite import run_task
-from kvfix.report.gallery import SHOWN, draw_gallery
+from kvfix.report.pictures.gallery import SHOWN, draw_gallery
 
 BEST = Site("value", 1)
 
