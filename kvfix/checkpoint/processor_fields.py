@@ -105,7 +105,8 @@ def gemma3_fields(config: Any) -> list[Field]:
     side = config.vision_config.image_size
     size = {"height": side, "width": side}
     return [
-        Field("image_seq_length", config.mm_tokens_per_image, "mm_tokens_per_image"),
+        # Only where a processor is made does this move what it puts; the count of tokens is proved.
+        Field("image_seq_length", config.mm_tokens_per_image, "mm_tokens_per_image", False),
         Field("image_processor.size", size, "vision_config.image_size"),
     ]
 
