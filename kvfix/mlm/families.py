@@ -81,40 +81,36 @@ def _tower_channels(config: Any) -> int:
 
 def _tiles_row(**row: Any) -> Family:
     """A family with a tower of tiles under the names of LLaVA, unless told otherwise."""
-    return Family(
-        **{
-            "vision": "model.vision_tower",
-            "projector": "model.multi_modal_projector",
-            "lm": "model.language_model",
-            "patches_a_token": lambda config: 1,
-            "channels": _tower_channels,
-            "lora_projector": _MLP_LORA,
-            "lora_vision": _tower_lora,
-            "positions_from_mask": True,
-            "pixels": fields.square_pixels,
-        }
-        | row
-    )
+    usual: dict[str, Any] = {
+        "vision": "model.vision_tower",
+        "projector": "model.multi_modal_projector",
+        "lm": "model.language_model",
+        "patches_a_token": lambda config: 1,
+        "channels": _tower_channels,
+        "lora_projector": _MLP_LORA,
+        "lora_vision": _tower_lora,
+        "positions_from_mask": True,
+        "pixels": fields.square_pixels,
+    }
+    return Family(**usual | row)
 
 
 def _raster_row(**row: Any) -> Family:
     """A family whose tower is given patches of whole images, with M-RoPE, unless told otherwise."""
-    return Family(
-        **{
-            "vision": "model.visual",
-            "projector": "model.visual.merger",
-            "lm": "model.language_model",
-            "patches_a_token": lambda config: config.vision_config.spatial_merge_size**2,
-            "layouts": layouts.raster_layouts,
-            "positions_from_mask": False,
-            "image_shapes": shapes.patch_rows,
-            "fields": fields.qwen_fields,
-            "pixels": fields.patch_pixels,
-            "grids": shapes.limited_grids,
-            "cut": "the whole image in patches, merged by two and two",
-        }
-        | row
-    )
+    usual: dict[str, Any] = {
+        "vision": "model.visual",
+        "projector": "model.visual.merger",
+        "lm": "model.language_model",
+        "patches_a_token": lambda config: config.vision_config.spatial_merge_size**2,
+        "layouts": layouts.raster_layouts,
+        "positions_from_mask": False,
+        "image_shapes": shapes.patch_rows,
+        "fields": fields.qwen_fields,
+        "pixels": fields.patch_pixels,
+        "grids": shapes.limited_grids,
+        "cut": "the whole image in patches, merged by two and two",
+    }
+    return Family(**usual | row)
 
 
 def _deepstack(config: Any) -> tuple[str, ...]:
