@@ -1,0 +1,1 @@
+"""What kvfix costs, beside other ways and other tools; `python -m benchmarks` prints the table."""
