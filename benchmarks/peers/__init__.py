@@ -44,7 +44,7 @@ class Peer:
     def __init__(self, tool: str, script: str, **arrays: np.ndarray):
         self._folder = tempfile.TemporaryDirectory()
         inputs = Path(self._folder.name) / "inputs.npz"
-        np.savez(inputs, **arrays)
+        np.savez(inputs, **arrays)  # type: ignore[arg-type]  # the stub takes a name for an option
         self._process = subprocess.Popen(
             [str(python_of(tool)), str(HERE / script), str(inputs)],
             stdin=subprocess.PIPE,
