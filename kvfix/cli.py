@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -117,7 +118,7 @@ def diagnose(
     prefix (what a text before the image changes) and surfacing (questions whose
     answer the model holds while it gives another).
     """
-    _check_words(data, task)
+    _begin(data, task, "kvfix.diagnose.run")
     from kvfix.diagnose.run import diagnose as run
     from kvfix.session import Options
 
@@ -203,7 +204,7 @@ def evaluate(
     answers multiple-choice questions; readouts answer them from the features
     alone. Two such runs can be compared by `kvfix compare`.
     """
-    _check_words(data, task)
+    _begin(data, task, "kvfix.evaluate")
     from kvfix.eval.mcq.answer import McqProtocol
     from kvfix.evaluate import Options
     from kvfix.evaluate import evaluate as run
@@ -231,11 +232,14 @@ def evaluate(
     _end(outcome, as_json)
 
 
-def _check_words(data: list[str] | None, tasks: list[str] | None) -> None:
-    """Refuse a wrong name before anything heavy is imported."""
+def _begin(data: list[str] | None, tasks: list[str] | None, module: str) -> None:
+    """Refuse a wrong name, and say a first word, before what takes seconds is imported."""
     from kvfix.data.catalog import check_words
 
     check_words(data or ("scenes",), tasks=tasks)
+    if module not in sys.modules:
+        with RichWatch().phase("starting"):
+            import_module(module)
 
 
 def _end(outcome: Outcome, as_json: bool) -> None:

@@ -66,8 +66,8 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     unit_sets = load_units(
         options.data, tasks=options.tasks or None, limit=options.limit, questions=True
     )
-    watch.say(f"loading {options.name}")
-    mlm = options.load()
+    with watch.phase(f"loading {options.name}"):
+        mlm = options.load()
     folder = RunFolder(
         options.out,
         kind="eval",
@@ -90,16 +90,19 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     for units in asked:
         draw_questions(units, options.out)
     unread = [e for u in asked for e in left_out_of(u, readout_path(options.out, u))]
+    with watch.phase("statistics"):
+        results = _results(runs, answers, readouts, options.seed)
     record = folder.save(
         seconds=time.monotonic() - start,
         complete=True,
-        results=_results(runs, answers, readouts, options.seed),
+        results=results,
         findings=[],
         left_out=once([e for run in (*runs, *answers) for e in run.left_out] + unread),
         without_readout={u.dataset: without_readout(u, options.out) for u in asked},
         peak_memory_mib=peak_memory_mib(),
     )
-    report = write_report(folder.folder)
+    with watch.phase("writing the report"):
+        report = write_report(folder.folder)
     failed = any(run.too_many_left_out for run in (*runs, *answers))
     failed |= any(
         too_many(len(left_out_of(u, readout_path(options.out, u))), len(u)) for u in asked

@@ -98,8 +98,10 @@ class Watch(Protocol):
     def say(self, text: str) -> None:
         """Tell what begins."""
 
-    def phase(self, name: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Show a phase of `total` units; yields what to call after each unit."""
+    def phase(
+        self, name: str, total: int | None = None
+    ) -> AbstractContextManager[Callable[[str], None]]:
+        """Show a phase of `total` units, if they are known; yields what to call after each."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from contextlib import contextmanager, nullcontext
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -25,6 +26,10 @@ from kvfix.launchers import refusal
 from kvfix.quiet import quiet
 from kvfix.wording import cause
 
+if TYPE_CHECKING:
+    from rich.progress import Task
+
+SOON, LATER = 4.0, 30.0  # seconds after which a line says how far a phase is
 # Control codes of both kinds but tab and line feed, marks that turn the direction of writing or
 # break a line, and halves of characters, which no terminal can show.
 _ACTING = re.compile(
@@ -108,15 +113,15 @@ def _warnings_as_notes() -> Iterator[None]:
 
 
 class RichWatch:
-    """Shows phases as progress bars with the time left."""
+    """Shows phases with the time left: as bars on a terminal, elsewhere as a line now and then."""
 
     def say(self, text: str) -> None:
         """Tell what begins."""
         console.print(Text(f"{text} ...", "dim"), soft_wrap=True)
 
     @contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Callable[[str], None]]:
-        """A bar of `total` units."""
+    def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+        """A phase of `total` units, or of one piece of unknown length."""
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -125,19 +130,55 @@ class RichWatch:
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
+        now = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=12),
+            *([] if total is None else [MofNCompleteColumn()]),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}", style="dim", markup=False),
+            *([] if total is None else [TextColumn("left"), TimeRemainingColumn()]),
+            TextColumn("{task.fields[now]}", style="dim", markup=False, table_column=now),
         )
-        with Progress(*columns, console=console) as progress:
+        bars = console.is_interactive
+        with Progress(*columns, console=console, expand=True, disable=not bars) as progress:
             bar = progress.add_task(name, total=total, now="")
-            yield lambda task: progress.update(bar, advance=1, now=task.replace("_", " "))
+            with nullcontext() if bars else _lines(progress.tasks[0]):
+                yield lambda task: progress.update(bar, advance=1, now=task.replace("_", " "))
+
+
+@contextmanager
+def _lines(task: Task) -> Iterator[None]:
+    """Tell of a phase in whole lines: when it begins, after SOON, every LATER, and when it ends."""
+    told = Event()
+
+    def tell() -> None:
+        seconds = SOON
+        while not told.wait(seconds):
+            labelled(task.description, "dim", _how_far(task))
+            seconds = LATER
+
+    total = "" if task.total is None else f"0 of {task.total:.0f}"
+    labelled(task.description, "dim", total or "...")
+    teller = Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        told.set()
+        teller.join()
+    if total:
+        labelled(task.description, "dim", _how_far(task))
+
+
+def _how_far(task: Task) -> str:
+    """`12 of 640, 5 s, 260 s left`."""
+    parts = [] if task.total is None else [f"{task.completed:.0f} of {task.total:.0f}"]
+    parts.append(f"{task.elapsed or 0.0:.0f} s")
+    if not task.finished and task.time_remaining is not None:
+        parts.append(f"{task.time_remaining:.0f} s left")
+    return ", ".join(parts)
 
 
 def one_process(program: str, arguments: Sequence[str]) -> None:

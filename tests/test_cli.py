@@ -18,8 +18,8 @@ from kvfix import cli
 from kvfix.diagnose import run as command
 from kvfix.session import ModelOptions
 
-LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")
-LIBRARIES += ("scipy", "matplotlib", "datasets", "pyarrow", "jinja2")
+MODELS = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")
+LIBRARIES = (*MODELS, "scipy", "matplotlib", "datasets", "pyarrow", "jinja2")
 HEAVY = (*LIBRARIES, "numpy", "PIL")
 LOOK = """
 import sys
@@ -59,6 +59,12 @@ def test_help_and_wrong_usage_import_nothing_heavy(
     start = [sys.executable, "-c", LOOK.format(heavy=heavy), *words]
     done = subprocess.run(start, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (code, "[]"), done.stderr
+
+
+def test_a_comparison_imports_no_model() -> None:
+    look = f"import sys, kvfix.compare.run\nprint([n for n in {MODELS} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_help_and_import_answer_at_once() -> None:

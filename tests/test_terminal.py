@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from two_runs import AFTER_QUIZ, BEFORE_QUIZ, curve, probe_run, quiz, save
 
+from kvfix import terminal
 from kvfix.diagnose import run as command
 from kvfix.session import Outcome
 from kvfix.terminal import RichWatch, console, guarded, harmless, labelled
@@ -83,6 +86,33 @@ def test_progress_shows_what_runs_as_text(capsys: pytest.CaptureFixture[str]) ->
         progress.add_task(HOSTILE, total=1)
     err = capsys.readouterr().err
     assert not ACTING.search(err) and MARKUP in err
+
+
+def test_off_a_terminal_a_phase_is_told_in_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "SOON", 0.01)
+    monkeypatch.setattr(terminal, "LATER", 0.01)
+    with RichWatch().phase("probing", 4) as tick:
+        tick("semantic_segmentation")
+        tick("semantic_segmentation")
+        time.sleep(0.2)
+    with RichWatch().phase("statistics"):
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "probing 0 of 4"
+    assert re.fullmatch(r"probing 2 of 4, 0 s, \d+ s left", lines[1])
+    whole = lines.index("statistics ...")
+    assert whole > 3 and re.fullmatch(r"probing 2 of 4, 0 s, \d+ s left", lines[whole - 1])
+    assert set(lines[whole + 1 :]) == {"statistics 0 s"}
+
+
+def test_a_phase_that_fails_stops_telling(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="broken"), RichWatch().phase("probing", 4):
+        raise ValueError("broken")
+    assert threading.active_count() == len(threading.enumerate()) and not any(
+        "tell" in thread.name for thread in threading.enumerate()
+    )
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])

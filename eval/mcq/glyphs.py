@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -37,6 +36,8 @@ _BETWEEN = 0.26  # letters of a word, in heights
 
 def _printed(file: str, text: str) -> Image.Image:
     """In one of the fonts that come with matplotlib."""
+    import matplotlib
+
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", file)
     return _typeset(ImageFont.truetype(str(path), round(1.4 * _BIG)), text)
 

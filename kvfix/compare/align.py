@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvfix.eval.results import Table
-from kvfix.eval.source import Site
+from kvfix.eval.site import Site
 from kvfix.eval.stats.paired import Ratio
 from kvfix.runs.fingerprint import flat, not_recorded
 from kvfix.runs.folder import read_run

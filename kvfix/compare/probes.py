@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvfix.compare.align import ProbePair
-from kvfix.diagnose.flow import best_value_layer
+from kvfix.diagnose.best_layer import best_value_layer
 from kvfix.eval.results import Result
-from kvfix.eval.source import Site
+from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval, paired_bootstrap
 from kvfix.eval.stats.paired import Ratio, paired_ratio_bootstrap
 from kvfix.runs.rows import full_name

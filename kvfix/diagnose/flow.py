@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from kvfix.data.units import UnitSet
+from kvfix.diagnose.best_layer import Best, best_value_layer
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.source import EncoderSource, MlmSource, Site, Source
-from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, halves, paired_bootstrap
+from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, paired_bootstrap
 from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.findings import FEWEST_CLUSTERS, Finding
 from kvfix.mlm.load import Mlm, load_reference_encoder
@@ -43,31 +44,6 @@ class Curve:
     metric: str
     table: Table
     controls: dict[str, Table] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best value layer, and the units that may report on it."""
-
-    layer: int
-    column: int
-    report_N: np.ndarray  # bool over units; all of them when there are too few clusters to split
-    honest: bool  # False: chosen and reported on the same units
-
-
-def best_value_layer(table: Table, *, seed: int = 0) -> Best | None:
-    """Choose the value layer of the highest mean on half of the clusters; None without values."""
-    columns = table.columns("value")
-    if not columns:
-        return None
-    everything = np.ones(len(table.ids), bool)
-    honest = len(set(table.clusters)) >= 4  # an interval needs two clusters in the half it is of
-    chooses_N = halves(table.clusters, seed=seed) if honest else everything
-    means = np.nanmean(table.score_NS[chooses_N][:, columns], axis=0)
-    column = columns[int(np.nanargmax(means))]
-    layer = table.sites[column].layer
-    assert layer is not None
-    return Best(layer, column, ~chooses_N if honest else everything, honest)
 
 
 def flow_findings(curve: Curve, *, seed: int = 0) -> list[Finding]:
@@ -254,8 +230,10 @@ def diagnose_flow(
     sites = {(c.task, c.dataset): best_site(c, seed=options.seed) for c in curves}
     with watch.phase("drawing", len(curves)) as tick:
         drawn = draw_gallery(unit_sets, source, sites, options.out, tick=tick)
+    with watch.phase("statistics"):
+        results = [row for run in runs for row in summarise(run, seed=options.seed)]
     part = Part(
-        results=[row for run in runs for row in summarise(run, seed=options.seed)],
+        results=results,
         left_out=[entry for run in runs for entry in run.left_out],
         overlays=drawn.overlays,
         notes=[
@@ -268,13 +246,14 @@ def diagnose_flow(
 
     def with_controls() -> Part:
         others = _controls(options, unit_sets, curves, watch)
-        for name, other_runs in others.items():
-            control = RANDOM if name == RANDOM else None
-            for run in other_runs:
-                part.left_out += run.left_out
-                part.failed |= run.too_many_left_out
-                part.results += summarise(run, control=control, seed=options.seed)
-        part.findings = _findings(curves, others, options.seed)
+        with watch.phase("statistics of the controls"):
+            for name, other_runs in others.items():
+                control = RANDOM if name == RANDOM else None
+                for run in other_runs:
+                    part.left_out += run.left_out
+                    part.failed |= run.too_many_left_out
+                    part.results += summarise(run, control=control, seed=options.seed)
+            part.findings = _findings(curves, others, options.seed)
         return part
 
     return with_controls
@@ -302,7 +281,8 @@ def _controls(
     """
     out: dict[str, list[TaskRun]] = {}
     if options.control:
-        mlm = options.load_random(options.seed)
+        with watch.phase("loading the control"):
+            mlm = options.load_random(options.seed)
         source = MlmSource(mlm, kinds=RANDOM_KINDS, position=False)
         name = "control: random weights"
         reporting = {i for c in curves for i in _reporting_ids(c, options.seed)}

@@ -17,7 +17,7 @@ import numpy as np
 
 from kvfix.data.left_out import Attempts, LeftOut
 from kvfix.data.units import UnitSet
-from kvfix.diagnose.flow import best_value_layer
+from kvfix.diagnose.best_layer import best_value_layer
 from kvfix.eval.results import Result, Table, site_result
 from kvfix.eval.source import MlmSource
 from kvfix.eval.stats.bootstrap import Interval, paired_bootstrap

@@ -55,8 +55,8 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     read = [readable(u, options.limit or MOST_QUESTIONS) for u in asked]
     unit_sets = [*probes, *read]
     reference = _reference_sha256(options)
-    watch.say(f"loading {options.name}")
-    mlm = options.load()
+    with watch.phase(f"loading {options.name}"):
+        mlm = options.load()
     folder = RunFolder(
         options.out,
         kind="diagnose",
@@ -96,7 +96,8 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
         **{name: entry for part in parts for name, entry in part.entries.items()},
         peak_memory_mib=peak_memory_mib(),
     )
-    report = write_report(folder.folder)
+    with watch.phase("writing the report"):
+        report = write_report(folder.folder)
     return Outcome(record, report, any(part.failed for part in parts))
 
 

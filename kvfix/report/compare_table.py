@@ -1,4 +1,4 @@
-"""What the terminal shows after `kvfix compare`; every table fits 100 columns."""
+"""What the terminal shows after `kvfix compare`; every table fits 80 columns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sentences(record: dict[str, Any]) -> RenderableType:
 
 
 def answers_table(questions: dict[str, Any]) -> Table:
-    """One row a task, then micro and macro; at most 100 columns wide, in percent and points."""
+    """One row for each task, then micro and macro; in percent and points."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -55,8 +55,8 @@ def answers_table(questions: dict[str, Any]) -> Table:
         title=Text(f"{questions['dataset']}: answers before and after, in %"),
         title_justify="left",
     )
-    table.add_column("task", overflow="fold", max_width=25)
-    heads = ("n", "before", "after", "diff.", "95 % CI", "fixed", "broken", "p", "Holm p", "det.")
+    table.add_column("task", overflow="fold", min_width=14, max_width=15)
+    heads = ("n", "before", "after", "difference,\n95 % CI", "fixed/\nbroken", "Holm p", "det.")
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     for row in questions["tasks"]:
@@ -66,7 +66,8 @@ def answers_table(questions: dict[str, Any]) -> Table:
     for name in ("micro", "macro"):
         table.add_row(name, *_cells(questions[name]), style=_style(questions[name]))
     table.caption = (
-        "det. = smallest difference seen with 80 % power; p = exact McNemar; bold = clear"
+        "Holm p = exact McNemar, corrected for many tasks (bold: below 0.05);\n"
+        "det. = the smallest difference that as many questions show with 80 % power"
     )
     table.caption_justify = "left"
     return table
@@ -77,10 +78,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
         str(row["n"]),
         pct(row["before"]),
         pct(row["after"]),
-        pts(row["value"]),
-        pspan(row["ci"]) or "–",
-        *(str(row[k]) if k in row else "" for k in ("fixed", "broken")),
-        *(p_value(row[k]) if k in row else "" for k in ("p", "p_holm")),
+        f"{pts(row['value'])}\n{pspan(row['ci'])}".rstrip(),
+        f"{row['fixed']}/{row['broken']}" if "fixed" in row else "",
+        p_value(row["p_holm"]) if "p_holm" in row else "",
         pct(row["minimum_detectable"]),
     ]
 
@@ -92,26 +92,27 @@ def format_table(questions: dict[str, Any]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("format or perception?", overflow="fold", max_width=44)
-    for name in ("before", "after", "diff.", "95 % CI", "p", "Holm p", "right"):
+    table.add_column("format or perception?", overflow="fold", max_width=26)
+    for name in ("before", "after", "difference,\n95 % CI", "p", "Holm p", "right"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in format_rows(questions):
-        cells = [pct(row["before"]), pct(row["after"]), pts(row["value"]), pspan(row["ci"])]
+        cells = [pct(row["before"]), pct(row["after"])]
+        cells.append(f"{pts(row['value'])}\n{pspan(row['ci'])}".rstrip())
         cells += [p_value(row[k]) if k in row else "" for k in ("p", "p_holm")]
         table.add_row(Text(name), *cells, pct(row["right"]) if "right" in row else "")
     return table
 
 
 def probes_table(probes: list[dict[str, Any]]) -> Table:
-    """One row a task and place; at most 100 columns wide."""
+    """One row for each task and place."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for name, width in (("task", 24), ("place", 20), ("metric", 11)):
-        table.add_column(name, overflow="fold", max_width=width)
-    for name in ("before", "after", "diff.", "95 % CI", "n"):
+    for name, least, most in (("task", 14, 15), ("place", 9, 10), ("metric", 8, 8)):
+        table.add_column(name, overflow="fold", min_width=least, max_width=most)
+    for name in ("before", "after", "difference,\n95 % CI", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in probes:
@@ -121,8 +122,7 @@ def probes_table(probes: list[dict[str, Any]]) -> Table:
             place_name(row),
             Text(row["metric"]),
             *(num(row[k]) for k in ("before", "after")),
-            signed(row["value"]),
-            span(row["ci"]) or "–",
+            f"{signed(row['value'])}\n{span(row['ci'])}".rstrip(),
             str(row["n"]),
             style="bold" if row["clear"] else "",
         )

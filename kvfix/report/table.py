@@ -13,19 +13,18 @@ if TYPE_CHECKING:
 
 
 def summary(run: dict[str, Any]) -> Table:
-    """One row a (task, dataset), at most 100 columns wide.
+    """One row for each task and dataset, at most 80 columns wide.
 
-    The first line of a cell is the score, the second its interval; `L5` is layer 5. A star after
-    the layer says that it was chosen on the units that score it, so that the score is optimistic.
+    A cell holds the score, its interval and the layer: `L5` is layer 5. A star after it says that
+    the layer was chosen on the units that score it, so that the score is optimistic.
     """
     from rich import box
     from rich.table import Table
 
     shown = [p for p in headline_panels(clean(run)) if p.staged]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
-    # Only names may wrap: a number that breaks over two lines is misread.
-    for name in ("task", "dataset\nmetric"):
-        table.add_column(name, overflow="fold", vertical="top")
+    # Only names may wrap, at spaces: a number that breaks over two lines is misread.
+    table.add_column("task,\ndataset, metric", overflow="fold", max_width=15)
     for name in (
         "vision",
         "proj.",
@@ -85,8 +84,7 @@ def _row(panel: Panel) -> list[Text]:
     star = "" if best is None or best.held_out else "*"
     bounds = ["–" if b is None else f"{b:.3f}" for b in (panel.chance, panel.ceiling)]
     return [
-        Text(panel.name.replace("_", "\n", 1).replace("_", " ")),
-        Text(f"{panel.dataset}\n{panel.metric}"),
+        Text(f"{panel.name.replace('_', ' ')} {panel.dataset}, {panel.metric}"),
         _cell(panel.at("vision")),
         _cell(panel.at("projector")),
         _cell(best, star=star, layer=True),
@@ -104,10 +102,10 @@ def _cell(score: Score | None, *, layer: bool = False, star: str = "", band: boo
     if score is None or score.value is None:
         return Text("–", style="dim")
     text = Text(f"{score.value:.3f}")
-    if layer and score.layer is not None:
-        text.append(f" L{score.layer}{star}", style="dim")
     if band and score.low is not None and score.high is not None:
         text.append(f"\n{_short(score.low)}–{_short(score.high)}", style="dim")
+    if layer and score.layer is not None:
+        text.append(f"\nL{score.layer}{star}", style="dim")
     return text
 
 

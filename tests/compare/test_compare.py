@@ -31,7 +31,7 @@ from two_runs import (
 )
 
 from kvfix.compare.run import Options, compare
-from kvfix.diagnose.flow import best_value_layer
+from kvfix.diagnose.best_layer import best_value_layer
 from kvfix.eval.results import Table
 from kvfix.report.compare_table import sentences, tables
 
@@ -254,21 +254,22 @@ def test_hostile_texts_stay_texts(run: Runner, tmp_path: Path) -> None:
             assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", head))
 
 
-def test_the_terminal_fits_100_columns(run: Runner) -> None:
+def test_the_terminal_fits_80_columns(run: Runner) -> None:
     names = ("Functional_Correspondence", "Multi-view_Reasoning", "[bold]x[/bold]", "a" * 60)
     before = dict.fromkeys(names, "0" * 60 + "1" * 60)
     after = dict.fromkeys(names, "1" * 60 + "0" * 60)
     records = [run(quiz(before), quiz(after)).record]
     lift = {"value": 0.1, "vision": -0.1}
     records.append(run(probe_run(curve(3)), probe_run(curve(3, lift=lift))).record)
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for record in records:
         for table in tables(record):
-            assert console.measure(table).minimum <= 100
+            assert console.measure(table).minimum <= 80
             console.print(table)
         console.print(sentences(record))
     text = console.export_text()
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "Correspondence" in text and "Reasoning" in text  # no word is broken
     assert "…" not in text and "[bold]x[/bold]" in text
     assert "+0.100" in text or "+0.09" in text
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from curves import planted, rows
 
-from kvfix.diagnose.flow import Curve, _reporting_ids, best_site, best_value_layer, flow_findings
+from kvfix.diagnose.best_layer import best_value_layer
+from kvfix.diagnose.flow import Curve, _reporting_ids, best_site, flow_findings
 from kvfix.eval.results import Table
 from kvfix.eval.source import Site
 from kvfix.eval.stats.bootstrap import halves
