@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import typer.main
+from commands import call
 from places import ROOT
 
 from kvfix import cli
 from kvfix.config import load_config
+from kvfix.shipped import nano_dir
 
 README = "README.md"
 PAGES = (
@@ -229,3 +231,38 @@ def test_a_command_that_cannot_be_given_is_found(line: str) -> None:
 def test_a_page_that_names_what_is_not_there_is_found() -> None:
     page = "[a](gone.md), [b](README.md), `recipes/gone.py`, `recipes/repair.py`, `runs/x.html`"
     assert missing(page, README) == ["gone.md", "recipes/gone.py"]
+
+
+SMALL = ("--limit", "1", "--task", "foreground_segmentation")  # a run of seconds
+
+
+def runnable() -> list[list[str]]:
+    """The README's kvfix commands that need neither a download nor data of one's own, small."""
+    found = []
+    for words in commands(text(README)):
+        if words[0] != "kvfix" or words[1] in ("repair", "train", "score") or "--adapter" in words:
+            continue  # a trained model, or predictions
+        if any("=" in w or ("/" in w and not w.startswith("runs/")) for w in words[2:]):
+            continue  # data of one's own, or a hub id
+        words = [str(nano_dir()) if w == "DIR" else w for w in words]
+        found.append([*words, *SMALL] if words[1] in ("diagnose", "eval") else words)
+    return found
+
+
+def test_commands_of_the_readme_that_need_no_download_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = runnable()
+    for words in ran:
+        if words[1] == "compare":  # its other run has an adapter
+            words[-1] = words[-2]
+        ended = call(*words[1:])
+        assert ended.code == 0, (words, ended.err)
+    assert {words[1] for words in ran} >= {"diagnose", "eval", "compare", "data", "families"}
+    assert (tmp_path / "runs/diagnose/report.html").stat().st_size > 0
+    assert (tmp_path / "runs/compare/compare.html").stat().st_size > 0
+
+
+def test_the_picture_of_a_report_is_small() -> None:
+    assert (ROOT / "benchmarks/report.webp").stat().st_size < 150_000

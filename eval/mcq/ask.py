@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from PIL import Image
 
 from kvfix.data.units import Question
 from kvfix.eval.mcq.letters.parse import PROFILES
-from kvfix.mlm.load import Prompt
+
+if TYPE_CHECKING:
+    from kvfix.mlm.load import Prompt
 
 PROTOCOL: Final = 2  # raised whenever a change here, in answering or answers moves a score
 MARGIN: Final = 10  # black pixels between joined images
@@ -67,6 +69,8 @@ class McqProtocol:
 
 def ask(question: Question, protocol: McqProtocol) -> Prompt:
     """A question as the model is asked it."""
+    from kvfix.mlm.load import Prompt  # imports torch, which a report does not need
+
     images = question.images
     if protocol.concat and len(images) > 1:
         images = (concatenate(images),)
