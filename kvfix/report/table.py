@@ -24,7 +24,7 @@ def summary(run: dict[str, Any]) -> Table:
     shown = [p for p in headline_panels(clean(run)) if p.staged]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     # Only names may wrap, at spaces: a number that breaks over two lines is misread.
-    table.add_column("task,\ndataset, metric", overflow="fold", max_width=15)
+    table.add_column("task,\ndataset, metric", overflow="fold", min_width=14, max_width=14)
     for name in (
         "vision",
         "proj.",
