@@ -32,8 +32,7 @@ def summary(run: dict[str, Any]) -> Table:
         "last\nvalue",
         "random\nvalue",
         "position\nonly",
-        "chance",
-        "ceil.",
+        "chance,\nceil.",
         "n",
     ):
         table.add_column(name, justify="right", no_wrap=True, style=_style(name))
@@ -91,7 +90,7 @@ def _row(panel: Panel) -> list[Text]:
         _cell(last, layer=True),
         _cell(random, band=False),
         _cell(panel.at("position"), band=False),
-        *(Text(b) for b in bounds),
+        Text("\n".join(bounds)),
         Text(str(panel.n)),
     ]
 
