@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from kvfix.checkpoint import folder as checkpoint
 from kvfix.data.catalog import load_units
-from kvfix.data.training.examples import Example, Known, Turn
+from kvfix.data.training.examples import Example, Mask, Turn
 from kvfix.data.units import Sentence
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
@@ -194,7 +194,7 @@ def _step(mlm: Mlm, batch: Any) -> None:
 def _example(unit: Any) -> Example:
     """A question about the unit's object, and its mask."""
     turn = Turn((None, f"Where is {unit.text}?"), "In the picture.")
-    return Example(unit.id, (unit.image,), (turn,), masks=(Known(0, unit.mask),))
+    return Example(unit.id, (unit.image,), (turn,), masks=(Mask(0, unit.mask),))
 
 
 # --- models ---------------------------------------------------------------------------------------

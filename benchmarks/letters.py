@@ -27,8 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from kvfix.data.scenes.questions import scene_question
-from kvfix.eval.grid import sample_cells, to_cells
-from kvfix.eval.mcq.readouts import PIXEL_CENTRE
+from kvfix.eval.grid import PIXEL_CENTRE, sample_cells, to_cells
 from kvfix.eval.probes.logistic import fit_logistic, fit_standardiser
 from kvfix.eval.source import MlmSource, View
 from kvfix.mlm.load import load_mlm

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kvfix.data.units import VOID
 from kvfix.eval.probes.score import site_chunks
 from kvfix.mlm.layout import Layout
 
-VOID = 255  # pixels that count neither in the prediction nor in the truth
+PIXEL_CENTRE = 0.5  # points number pixels by their centres; grids measure from edges
 
 
 class GridMask(NamedTuple):

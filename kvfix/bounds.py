@@ -14,20 +14,14 @@ from typing import Any, NamedTuple
 
 from kvfix.wording import shown
 
-LARGEST = 2**32 - 1  # of an int; also of a seed that NumPy takes
+LARGEST = 2**32 - 1  # the largest int, and the largest seed that NumPy takes
 _BOUNDS = "bounds"
 
 
 class FieldError(ValueError):
-    """A field whose value is refused.
-
-    Attributes:
-        name: Of the field.
-        text: What was expected and found.
-    """
+    """A field, by its `name`, whose value is refused; `text` says what was expected and found."""
 
     def __init__(self, name: str, text: str):
-        """See the class."""
         super().__init__(f"{name}: {text}")
         self.name, self.text = name, text
 
@@ -50,7 +44,7 @@ class Bounds(NamedTuple):
         )
 
     def words(self) -> str:
-        """For a message: "of 0 or more and below 1"."""
+        """Words for a message, such as "of 0 or more and below 1"."""
         parts = [
             *([] if self.least is None else [f"of {self.least:g} or more"]),
             *([] if self.above is None else [f"above {self.above:g}"]),
@@ -60,24 +54,16 @@ class Bounds(NamedTuple):
         return " and ".join(parts)
 
 
-def number(
-    default: Any,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A dataclass field whose value, or each value of whose tuple, must lie in these bounds."""
-    bounds = Bounds(least, above, most, below)
-    return field(default=default, metadata={_BOUNDS: bounds})
+def number(default: Any, **bounds: float) -> Any:
+    """A dataclass field whose value, or each value of whose tuple, must lie in these `Bounds`."""
+    return field(default=default, metadata={_BOUNDS: Bounds(**bounds)})
 
 
 def check_numbers(config: Any) -> None:
     """Look at every number of a dataclass; dataclasses within it look at their own.
 
     Raises:
-        FieldError: One that is not finite, out of its bounds, or a bool in place of a number.
+        FieldError: A number is not finite or out of its bounds, or a bool stands in its place.
     """
     for f in fields(config):
         check_number(config, f.name, getattr(config, f.name))

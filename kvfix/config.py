@@ -22,17 +22,14 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     """Read `path` into the dataclass `cls`, then apply overrides such as `lr=1e-3`.
 
     Args:
-        cls: a dataclass whose fields all have defaults; what a nested mapping leaves out keeps the
-            default of the field it is for.
-        path: YAML file of `key: value` lines, or None for the defaults.
-        overrides: `key=value` strings, `outer.inner=value` for nested fields; values are read as
-            YAML.
+        cls: A dataclass whose fields all have defaults.
+        path: A YAML file of `key: value` lines, or None for the defaults.
+        overrides: `key=value` strings, whose values are read as YAML.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: an unknown key, a malformed override, a value of another type than the
-            default, a number that is not finite or out of its bounds (`kvfix.bounds`), or what the
-            dataclass refuses.
+        FileNotFoundError: The file does not exist.
+        ValueError: A key is unknown, or a value is of another type than the default, out of its
+            bounds (`kvfix.bounds`), or refused by the dataclass.
     """
     values: dict[str, Any] = {}
     if path is not None:

@@ -10,12 +10,7 @@ _ENDLESS = 600  # characters of one sentence; more than this is data, not words
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value as it is written in Python, cut to `limit` characters.
-
-    Args:
-        value: From a file that somebody else wrote: of any size and type.
-        limit: Characters.
-    """
+    """A value of any size and type as it is written in Python, cut to `limit` characters."""
     if isinstance(value, str):
         value = value[: limit + 1]  # its repr alone would double a string of 50 MB
     text = _Bounded(limit).repr(value)
@@ -44,12 +39,7 @@ class _Bounded(reprlib.Repr):
 def cause(error: BaseException | str, limit: int = 300) -> str:
     """What a library said, on one line: its first cause whole, then the sentences that fit.
 
-    Args:
-        error: An exception, or its text.
-        limit: Characters after which no further sentence is added.
-
-    Returns:
-        Without line breaks; " ..." at its end says that sentences were left out.
+    After `limit` characters no further sentence is added; " ..." says that some were left out.
     """
     if isinstance(error, str):
         text, otherwise = error, "no message"
@@ -84,9 +74,7 @@ def _bounded(sentence: str) -> str:
 def short_path(path: object, limit: int = 200) -> str:
     """A path, or another name out of data, on one line: its beginning and its end if it is long.
 
-    Args:
-        path: Names that print as they are stay so; others are written as Python writes them.
-        limit: Characters.
+    A name that does not print as it is, is written as Python writes it.
     """
     text = str(path)
     if len(text) > limit:

@@ -31,7 +31,7 @@ import torch
 from torch.nn import functional
 
 from kvfix.data.units import Question
-from kvfix.eval.grid import sample_cells, to_cells
+from kvfix.eval.grid import PIXEL_CENTRE, sample_cells, to_cells
 from kvfix.eval.mcq.markers import find_markers
 from kvfix.eval.probes.score import check_sites, site_chunks
 from kvfix.eval.source import MlmSource, Source, View
@@ -46,7 +46,6 @@ _IMAGE = re.compile(
     re.IGNORECASE,
 )
 _POINT = re.compile(r"\s*(?:the\s+)?(?:point\s+)?\(?([A-Z])\)?\s*\.?\s*", re.IGNORECASE)
-PIXEL_CENTRE = 0.5  # points number pixels by their centres; grids measure from edges
 
 
 class Readout(NamedTuple):

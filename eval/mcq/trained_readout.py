@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from kvfix.eval.grid import sample_cells, to_cells
-from kvfix.eval.mcq.readouts import PIXEL_CENTRE, Images, Marked
+from kvfix.eval.grid import PIXEL_CENTRE, sample_cells, to_cells
+from kvfix.eval.mcq.readouts import Images, Marked
 from kvfix.eval.probes.logistic import Standardiser, fit_logistic, fit_standardiser
 from kvfix.eval.source import View
 

@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional
 
 from kvfix.eval.grid import (
+    PIXEL_CENTRE,
     VOID,
     cell_centres,
     check_mask,
@@ -37,10 +38,6 @@ from kvfix.eval.probes.propagation import Propagator, Window, hard_labels
 from kvfix.eval.probes.score import UnitScore, check_keep, check_sites, site_chunks
 from kvfix.mlm.layout import Layout
 
-_PIXEL_CENTRE = (
-    0.5  # keypoints number pixels by their centres (0, 1, ...); grids measure from edges
-)
-
 
 def match_cells(
     source_SHWC: torch.Tensor,
@@ -53,8 +50,8 @@ def match_cells(
     cosine.
     """
     n_sites = check_sites(source_SHWC, target_SHWC)
-    xy = torch.as_tensor(np.asarray(source_xy, dtype=np.float64)) + _PIXEL_CENTRE
-    centres = cell_centres(target_layout).flatten(0, 1) - _PIXEL_CENTRE
+    xy = torch.as_tensor(np.asarray(source_xy, dtype=np.float64)) + PIXEL_CENTRE
+    centres = cell_centres(target_layout).flatten(0, 1) - PIXEL_CENTRE
     best = []
     for part in site_chunks(n_sites, 2 * target_SHWC[0].numel()):
         query = functional.normalize(
@@ -108,7 +105,7 @@ def score_pair(
     radius = alpha * box_size(target_box)
     found = match_cells(source_SHWC, source_layout, source_xy, target_SHWC, target_layout)
     correct_S = correct_points(found.numpy(), truth.numpy(), radius).astype(np.float64)
-    centres = cell_centres(target_layout).flatten(0, 1) - _PIXEL_CENTRE
+    centres = cell_centres(target_layout).flatten(0, 1) - PIXEL_CENTRE
     within_KN = torch.cdist(truth, centres) <= radius
     return UnitScore(
         correct_S / len(truth),

@@ -1,8 +1,4 @@
-"""Adapters: the one place that finds, checks and loads them, for every command and for training.
-
-`find` needs no model and comes before anything heavy is loaded; `load` puts the adapter on a model;
-`restore` puts saved weights back into the adapter that a training has attached.
-"""
+"""Adapters: the one place that finds, checks and loads them, for every command and for training."""
 
 from kvfix.adapters.base import AdapterWarning, OtherBase, check_base
 from kvfix.adapters.folder import Adapter, find

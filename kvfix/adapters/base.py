@@ -22,23 +22,21 @@ class OtherBase(ValueError):
 
 
 class AdapterWarning(UserWarning):
-    """What the user of an adapter has to know."""
+    """Something that the user of an adapter has to know."""
 
 
 def check_base(adapter: Adapter, weights: Weights, *, name: str, force: bool) -> Adapter:
     """Compare what the adapter says of its base with the model that is about to be loaded.
 
     The weights' hash decides where it is known. Without it, another class of model is refused; a
-    name proves nothing, as the same model has many.
+    name proves nothing, as the same model has many. Where the base may be another one, the adapter
+    comes back with a warning.
 
     Args:
-        adapter: From `find`.
-        weights: Of the model.
-        name: As the model was asked for.
-        force: Warn where it would be refused.
-
-    Returns:
-        The adapter, with a warning where the base is or may be another.
+        adapter: The adapter that `find` found.
+        weights: The model's.
+        name: The name under which the model was asked for.
+        force: Whether to warn where the adapter would be refused.
 
     Raises:
         OtherBase: It is sure to be another model.
@@ -81,7 +79,7 @@ def _refuse(adapter: Adapter, found: str, name: str, force: bool) -> list[str]:
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """What kvfix wrote of the model when it trained this adapter; of a checkpoint, one above."""
+    """What kvfix wrote of the model when it trained this adapter; above a checkpoint's folder."""
     places = [folder, *([folder.parent] if folder.name.startswith("checkpoint-") else [])]
     for place in places:
         try:

@@ -19,15 +19,15 @@ _PARTS = (".base_layer.", ".original_module.", ".modules_to_save.default.")
 
 
 def load_beside(model: Any, files: Iterable[Path], known: Iterable[Naming]) -> None:
-    """Copy them into the base model, every tensor or none.
+    """Copy them into the base model, every tensor or none, before the adapter is put on it.
 
     Args:
-        model: The base, before the adapter is put on it.
+        model: The base.
         files: safetensors, or pickles of tensors alone, which are read with torch's safe loader.
         known: Older names of the family's modules.
 
     Raises:
-        ValueError: Names the file, and a tensor that is not the model's.
+        ValueError: A file cannot be read, or has a tensor that is not the model's.
     """
     known = tuple(known)
     state = dict(model.state_dict(keep_vars=True))
@@ -71,11 +71,7 @@ def _bare(name: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Tensors by name; no pickled code is run.
-
-    Raises:
-        ValueError: Something else.
-    """
+    """Tensors by name; no pickled code is run."""
     try:
         if file.suffix == ".safetensors":
             found: Any = load_file(file)

@@ -29,42 +29,31 @@ _WHOLE_MODEL = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model*
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA adapter on disk, checked as far as that goes without its model.
-
-    Attributes:
-        folder: Where it is.
-        file: Its weights.
-        settings: adapter_config.json, checked.
-        tensors: What the file holds.
-        beside: Further files with trained weights, which belong to it.
-        revision: Commit, None for a folder of one's own.
-        warnings: What its user has to know, a sentence each.
-    """
+    """A PEFT LoRA adapter on disk, checked as far as that goes without its model."""
 
     folder: Path
-    file: Path
-    settings: dict[str, Any] = field(repr=False)
-    tensors: Tensors = field(repr=False)
-    beside: tuple[Path, ...] = ()
-    revision: str | None = None
-    warnings: tuple[str, ...] = ()
+    file: Path  # its weights
+    settings: dict[str, Any] = field(repr=False)  # adapter_config.json
+    tensors: Tensors = field(repr=False)  # what the file holds
+    beside: tuple[Path, ...] = ()  # further files with trained weights, which belong to it
+    revision: str | None = None  # commit; None for a folder of one's own
+    warnings: tuple[str, ...] = ()  # sentences that its user has to know
 
     @cached_property
     def sha256(self) -> str:
-        """Of its weights and of trained weights beside them, one after the other."""
+        """Hash of its weights and of trained weights beside them."""
         return sha256_of([self.file, *self.beside])
 
 
 def find(path_or_id: str) -> Adapter:
     """Locate an adapter and check its files; nothing heavy is loaded, nothing is unpickled.
 
-    Args:
-        path_or_id: A folder, one that holds a single adapter in a subfolder, or a hub id
-            (owner/name, or owner/name/subfolder).
+    It may be in a folder, alone in a folder's subfolder, or on the hub (owner/name, or
+    owner/name/subfolder).
 
     Raises:
-        FileNotFoundError: No such folder or repository, or it lacks a file.
-        ValueError: Not a LoRA adapter, or one that is damaged, empty or does nothing.
+        FileNotFoundError: There is no such folder or repository, or it lacks a file.
+        ValueError: It is not a LoRA adapter, or one that is damaged, empty or does nothing.
     """
     folder, revision = _folder(path_or_id)
     if (folder / _GATE).exists():
@@ -81,15 +70,7 @@ def find(path_or_id: str) -> Adapter:
     file = _weights(folder)
     beside = _beside(folder)
     tensors = check_tensors(file, settings, helped=bool(beside))
-    return Adapter(
-        folder=folder,
-        file=file,
-        settings=settings,
-        tensors=tensors,
-        beside=beside,
-        revision=revision,
-        warnings=tuple(warnings),
-    )
+    return Adapter(folder, file, settings, tensors, beside, revision, tuple(warnings))
 
 
 def _folder(path_or_id: str) -> tuple[Path, str | None]:
@@ -129,9 +110,9 @@ def _with_adapter(folder: Path, asked: str) -> Path:
     if len(inner) == 1:
         return folder / inner[0]
     if inner:
-        shown = ", ".join(inner[:5]) + (", ..." if len(inner) > 5 else "")
+        names = ", ".join(inner[:5]) + (", ..." if len(inner) > 5 else "")
         raise ValueError(
-            f"{asked}: expected one adapter, found {len(inner)} in subfolders: {shown}; name one "
+            f"{asked}: expected one adapter, found {len(inner)} in subfolders: {names}; name one "
             f"of them, such as {Path(asked) / inner[-1]}"
         )
     if (folder / "config.json").is_file():
@@ -162,8 +143,7 @@ def _weights(folder: Path) -> Path:
 def _beside(folder: Path) -> tuple[Path, ...]:
     """Files that may hold trained weights and are not the adapter's own.
 
-    Raises:
-        ValueError: A whole model: whether it holds the adapter already, nothing says.
+    A whole model is refused: nothing says whether it holds the adapter already.
     """
     files = [
         path

@@ -1,4 +1,4 @@
-"""Put an adapter on a model; what is missing or unexpected is what PEFT says it is."""
+"""Put an adapter on a model, as PEFT does it, and refuse what does not fit."""
 
 from __future__ import annotations
 
@@ -14,24 +14,20 @@ from safetensors.torch import load_file
 
 from kvfix.adapters.beside import load_beside
 from kvfix.adapters.folder import CONFIG, WEIGHTS, Adapter
+from kvfix.adapters.keys import check_biases, check_keys
 from kvfix.adapters.naming import Naming, naming_of
 from kvfix.adapters.settings import lora_config
 from kvfix.adapters.targets import resolve
 from kvfix.adapters.tensors import check_tensors, module_of, nothing_trained
 from kvfix.adapters.vocabulary import fit_vocabulary
-from kvfix.wording import cause, shown
+from kvfix.wording import cause
 
 
 class Loaded(NamedTuple):
-    """A model with its adapter.
+    """A model with its adapter."""
 
-    Attributes:
-        model: The PEFT model.
-        adapter: With what was found while it was loaded.
-    """
-
-    model: Any
-    adapter: Adapter
+    model: Any  # a PEFT model
+    adapter: Adapter  # with warnings of what was found while it was loaded
 
 
 def load(model: Any, adapter: Adapter, *, processor: Any, known: Iterable[Naming]) -> Loaded:
@@ -39,12 +35,12 @@ def load(model: Any, adapter: Adapter, *, processor: Any, known: Iterable[Naming
 
     Args:
         model: The base, changed in place.
-        adapter: From `find`.
+        adapter: The adapter that `find` found.
         processor: The model's, given the adapter's tokenizer where tokens were added.
         known: Older names of the family's modules (`Family.old_names`).
 
     Raises:
-        ValueError: It does not fit, in one line.
+        ValueError: The adapter does not fit.
     """
     from peft import PeftModel
 
@@ -59,9 +55,7 @@ def load(model: Any, adapter: Adapter, *, processor: Any, known: Iterable[Naming
 
     known = tuple(known)
     modules = [name for name, _ in model.named_modules() if name]
-    naming = naming_of(
-        {module_of(name) for name in adapter.tensors.shapes}, existing=modules, known=known
-    )
+    naming = naming_of(map(module_of, adapter.tensors.shapes), existing=modules, known=known)
     where = adapter.folder / CONFIG
     settings = resolve(adapter.settings, modules, naming, where=where)
     config = lora_config(settings, where=where)
@@ -78,29 +72,24 @@ def load(model: Any, adapter: Adapter, *, processor: Any, known: Iterable[Naming
                 key_mapping={f"^{re.escape(then)}": now for then, now in naming.prefixes},
             )
         except Exception as error:  # PEFT raises whatever its code runs into
-            kind = (
-                "" if isinstance(error, ValueError | RuntimeError) else type(error).__name__ + " "
-            )
+            plain = isinstance(error, ValueError | RuntimeError)
+            kind = "" if plain else f"{type(error).__name__} "
             raise ValueError(
                 f"{adapter.folder}: expected an adapter for this model, found {kind}{cause(error)}"
             ) from error
-    _check_report(adapter.file, wrapped.report.missing_keys, wrapped.report.unexpected_keys)
-    _check_biases(adapter, wrapped, naming)
+    check_keys(adapter.file, wrapped.report.missing_keys, wrapped.report.unexpected_keys)
+    check_biases(adapter, wrapped, naming)
     if adapter.tensors.magnitudes_alone and not adapter.beside:
         _check_magnitudes(adapter, wrapped)
     return Loaded(wrapped, replace(adapter, warnings=(*adapter.warnings, *said)))
 
 
 def restore(model: Any, folder: Path) -> None:
-    """Put saved weights into the adapter that a model already has, as when a training goes on.
-
-    Args:
-        model: A PEFT model with an adapter of the same settings.
-        folder: With adapter_model.safetensors.
+    """Put a folder's weights into the adapter that a model has, as when a training goes on.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: A damaged file, or one of another adapter.
+        FileNotFoundError: The folder has no adapter_model.safetensors.
+        ValueError: The file is damaged, or of another adapter.
     """
     from peft import set_peft_model_state_dict
 
@@ -116,31 +105,7 @@ def restore(model: Any, folder: Path) -> None:
             "config"
         ) from error
     missing = [key for key in report.missing_keys if ".lora_" in key]
-    _check_report(file, missing, report.unexpected_keys)
-
-
-def _check_report(file: Path, missing: list[str], unexpected: list[str]) -> None:
-    for what, keys in (("missing", missing), ("unexpected", unexpected)):
-        if keys:
-            example = shown(min(keys).replace(".default", ""), 120)
-            raise ValueError(
-                f"{file}: expected the adapter's keys to be this model's, found {len(keys)} "
-                f"{what}: {example}; was it trained on another model, or with other settings?"
-            )
-
-
-def _check_biases(adapter: Adapter, wrapped: Any, naming: Naming) -> None:
-    """Biases that the settings say were trained; PEFT does not miss them."""
-    if adapter.settings.get("bias", "none") == "none":
-        return
-    from peft import get_peft_model_state_dict
-
-    found = {
-        f"base_model.model.{naming.now(x.removeprefix('base_model.model.'))}"
-        for x in adapter.tensors.shapes
-    }
-    saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    _check_report(adapter.file, [x for x in saved if x.endswith(".bias") and x not in found], [])
+    check_keys(file, missing, report.unexpected_keys)
 
 
 def _check_magnitudes(adapter: Adapter, wrapped: Any) -> None:

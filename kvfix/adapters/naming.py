@@ -8,15 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Naming:
-    """How one generation of a library called a family's modules.
+    """How one generation of a library called a family's modules."""
 
-    Attributes:
-        era: Whose names they are, for people.
-        prefixes: (what a name began with, what it begins with now); the first that fits counts.
-            Empty for today's names.
-    """
-
-    era: str
+    era: str  # whose names they are, for people
+    # What a name began with, and begins with now; the first that fits counts.
     prefixes: tuple[tuple[str, str], ...] = ()
 
     def now(self, name: str) -> str:
@@ -36,19 +31,13 @@ _LLAVA_OUTER = (
     ("image_newline", "model.image_newline"),
 )
 # CLIP and SigLIP towers lost their inner `vision_model` in transformers 5; DINOv2 never had one.
+_BEFORE_4_52 = "transformers before 4.52"
 LLAVA_NAMES = (
     Naming(
-        "transformers 4.52 to 4.57",
-        (("model.vision_tower.vision_model.", "model.vision_tower."),),
+        "transformers 4.52 to 4.57", (("model.vision_tower.vision_model.", "model.vision_tower."),)
     ),
-    Naming(
-        "transformers before 4.52",
-        (*_LLAVA_OUTER, ("vision_tower.vision_model.", "model.vision_tower.")),
-    ),
-    Naming(
-        "transformers before 4.52",
-        (*_LLAVA_OUTER, ("vision_tower.", "model.vision_tower.")),
-    ),
+    Naming(_BEFORE_4_52, (*_LLAVA_OUTER, ("vision_tower.vision_model.", "model.vision_tower."))),
+    Naming(_BEFORE_4_52, (*_LLAVA_OUTER, ("vision_tower.", "model.vision_tower."))),
     Naming(
         "the original LLaVA code",
         (
@@ -61,21 +50,12 @@ LLAVA_NAMES = (
     ),
 )
 QWEN_NAMES = (
-    Naming(
-        "transformers before 4.52",
-        (("visual.", "model.visual."), ("model.", "model.language_model.")),
-    ),
+    Naming(_BEFORE_4_52, (("visual.", "model.visual."), ("model.", "model.language_model."))),
 )
 
 
 def naming_of(names: Iterable[str], *, existing: Iterable[str], known: Iterable[Naming]) -> Naming:
-    """The generation in which all these modules exist; today's if none has them all.
-
-    Args:
-        names: Modules of a file.
-        existing: The model's modules.
-        known: Older generations of its family.
-    """
+    """The first of today's and the known generations in which all these names exist, or today's."""
     there, asked = set(existing), set(names)
     for naming in (TODAY, *known):
         if all(

@@ -26,15 +26,7 @@ class Pattern:
     """A compiled regex with a time limit."""
 
     def __init__(self, text: str, *, what: str):
-        """Compile it.
-
-        Args:
-            text: As `re` reads it.
-            what: Where it stands, for messages, such as "adapter_config.json: target_modules".
-
-        Raises:
-            ValueError: No regex, or one that is too large.
-        """
+        """Compile what `re` could read, or raise a ValueError that begins with `what`."""
         self.text, self._what = text, what
         if len(text) > _LONGEST or _written_out(text) > _LARGEST:
             raise ValueError(
@@ -50,11 +42,7 @@ class Pattern:
             ) from error
 
     def matching(self, names: Sequence[str]) -> list[str]:
-        """The names that the whole pattern matches, in their order.
-
-        Raises:
-            ValueError: Matching takes longer than `SECONDS`.
-        """
+        """The names that the whole pattern matches, in order; a ValueError after `SECONDS`."""
         end = time.monotonic() + SECONDS
         try:
             return [

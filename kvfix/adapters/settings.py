@@ -20,8 +20,8 @@ def read_settings(file: Path) -> tuple[dict[str, Any], list[str]]:
     """The settings that this PEFT knows, and a warning on those that it does not.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: No JSON object, another kind of adapter, or a setting of the wrong kind.
+        FileNotFoundError: There is no such file.
+        ValueError: It is of another kind of adapter, or a setting is of the wrong kind.
     """
     from peft import LoraConfig
 
@@ -60,11 +60,7 @@ def read_settings(file: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def lora_config(settings: dict[str, Any], *, where: Path) -> Any:
-    """PEFT's config.
-
-    Raises:
-        ValueError: Settings that exclude each other.
-    """
+    """PEFT's config; settings that exclude each other are a ValueError."""
     from peft import LoraConfig
 
     # task_type chooses a wrapper with a forward of its own; the plain one takes what a model takes.
@@ -128,10 +124,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rank_pattern": ("ranks by name", _optional(_by_name(lambda v: _whole(v, 1)))),
     "alpha_pattern": ("numbers by name", _optional(_by_name(_number))),
     "modules_to_save": ("a list of module names", _optional(_names)),
-    "layers_to_transform": (
-        "layer numbers",
-        _optional(lambda v: _whole(v, 0) or _wholes(v)),
-    ),
+    "layers_to_transform": ("layer numbers", _optional(lambda v: _whole(v, 0) or _wholes(v))),
     "layers_pattern": (
         "module names",
         _optional(lambda v: _names(v) or (isinstance(v, str) and (v == "" or is_name(v)))),

@@ -24,13 +24,13 @@ def resolve(
     """The settings with plain names of today.
 
     Args:
-        settings: Checked (`kvfix.adapters.settings`).
+        settings: Settings that `kvfix.adapters.settings` has checked.
         modules: Names of the model's modules.
         naming: What the adapter's modules were called.
-        where: Named in messages.
+        where: The file that messages name.
 
     Raises:
-        ValueError: Patterns that match nothing, or that take too long.
+        ValueError: A pattern matches nothing, or takes too long.
     """
     now_of = {naming.then(name): name for name in modules}
     names = _Names(now_of, old=naming is not TODAY, where=where)

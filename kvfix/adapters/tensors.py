@@ -24,27 +24,16 @@ GATHER = (
 
 
 class Tensors(NamedTuple):
-    """What an adapter's file holds.
-
-    Attributes:
-        shapes: By name.
-        magnitudes_alone: Nothing can change the model but DoRA's magnitudes, if they were trained.
-    """
+    """What an adapter's file holds."""
 
     shapes: Shapes
-    magnitudes_alone: bool
+    magnitudes_alone: bool  # nothing can change the model but DoRA's magnitudes, if trained
 
 
 def check_tensors(file: Path, settings: dict[str, Any], *, helped: bool) -> Tensors:
-    """Read every tensor once, and refuse a file that is damaged, empty or does nothing.
+    """Read every tensor once; a file that is damaged, empty or does nothing is a ValueError.
 
-    Args:
-        file: adapter_model.safetensors.
-        settings: adapter_config.json.
-        helped: Trained weights lie beside it, so it may do nothing itself.
-
-    Raises:
-        ValueError: Names the tensor.
+    A file that is `helped` by trained weights beside it may do nothing itself.
     """
     shapes: Shapes = {}
     zero: set[str] = set()
@@ -87,11 +76,7 @@ def nothing_trained(file: Path, name: str) -> ValueError:
 
 
 def check_finite(file: Path, name: str, tensor: Tensor) -> None:
-    """Refuse what a training that diverged has left.
-
-    Raises:
-        ValueError: A number that is none.
-    """
+    """Refuse the NaN or infinity that a training that diverged has left."""
     if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
         raise ValueError(
             f"{file}: expected finite weights, found NaN or infinity in {shown(name, 120)}; the "
@@ -110,7 +95,7 @@ def module_of(name: str) -> str:
 
 
 def _check_ranks(file: Path, shapes: Shapes, settings: dict[str, Any]) -> None:
-    """A rank that the tensors do not have would be allocated before PEFT compares them."""
+    """Refuse a rank that no tensor has: it would be allocated before PEFT compares them."""
     found = [
         shape[0]
         for name, shape in shapes.items()

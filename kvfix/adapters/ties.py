@@ -13,14 +13,7 @@ from torch import nn
 
 
 def untie(model: Any) -> bool:
-    """Give the output embeddings weights of their own, if they share those of the input.
-
-    Args:
-        model: Hugging Face model, with or without the layers of an adapter in it.
-
-    Returns:
-        Whether they did.
-    """
+    """Give the output embeddings weights of their own, and say whether they shared the input's."""
     shared: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         shared.setdefault(id(parameter), []).append(name)
@@ -37,11 +30,7 @@ def untie(model: Any) -> bool:
 
 
 def settle(model: Any) -> None:
-    """Tie again what is still equal after the merge, else say in the config that it is not tied.
-
-    Args:
-        model: Hugging Face model that was tied, without layers of an adapter.
-    """
+    """Tie again what is still equal after the merge, else say in the config that it is not tied."""
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     equal = first.weight.shape == last.weight.shape and torch.equal(first.weight, last.weight)
     for config in (model.config, model.config.get_text_config()):

@@ -14,19 +14,10 @@ _FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def fit_vocabulary(model: Any, processor: Any, adapter: Adapter, naming: Naming) -> list[str]:
-    """Give model and processor the vocabulary that the adapter was trained with.
-
-    Args:
-        model: The base, resized in place.
-        processor: Its processor, given the adapter's tokenizer in place where that knows more.
-        adapter: From `find`.
-        naming: Of the adapter's modules.
-
-    Returns:
-        What was done, a sentence each.
+    """Give model and processor, in place, the adapter's vocabulary; say in sentences what was done.
 
     Raises:
-        ValueError: A tokenizer of another vocabulary, or longer embeddings without one.
+        ValueError: The tokenizer is of another vocabulary, or longer embeddings lack theirs.
     """
     rows = _rows(adapter, naming, model)
     now = model.get_input_embeddings().weight.shape[0]
@@ -64,11 +55,7 @@ def fit_vocabulary(model: Any, processor: Any, adapter: Adapter, naming: Naming)
 
 
 def _rows(adapter: Adapter, naming: Naming, model: Any) -> int | None:
-    """Length of the embeddings that the adapter's tensors are made for; None if it has none.
-
-    Raises:
-        ValueError: Two lengths in one adapter.
-    """
+    """Length of the embeddings that the adapter's tensors are made for; None if it has none."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     names = {name for name, module in model.named_modules() if any(module is e for e in ends)}
     found = {
@@ -96,11 +83,7 @@ def _length(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _tokenizer(folder: Path) -> Any | None:
-    """The tokenizer in the adapter's folder, None if there is none.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
+    """The tokenizer in the adapter's folder; None if there is none."""
     if not all((folder / file).is_file() for file in _FILES):
         return None
     from transformers import AutoTokenizer
@@ -121,11 +104,7 @@ def _tokenizer(folder: Path) -> Any | None:
 
 
 def _added(base: Any, other: Any, folder: Path) -> list[str]:
-    """Tokens that the adapter's tokenizer has and the model's has not, in their order.
-
-    Raises:
-        ValueError: The model's tokens are not all there, or have other numbers.
-    """
+    """Tokens that the adapter's tokenizer has and the model's has not, in their order."""
     mine, theirs = base.get_vocab(), other.get_vocab()
     moved = [token for token, number in mine.items() if theirs.get(token) != number]
     if moved:

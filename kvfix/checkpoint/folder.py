@@ -26,24 +26,16 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint folder.
-
-    Attributes:
-        folder: Where it is.
-        files: Its safetensors files, in the order of their names; empty for random weights.
-        config: config.json as read.
-        revision: Commit, None for a folder of one's own.
-        seed: Seed of random weights, None for the checkpoint's own.
-    """
+    """A checkpoint folder."""
 
     folder: Path
-    files: tuple[Path, ...]
-    config: dict[str, Any]
-    revision: str | None
-    seed: int | None
+    files: tuple[Path, ...]  # safetensors by name; empty for random weights
+    config: dict[str, Any]  # config.json as read
+    revision: str | None  # commit; None for a folder of one's own
+    seed: int | None  # of random weights; None for the checkpoint's own
 
     def sha256(self) -> str:
-        """Of the files one after the other; of config and seed for random weights."""
+        """Hash of the files one after the other; of config and seed for random weights."""
         return self._sha256
 
     @cached_property
@@ -69,14 +61,14 @@ def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
     """Locate a checkpoint and check that it is one, before anything heavy is loaded.
 
     Args:
-        id_or_dir: Folder, or hub id (downloaded unless cached).
+        id_or_dir: A folder, or a hub id (downloaded unless cached).
         weights: Whether its weights are needed.
-        seed: Of the random weights that will stand in for them.
+        seed: Seed of the random weights that will stand in for them.
 
     Raises:
-        FileNotFoundError: No such folder, no config.json, or no weights.
-        ValueError: Weights in another format than safetensors, a config.json that is no JSON, or
-            one of the original LLaVA code.
+        FileNotFoundError: There is no such folder, or it lacks config.json or weights.
+        ValueError: The weights are no safetensors, or config.json is no JSON, or one of the
+            original LLaVA code.
     """
     folder, revision = locate(id_or_dir, weights=weights)
     if not (folder / "config.json").is_file() and (why := not_a_checkpoint(folder)):
@@ -89,15 +81,7 @@ def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
 
 
 def locate(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
-    """Folder of a model or processor, and its commit if it comes from the hub.
-
-    Args:
-        id_or_dir: Folder, or hub id (downloaded unless cached).
-        weights: Whether its weights are needed.
-
-    Raises:
-        FileNotFoundError: Neither.
-    """
+    """Folder of a model or processor, and its commit if it comes from the hub; see `find`."""
     folder = Path(id_or_dir).expanduser()
     if folder.is_dir():
         return folder, None
@@ -114,16 +98,13 @@ def locate(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
 
 
 def fetch(name: str, *, patterns: list[str], ignore: list[str], what: str) -> Path:
-    """Files of a hub repository, downloaded unless cached.
+    """A folder, named by the commit, with files of a hub repository, downloaded unless cached.
 
     Args:
         name: owner/name.
-        patterns: Of the files wanted.
-        ignore: Of files among them that are not.
+        patterns: Patterns of the files that are wanted.
+        ignore: Patterns of files among them that are not.
         what: What it should be, for the message.
-
-    Returns:
-        A folder; its name is the commit.
 
     Raises:
         FileNotFoundError: The hub did not give it.
@@ -141,12 +122,7 @@ def fetch(name: str, *, patterns: list[str], ignore: list[str], what: str) -> Pa
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A checkpoint's JSON file.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: It is no JSON.
-    """
+    """A checkpoint's JSON file, or a FileNotFoundError or ValueError."""
     if not file.is_file():
         raise FileNotFoundError(
             f"{file.parent}: expected a checkpoint folder with {file.name}, found no such file"
@@ -179,11 +155,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def tensor_names(file: Path) -> set[str]:
-    """Names of a safetensors file's tensors; its header and length are checked.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+    """Names of a safetensors file's tensors; one that is damaged is a ValueError."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return set(tensors.keys())
@@ -224,15 +196,9 @@ def load_model(
     attn: str | None,
     keep: tuple[str, ...],
 ) -> Any:
-    """Load the weights.
+    """Load the weights of a checked folder.
 
-    Args:
-        folder: A checked checkpoint folder.
-        dtype: "auto" or a torch dtype.
-        device: See `load_mlm`.
-        quant: None, "nf4" or "int8".
-        attn: Attention implementation.
-        keep: Module paths that are not quantised.
+    The options are those of `kvfix.load_mlm`; `keep` are paths of modules that are not quantised.
 
     Raises:
         ValueError: The weights do not fill the model.

@@ -13,19 +13,12 @@ from kvfix.checkpoint.towers import TOWERS
 
 
 class Field(NamedTuple):
-    """One field of a processor.
+    """One field of a processor."""
 
-    Attributes:
-        name: Attribute of the processor; with "image_processor." before it, of its image processor.
-        right: What config.json makes of it.
-        source: Where in config.json that stands.
-        only: No other value works. False: `right` only fills a hole, as other values may work.
-    """
-
-    name: str
-    right: Any
-    source: str
-    only: bool = True
+    name: str  # its attribute, or, after "image_processor.", one of its image processor's
+    right: Any  # what config.json makes of it
+    source: str  # where in config.json that stands
+    only: bool = True  # no other value works; False: `right` only fills a hole
 
 
 def llava_fields(config: Any) -> list[Field]:

@@ -27,22 +27,13 @@ _GROUP = 128  # weights that share a scale, where the config does not say
 
 
 class Quantised(NamedTuple):
-    """How a checkpoint's weights are stored.
+    """How a checkpoint's weights are stored."""
 
-    Attributes:
-        method: "nf4" and "int8" of bitsandbytes (nf4 stands for its fp4, too), else the name that
-            config.json has.
-        bits: Of a weight, scales left out; None if config.json does not say.
-        group: Weights that share a scale.
-        skipped: Parts of names of the modules that are not quantised.
-        settings: `quantization_config` as in config.json.
-    """
-
-    method: str
-    bits: float | None
-    group: int
-    skipped: tuple[str, ...]
-    settings: dict[str, Any]
+    method: str  # bitsandbytes' nf4 (or fp4) and int8, else the name that config.json has
+    bits: float | None  # of a weight, scales left out; None if config.json does not say
+    group: int  # how many weights share a scale
+    skipped: tuple[str, ...]  # parts of names of the modules that are not quantised
+    settings: dict[str, Any]  # `quantization_config` as in config.json
 
     @property
     def trains(self) -> bool:
@@ -56,11 +47,7 @@ class Quantised(NamedTuple):
 
 
 def quantised(config: Any) -> Quantised | None:
-    """The quantisation of a config, of the whole or of its language model; None without any.
-
-    Args:
-        config: A Hugging Face config; `quantization_config` may be a dict or an object of theirs.
-    """
+    """The quantisation of a Hugging Face config or of its language model's; None without any."""
     found = None
     for part in (config, getattr(config, "text_config", None)):
         found = found or getattr(part, "quantization_config", None)
@@ -91,11 +78,7 @@ def without_quantisation(config: Any) -> Any:
 
 
 def check_trains(found: Quantised | None, *, where: str) -> None:
-    """Refuse to train, or to plan to, what is stored in a form that gives no gradients here.
-
-    Raises:
-        ValueError: Any method but bitsandbytes' 4 bits.
-    """
+    """Refuse to train, or to plan to, what is stored in a form that gives no gradients here."""
     if found is None or found.trains:
         return
     raise ValueError(f"{where}: {abilities(found)}")
@@ -142,15 +125,12 @@ def stored_bytes(folder: Path) -> int | None:
 
 
 def estimated_bytes(found: Quantised, model: nn.Module, nf4_bytes: Any) -> int:
-    """Bytes of all weights as the config describes them.
+    """Bytes of all weights as the config describes them, or a ValueError if it does not say.
 
     Args:
         found: The method.
-        model: Unquantised, on the meta device.
-        nf4_bytes: Of one weight, by its numbers (`kvfix.repair.plan.sizes.nf4_bytes`).
-
-    Raises:
-        ValueError: A config that does not say how many bits a weight has.
+        model: The model unquantised, on the meta device.
+        nf4_bytes: From the numbers in a weight to its bytes (`kvfix.repair.plan.sizes.nf4_bytes`).
     """
     if found.bits is None:
         raise ValueError(
@@ -162,7 +142,7 @@ def estimated_bytes(found: Quantised, model: nn.Module, nf4_bytes: Any) -> int:
         total -= linear.weight.nbytes
         if found.method == "nf4":
             total += nf4_bytes(count)
-        else:  # a scale of two bytes and a zero point a group
+        else:  # each group has a scale of two bytes and a zero point
             groups = math.ceil(count / found.group)
             total += math.ceil(found.bits * (count + groups) / 8) + 2 * groups
     return total

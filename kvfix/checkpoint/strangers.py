@@ -38,9 +38,7 @@ _ANY_HF = "one of llava-hf (huggingface.co/llava-hf)"
 def original_llava(config: Mapping[str, Any], name: str) -> str | None:
     """A config.json of the original LLaVA code, whose model types transformers means otherwise.
 
-    Args:
-        config: As read.
-        name: Id or folder it was asked for as.
+    `name` is the id or folder that was asked for.
     """
     if "vision_config" in config or not any(key.startswith("mm_") for key in config):
         return None

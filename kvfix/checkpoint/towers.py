@@ -7,15 +7,10 @@ from typing import Any, NamedTuple
 
 
 class Tower(NamedTuple):
-    """One kind of vision tower.
+    """One kind of vision tower."""
 
-    Attributes:
-        leading: Tokens before the first patch (CLS, registers), from its config.
-        any_size: It interpolates its position embeddings; others take one size of image alone.
-    """
-
-    leading: Callable[[Any], int]
-    any_size: bool = False
+    leading: Callable[[Any], int]  # tokens before the first patch, from the tower's config
+    any_size: bool = False  # interpolates its position embeddings; others take one size
 
 
 TOWERS: dict[str, Tower] = {

@@ -51,7 +51,7 @@ class CorrelateOptions:
 
 
 class Gain(NamedTuple):
-    """What a run's values add to its projector at one probe; one entry a value layer."""
+    """What a run's values add to its projector at one probe; one entry for each value layer."""
 
     by_layer: tuple[float, ...]
 
@@ -69,9 +69,9 @@ def correlate(options: CorrelateOptions, *, command: str) -> Outcome:
     """Correlate over runs and write correlate.json, correlate.html and correlate.md.
 
     Raises:
-        ValueError: runs that measured other things, the same model twice, or lack one side.
-        FileNotFoundError: a folder without a run.
-        InUse: another process is writing `out`.
+        ValueError: Runs measured other things, are of the same model, or lack one side.
+        FileNotFoundError: A folder holds no run.
+        InUse: Another process is writing `out`.
     """
     with locked(options.out, command=command):
         return _correlate(options, command)
@@ -117,11 +117,7 @@ def _finished(folder: Path) -> Record:
 
 
 def _comparable(folders: Sequence[Path], records: Sequence[Record]) -> None:
-    """The same units under the same rules in every run, and no model twice.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Refuse runs of other units or under other rules, and a model that comes twice."""
     for (a, was), (b, now) in combinations(zip(folders, records, strict=True), 2):
         for item in differences(was, now):
             if item["key"] in RULES and None not in (item["before"], item["after"]):
@@ -153,7 +149,7 @@ def _data(record: Record) -> dict[str, str]:
 
 
 def _gains(record: Record) -> dict[Name, Gain]:
-    """By task, dataset and metric: each value layer's score minus the projector's."""
+    """Each value layer's score minus the projector's, by task, dataset and metric."""
     rows = [
         r
         for r in record.get("results") or []
@@ -191,11 +187,7 @@ def _answers(record: Record) -> dict[tuple[str, str], float]:
 
 
 def _held_by_all(sides: Sequence[dict], folders: Sequence[Path], what: str) -> list:
-    """The names that every run holds.
-
-    Raises:
-        ValueError: none.
-    """
+    """The names that every run holds; a ValueError if there are none."""
     shared = [name for name in sides[0] if all(name in side for side in sides)]
     if not shared:
         empty = [str(f) for f, side in zip(folders, sides, strict=True) if not side]
@@ -213,7 +205,7 @@ def _correlations(
     answers: Sequence[dict[tuple[str, str], float]],
     questions: Sequence[tuple[str, str]],
 ) -> list[Record]:
-    """One row a probe, place and way of answering; Holm's p over the rows of `PLACES`."""
+    """A row for each probe, place and way of answering; Holm's p is over the rows of `PLACES`."""
     rows = []
     for dataset, scoring in questions:
         y = [run[dataset, scoring] for run in answers]
@@ -322,8 +314,8 @@ def _notes(
             f"{len(records)} runs are too few to tell: from {FEWEST} on there is an interval."
         )
     for side, held, what in ((gains, probes, "probe"), (answers, questions, "questions")):
-        some = dict.fromkeys(name for run in side for name in run if name not in held)
-        notes += [f"{what} {'/'.join(name)}: left out, not every run has it." for name in some]
+        lacking = dict.fromkeys(name for run in side for name in run if name not in held)
+        notes += [f"{what} {'/'.join(name)}: left out, not every run has it." for name in lacking]
     by_text = sorted(
         {
             r["task"].replace("_", " ")

@@ -15,20 +15,12 @@ MOST_EXACT = 8  # 8! = 40,320 orders
 
 
 class RankCorrelation(NamedTuple):
-    """Spearman's rho of N points.
+    """Spearman's rho of N points."""
 
-    Attributes:
-        rho: in [-1, 1]; NaN for fewer than three points, or where one side is constant.
-        low: lower end of the interval; NaN for fewer than `FEWEST` points.
-        high: upper end, same.
-        p: two-sided, of no association; NaN for fewer than `FEWEST` points.
-        n: points.
-    """
-
-    rho: float
-    low: float
+    rho: float  # in [-1, 1]; NaN for fewer than three points, or where one side is constant
+    low: float  # of the interval; NaN for fewer than `FEWEST` points, as `high` and `p`
     high: float
-    p: float
+    p: float  # two-sided, of no association
     n: int
 
 
@@ -38,13 +30,7 @@ def rank_correlation(x_N: np.ndarray, y_N: np.ndarray, *, level: float = 0.95) -
     Where rho is 1 or -1 Fisher's z is infinite: the inner end is then that of the next smaller rho
     that N points without ties can have, 1 - 12 / (N^3 - N), and the outer end is rho itself.
 
-    Args:
-        x_N: one number a point.
-        y_N: the same.
-        level: of the interval.
-
-    Raises:
-        ValueError: lengths differ, or a number is not finite.
+    Lengths that differ and numbers that are not finite are a ValueError.
     """
     x, y = (np.asarray(v, dtype=np.float64) for v in (x_N, y_N))
     if x.shape != y.shape or x.ndim != 1:

@@ -5,12 +5,13 @@ A dataset is asked for by a spec: `scenes`, or `davis2017=DIR` for one that lies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from kvfix.data.files import bad_units
 from kvfix.data.readers import (
     blink,
     davis,
@@ -33,176 +34,142 @@ class WrongSpec(ValueError):
 
 
 @dataclass(frozen=True)
-class OnDisk:
-    """How a dataset that lies in a folder is read and checked."""
-
-    tree: str  # the folder tree expected
-    readers: Mapping[str, Callable[[Path], UnitSet]]  # by task
-    problems: Callable[[Path], Iterator[str]]
-    notes: Callable[[Path], Iterator[str]] | None = None  # what is there, where parts may be absent
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One dataset of the table; `disk` is None for one that is made on the spot."""
+class Dataset:
+    """One row of the table; `read` is None for a dataset that is made on the spot."""
 
     name: str
     tasks: tuple[str, ...]
     split: str
     size: str  # of the official download, approximate
     source: str  # where it comes from, and under which terms
-    disk: OnDisk | None = None
+    tree: str = ""  # the folder tree that is expected
+    read: Callable[[Path], UnitSet] | None = None
+    problems: Callable[[Path], Iterator[str]] | None = None  # None: what reading each unit raises
+    notes: Callable[[Path], Iterator[str]] | None = None  # what is there, where parts may be absent
+
+    @property
+    def spec(self) -> str:
+        """What to pass as --data."""
+        return self.name if self.read is None else f"{self.name}=DIR"
 
 
-class Row(NamedTuple):
-    """One line of `kvfix data list`."""
-
-    name: str
-    tasks: tuple[str, ...]
-    spec: str  # what to pass as --data
-    split: str
-    size: str
-    source: str
-    tree: str
-
-
-def _on_disk(
-    name: str,
-    split: str,
-    size: str,
-    source: str,
-    *,
-    tree: str,
-    readers: dict[str, Callable[[Path], UnitSet]],
-    problems: Callable[[Path], Iterator[str]],
-    notes: Callable[[Path], Iterator[str]] | None = None,
-) -> Entry:
-    disk = OnDisk(tree, MappingProxyType(readers), problems, notes)
-    return Entry(name, tuple(readers), split, size, source, disk)
-
-
-CATALOG: Mapping[str, Entry] = MappingProxyType(
-    {
-        entry.name: entry
-        for entry in (
-            Entry(
-                "scenes", SCENE_TASKS, "test", "none", "painted by kvfix from a seed, Apache-2.0"
-            ),
-            _on_disk(
-                "davis2017",
-                "val",
-                "30 clips, 0.8 GB with train (TrainVal, 480p)",
-                "davischallenge.org; research use, see its terms",
-                tree=davis.TREE,
-                readers={"temporal_correspondence": davis.davis_clips},
-                problems=davis.davis_problems,
-            ),
-            _on_disk(
-                "davis2016",
-                "val",
-                "20 clips of one object, 1.9 GB with train (480p)",
-                "davischallenge.org; research use, see its terms",
-                tree=davis2016.TREE,
-                readers={"temporal_correspondence": davis2016.davis2016_clips},
-                problems=davis2016.davis2016_problems,
-            ),
-            _on_disk(
-                "spair71k",
-                "test",
-                "12,234 pairs, 0.3 GB with train",
-                "cvlab.postech.ac.kr/research/SPair-71k; PASCAL photos, research use",
-                tree=spair.TREE,
-                readers={"semantic_correspondence": spair.spair_pairs},
-                problems=spair.spair_problems,
-            ),
-            _on_disk(
-                "pascal5i",
-                "val, 4 folds",
-                "4,000 episodes of 1,449 photos, 2 GB with train (VOC2012)",
-                "host.robots.ox.ac.uk/pascal/VOC/voc2012, masks with SBD's; Flickr's terms",
-                tree=pascal.TREE,
-                readers={"foreground_segmentation": pascal.pascal_episodes},
-                problems=pascal.pascal_problems,
-                notes=pascal.pascal_notes,
-            ),
-            _on_disk(
-                "msrc",
-                "all",
-                "14 groups of about 30 photos, 0.2 GB as BMP",
-                "Microsoft Research Cambridge photos in co-segmentation groups; research use",
-                tree=msrc.TREE,
-                readers={"cosegmentation": msrc.msrc_groups},
-                problems=msrc.msrc_problems,
-            ),
-            _on_disk(
-                "imagenet_s",
-                "validation",
-                "752, 4,097 or 12,419 photos (50, 300, 919 classes), 1.6 GB for 919",
-                "github.com/LUSSeg/ImageNet-S, photos of ImageNet; research use",
-                tree=imagenet_s.TREE,
-                readers={"semantic_segmentation": imagenet_s.imagenet_s_sentences},
-                problems=imagenet_s.imagenet_s_problems,
-                notes=imagenet_s.imagenet_s_notes,
-            ),
-            _on_disk(
-                "refcoco",
-                "testA or testB",
-                "1,975 or 1,810 objects, 0.13 GB each",
-                "huggingface.co/datasets/lmms-lab/RefCOCO, photos of COCO; see its terms",
-                tree=refcoco.TREE,
-                readers={"referring_segmentation": refcoco.refcoco_sentences},
-                problems=refcoco.refcoco_problems,
-                notes=refcoco.refcoco_notes,
-            ),
-            _on_disk(
-                "blink",
-                "val",
-                "1,901 questions on 3,675 images",
-                "huggingface.co/datasets/BLINK-Benchmark/BLINK, Apache-2.0 by its card",
-                tree=blink.TREE,
-                readers={MCQ: blink.blink_questions},
-                problems=blink.blink_problems,
-                notes=blink.blink_notes,
-            ),
-            _on_disk(
-                "mcq",
-                "own",
-                "any number of questions",
-                "your own questions with 2 to 10 choices",
-                tree=own_questions.TREE,
-                readers={MCQ: own_questions.own_questions},
-                problems=own_questions.own_problems,
-                notes=own_questions.own_notes,
-            ),
-        )
-    }
+_DATASETS = (
+    Dataset("scenes", SCENE_TASKS, "test", "none", "painted by kvfix from a seed, Apache-2.0"),
+    Dataset(
+        "davis2017",
+        ("temporal_correspondence",),
+        "val",
+        "30 clips, 0.8 GB with train (TrainVal, 480p)",
+        "davischallenge.org; research use, see its terms",
+        davis.TREE,
+        davis.DAVIS_2017.clips,
+        davis.DAVIS_2017.problems,
+    ),
+    Dataset(
+        "davis2016",
+        ("temporal_correspondence",),
+        "val",
+        "20 clips of one object, 1.9 GB with train (480p)",
+        "davischallenge.org; research use, see its terms",
+        davis2016.TREE,
+        davis2016.DAVIS_2016.clips,
+        davis2016.DAVIS_2016.problems,
+    ),
+    Dataset(
+        "spair71k",
+        ("semantic_correspondence",),
+        "test",
+        "12,234 pairs, 0.3 GB with train",
+        "cvlab.postech.ac.kr/research/SPair-71k; PASCAL photos, research use",
+        spair.TREE,
+        spair.spair_pairs,
+        spair.spair_problems,
+    ),
+    Dataset(
+        "pascal5i",
+        ("foreground_segmentation",),
+        "val, 4 folds",
+        "4,000 episodes of 1,449 photos, 2 GB with train (VOC2012)",
+        "host.robots.ox.ac.uk/pascal/VOC/voc2012, masks with SBD's; Flickr's terms",
+        pascal.TREE,
+        pascal.pascal_episodes,
+        pascal.pascal_problems,
+        pascal.pascal_notes,
+    ),
+    Dataset(
+        "msrc",
+        ("cosegmentation",),
+        "all",
+        "14 groups of about 30 photos, 0.2 GB as BMP",
+        "Microsoft Research Cambridge photos in co-segmentation groups; research use",
+        msrc.TREE,
+        msrc.msrc_groups,
+        msrc.msrc_problems,
+    ),
+    Dataset(
+        "imagenet_s",
+        ("semantic_segmentation",),
+        "validation",
+        "752, 4,097 or 12,419 photos (50, 300, 919 classes), 1.6 GB for 919",
+        "github.com/LUSSeg/ImageNet-S, photos of ImageNet; research use",
+        imagenet_s.TREE,
+        imagenet_s.imagenet_s_sentences,
+        imagenet_s.imagenet_s_problems,
+        imagenet_s.imagenet_s_notes,
+    ),
+    Dataset(
+        "refcoco",
+        ("referring_segmentation",),
+        "testA or testB",
+        "1,975 or 1,810 objects, 0.13 GB each",
+        "huggingface.co/datasets/lmms-lab/RefCOCO, photos of COCO; see its terms",
+        refcoco.TREE,
+        refcoco.refcoco_sentences,
+        refcoco.refcoco_problems,
+        refcoco.refcoco_notes,
+    ),
+    Dataset(
+        "blink",
+        (MCQ,),
+        "val",
+        "1,901 questions on 3,675 images",
+        "huggingface.co/datasets/BLINK-Benchmark/BLINK, Apache-2.0 by its card",
+        blink.TREE,
+        blink.blink_questions,
+        notes=blink.blink_notes,
+    ),
+    Dataset(
+        "mcq",
+        (MCQ,),
+        "own",
+        "any number of questions",
+        "your own questions with 2 to 10 choices",
+        own_questions.TREE,
+        own_questions.own_questions,
+        notes=own_questions.own_notes,
+    ),
 )
+CATALOG = MappingProxyType({dataset.name: dataset for dataset in _DATASETS})
 
 
 class _Asked(NamedTuple):
-    entry: Entry
-    folder: Path | None
+    dataset: Dataset
+    folder: Path
 
 
 def _parse(spec: str) -> _Asked:
-    """`name` or `name=DIR` -> entry and folder.
-
-    Raises:
-        WrongSpec: an unknown name, a missing DIR, or a DIR for a dataset that needs none.
-    """
+    """Take `name` or `name=DIR` apart; a name that is unknown or lacks its DIR is a WrongSpec."""
     name, sign, folder = spec.partition("=")
-    entry = CATALOG.get(name)
-    if entry is None:
+    dataset = CATALOG.get(name)
+    if dataset is None:
         raise WrongSpec(f"data: expected one of {', '.join(CATALOG)}, found {name!r}")
-    if entry.disk is None:
-        if sign:
-            raise WrongSpec(f"data: expected `{name}` without a folder, found {spec!r}")
-        return _Asked(entry, None)
-    if not folder:
+    if dataset.read is None and sign:
+        raise WrongSpec(f"data: expected `{name}` without a folder, found {spec!r}")
+    if dataset.read is not None and not folder:
         raise WrongSpec(
             f"data: expected {name}=DIR, found {spec!r}; `kvfix data list` shows the tree"
         )
-    return _Asked(entry, Path(folder).expanduser())
+    return _Asked(dataset, Path(folder).expanduser())
 
 
 def load_units(
@@ -212,45 +179,39 @@ def load_units(
     limit: int | None = None,
     questions: bool = False,
 ) -> list[UnitSet]:
-    """Unit sets of the asked datasets, one a dataset and task; no photo is decoded yet.
+    """One unit set for each task of each dataset; no photo is decoded yet.
 
     Args:
-        specs: such as `scenes` or `davis2017=DIR`; each dataset at most once.
-        tasks: task names to keep; None for all that the datasets offer.
-        limit: units a set at most; scenes, which never run out, give exactly that many.
-        questions: whether the caller can answer questions (task `mcq`), which no probe scores.
+        specs: Specs such as `scenes` or `davis2017=DIR`; each dataset at most once.
+        tasks: Names of the tasks to keep; None for all that the datasets offer.
+        limit: The most units of a set; scenes, which never run out, give exactly that many.
+        questions: Whether the caller can answer questions (task `mcq`), which no probe scores.
 
     Raises:
-        WrongSpec: no or an unknown dataset, a dataset twice, a missing DIR, a task that none of the
-            asked datasets offers, nothing but questions for a caller that cannot answer them, a
-            limit below 1.
-        ValueError: an empty dataset.
-        FileNotFoundError: the folder or parts of its tree do not exist.
+        WrongSpec: What is asked for cannot be meant.
+        ValueError: A dataset is empty.
+        FileNotFoundError: The folder or parts of its tree do not exist.
     """
     if limit is not None and limit < 1:
         raise WrongSpec(f"limit: expected at least 1, found {limit}")
     asked = _asked(specs, tasks)
     _check_questions(tasks, asked, questions)
     sets = []
-    for entry, folder in asked:
-        for task in entry.tasks:
+    for dataset, folder in asked:
+        for task in dataset.tasks:
             if tasks is not None and task not in tasks:
                 continue
             if task == MCQ and not questions:
                 continue
-            if entry.disk is None or folder is None:
+            if dataset.read is None:
                 sets.append(scene_units(task, n=limit))
             else:
-                sets.append(entry.disk.readers[task](folder).head(limit))
+                sets.append(dataset.read(folder).head(limit))
     return sets
 
 
 def check_words(specs: Sequence[str], *, tasks: Sequence[str] | None) -> None:
-    """Refuse at once what `load_units` would refuse without a look at the disk.
-
-    Raises:
-        WrongSpec: see `load_units`.
-    """
+    """Refuse at once, by a WrongSpec, what `load_units` would refuse without a look at the disk."""
     _asked(specs, tasks)
 
 
@@ -258,7 +219,7 @@ def _asked(specs: Sequence[str], tasks: Sequence[str] | None) -> list[_Asked]:
     if not specs:
         raise WrongSpec(f"data: expected at least one of {', '.join(CATALOG)}, found none")
     asked = [_parse(spec) for spec in specs]
-    names = [a.entry.name for a in asked]
+    names = [a.dataset.name for a in asked]
     for name in names:
         if names.count(name) > 1:
             raise WrongSpec(
@@ -270,13 +231,13 @@ def _asked(specs: Sequence[str], tasks: Sequence[str] | None) -> list[_Asked]:
 
 def _check_tasks(tasks: Sequence[str] | None, asked: Sequence[_Asked]) -> None:
     """Every asked task must be offered by an asked dataset."""
-    every = sorted({t for entry in CATALOG.values() for t in entry.tasks})
+    every = sorted({task for dataset in _DATASETS for task in dataset.tasks})
     for task in tasks or ():
         if task not in every:
             raise WrongSpec(f"task: expected one of {', '.join(every)}, found {task!r}")
-        if not any(task in a.entry.tasks for a in asked):
-            given = ", ".join(a.entry.name for a in asked)
-            able = ", ".join(e.name for e in CATALOG.values() if task in e.tasks)
+        if not any(task in a.dataset.tasks for a in asked):
+            given = ", ".join(a.dataset.name for a in asked)
+            able = ", ".join(d.name for d in _DATASETS if task in d.tasks)
             raise WrongSpec(f"task {task}: expected data that offers it ({able}), found {given}")
 
 
@@ -288,43 +249,34 @@ def _check_questions(tasks: Sequence[str] | None, asked: Sequence[_Asked], quest
         raise WrongSpec(
             f"task {MCQ}: expected a task that probes score; `kvfix eval` answers {MCQ}"
         )
-    for entry, _ in asked:
-        if set(entry.tasks) == {MCQ}:
+    for dataset, _ in asked:
+        if set(dataset.tasks) == {MCQ}:
             raise WrongSpec(
-                f"data {entry.name}: expected data for probes, found only questions; `kvfix eval` "
-                "answers them"
+                f"data {dataset.name}: expected data for probes, found only questions; "
+                "`kvfix eval` answers them"
             )
 
 
 def notes(spec: str) -> list[str]:
-    """What a dataset's folder holds, where it may be a part of the whole; empty for other data.
-
-    Raises:
-        WrongSpec: the spec itself is wrong (see `load_units`).
-        ValueError: files that cannot be read.
-        FileNotFoundError: the folder does not exist or holds none of the data.
-    """
-    entry, folder = _parse(spec)
-    if entry.disk is None or folder is None or entry.disk.notes is None:
-        return []
-    return list(entry.disk.notes(folder))
+    """What a dataset's folder holds, where it may be a part; raises as `load_units`."""
+    dataset, folder = _parse(spec)
+    return [] if dataset.notes is None else list(dataset.notes(folder))
 
 
 def check(spec: str) -> list[str]:
-    """What is wrong with a dataset's folder, in plain words, a line each; empty when it is fine.
+    """What is wrong with a dataset's folder, in plain words; empty when it is fine.
 
-    Every listed file is opened and decoded, so this takes up to a minute on an official dataset.
-
-    Raises:
-        WrongSpec: the spec itself is wrong (see `load_units`).
+    Every listed file is opened and decoded, so this takes up to a minute on an official dataset. A
+    spec that cannot be meant is a WrongSpec.
     """
-    entry, folder = _parse(spec)
-    if entry.disk is None or folder is None:
+    dataset, folder = _parse(spec)
+    if dataset.read is None:
         return []
     problems: list[str] = []
     more = 0
     try:
-        for problem in entry.disk.problems(folder):
+        found = dataset.problems(folder) if dataset.problems else bad_units(dataset.read(folder))
+        for problem in found:
             if len(problems) < MOST_PROBLEMS:
                 problems.append(problem)
             else:
@@ -334,17 +286,6 @@ def check(spec: str) -> list[str]:
     return [*problems, f"... and {more} more"] if more else problems
 
 
-def describe() -> list[Row]:
-    """The table as rows for `kvfix data list`."""
-    return [
-        Row(
-            entry.name,
-            entry.tasks,
-            entry.name if entry.disk is None else f"{entry.name}=DIR",
-            entry.split,
-            entry.size,
-            entry.source,
-            "" if entry.disk is None else entry.disk.tree,
-        )
-        for entry in CATALOG.values()
-    ]
+def describe() -> list[Dataset]:
+    """The rows of the table."""
+    return list(_DATASETS)

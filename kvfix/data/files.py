@@ -1,24 +1,24 @@
-"""Files of a benchmark's folder: its root, lists, images; one clear line for each that fails.
+"""What readers of benchmarks share: the folder, its lists and images, and a digest of it all.
 
-What a reader learns from files on disk is checked here once: a name in a list must be a plain name,
-an image must decode to its last byte (`kvfix.data.pictures.read`), and a digest tells whether two
-runs saw the same data.
+Everything that is read from files on disk is checked here once, and one clear line says what is
+wrong: a name in a list must be a plain name, an image must decode to its last byte.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
-from kvfix.data.pictures.read import opened, read_picture
+from kvfix.data.pictures.read import Header, opened, read_header, read_picture
 from kvfix.data.texts import bounded
-from kvfix.data.units import BadUnit
+from kvfix.data.units import BadUnit, UnitSet
 from kvfix.wording import shown
 
 T = TypeVar("T")
@@ -26,18 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LazySequence(Sequence[T]):
-    """Items that are read from their files on every access, so that one at a time is in memory.
+    """Items that are read on every access, so that one at a time is in memory."""
 
-    Args:
-        paths: one file an item.
-        read: path -> item; raises `BadUnit` for a file it cannot read.
-    """
-
-    paths: tuple[Path, ...]
-    read: Callable[[Path], T]
+    items: tuple[Any, ...]  # such as paths
+    read: Callable[[Any], T]  # raises a `BadUnit` for what it cannot read
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -45,24 +40,24 @@ class LazySequence(Sequence[T]):
     def __getitem__(self, index: slice) -> LazySequence[T]: ...
     def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
         if isinstance(index, slice):
-            return LazySequence(self.paths[index], self.read)
-        return self.read(self.paths[index])
+            return replace(self, items=self.items[index])
+        return self.read(self.items[index])
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raise a FileNotFoundError if the folder of the dataset `name` is none."""
+    if not folder.is_dir():
+        found = "a file, not a folder" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: expected the {name} folder, found {found}")
 
 
 def find_root(folder: Path, *, name: str, holds: Sequence[str]) -> Path:
     """The dataset's own folder: `folder`, or `folder/name` when the parent was given.
 
-    Args:
-        folder: what the user passed.
-        name: the official name of the dataset's folder.
-        holds: relative paths that it must hold.
-
     Raises:
-        FileNotFoundError: no such folder, or parts of the tree are missing.
+        FileNotFoundError: There is no such folder, or it lacks one of the paths it must hold.
     """
-    if not folder.is_dir():
-        found = "a file, not a folder" if folder.exists() else "no such folder"
-        raise FileNotFoundError(f"{folder}: expected the {name} folder, found {found}")
+    check_folder(folder, name)
     root = min((folder, folder / name), key=lambda r: sum(not (r / h).exists() for h in holds))
     missing = [h for h in holds if not (root / h).exists()]
     if missing:
@@ -73,16 +68,21 @@ def find_root(folder: Path, *, name: str, holds: Sequence[str]) -> Path:
     return root
 
 
+def read_lines(path: Path, expected: str) -> list[str]:
+    """The lines of a text file, or a ValueError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, {expected}; {error}") from error
+
+
 def read_list(path: Path) -> tuple[str, ...]:
-    """The names in a split's list file, one a line, in order; what no file can be called is cut.
+    """The names in a split's list file, in order; what no file can be called is cut.
 
     Raises:
-        ValueError: no name, a name twice, a name that would leave its folder, or not UTF-8 text.
+        ValueError: It has no name, a name twice, or a name that would leave its folder.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, one name a line; {error}") from error
+    lines = read_lines(path, "one name a line")
     names = [bounded(line.strip()) for line in lines if line.strip()]
     if not names:
         raise ValueError(f"{path}: expected one name a line, found an empty list")
@@ -112,30 +112,33 @@ def listed(folder: Path, suffix: str) -> tuple[Path, ...]:
     return tuple(sorted(kept))
 
 
-def image_size(path: Path, expected: str = "an image") -> tuple[int, int]:
-    """(width, height) of the stored pixels, from the header alone.
-
-    Raises:
-        BadUnit: no such file, or not an image.
-    """
-    with opened(path, expected=expected) as image:
+def mask_size(path: Path) -> tuple[int, int]:
+    """Width and height of a mask's stored pixels, from its header alone."""
+    with opened(path, expected="a mask") as image:
         return image.size
 
 
-def read_photo(path: Path) -> Image.Image:
-    """A photo as upright RGB, decoded to its last byte.
+def header_for(photo: Path, mask: Path) -> Header:
+    """The header of a photo, or a BadUnit if the mask is not as large as it."""
+    header, found = read_header(photo), mask_size(mask)
+    if header.turn_of(found) is None:
+        width, height = header.stored
+        raise BadUnit(
+            f"{mask}: expected {width} x {height} pixels like its photo, found {found[0]} x "
+            f"{found[1]}"
+        )
+    return header
 
-    Raises:
-        BadUnit: no such file, not an image, or cut off.
-    """
+
+def read_photo(path: Path) -> Image.Image:
+    """A photo as upright RGB, decoded to its last byte, or a BadUnit."""
     return read_picture(path).image
 
 
 def read_labels(path: Path) -> np.ndarray:
     """A label image, uint8 (height, width): palette indices (mode P) or grey values (mode L).
 
-    Raises:
-        BadUnit: no such file, not an image, cut off, or a colour image (labels would be guesses).
+    A colour image is a BadUnit, because its labels would be guesses.
     """
     with opened(path, expected="a mask") as image:
         mode = image.mode
@@ -148,10 +151,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def digest(root: Path, *, annotations: Iterable[Path], photos: Iterable[Path]) -> str:
-    """sha256 over relative paths and sizes of all files, and the content of annotations only.
-
-    Photos are named and sized but not read, which keeps it fast; missing files are left out.
-    """
+    """SHA-256 over paths and sizes of all files that exist, and the content of annotations."""
     whole = hashlib.sha256()
     content = dict.fromkeys(annotations, True) | dict.fromkeys(photos, False)
     for path in sorted(content):
@@ -162,3 +162,17 @@ def digest(root: Path, *, annotations: Iterable[Path], photos: Iterable[Path]) -
         if content[path]:
             whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
+
+
+def in_turn(groups: Iterable[Sequence[T]]) -> tuple[T, ...]:
+    """One item of each group after the other, so that a limit keeps all groups."""
+    return tuple(item for turn in zip_longest(*groups) for item in turn if item is not None)
+
+
+def bad_units(units: UnitSet) -> Iterator[str]:
+    """What is wrong with each unit that cannot be read; reads them all."""
+    for index in range(len(units)):
+        try:
+            units.load(index)
+        except BadUnit as error:
+            yield str(error)

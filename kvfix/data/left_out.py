@@ -51,15 +51,10 @@ def too_many(left_out: int, of: int) -> bool:
 
 @dataclass
 class Attempts:
-    """Does the same for unit after unit and leaves out those that fail; see the top of this file.
+    """Does the same for unit after unit and leaves out those that fail (see the top)."""
 
-    Args:
-        total: units that there are to do.
-        proven: whether units succeeded before, in an earlier start.
-    """
-
-    total: int
-    proven: bool = False
+    total: int  # units that there are to do
+    proven: bool = False  # whether units succeeded before, in an earlier start
     _failed: list[Exception] = field(default_factory=list, init=False, repr=False)
 
     @property
@@ -68,12 +63,12 @@ class Attempts:
         return self.proven or not self._failed
 
     def do(self, what: Callable[[], T]) -> T | LeftOut:
-        """One unit.
+        """Do one unit.
 
         Raises:
-            MemoryError: the machine has not enough memory.
-            OSError: the machine has no room on the disk, or too many files are open.
-            Exception: what the first of all units raised, where all fail alike.
+            MemoryError: The machine has not enough memory.
+            OSError: The machine has no room on the disk, or too many files are open.
+            Exception: All units fail alike; this is what the first of them raised.
         """
         got = self._try(what)
         self.proven |= not isinstance(got, LeftOut)
@@ -85,15 +80,9 @@ class Attempts:
         load: Callable[[K], L],
         what: Callable[[list[L]], list[T]],
     ) -> list[T | LeftOut]:
-        """Units that are read one by one and done together; see the top of this file.
+        """Read units one by one with `load`, and do them together; raises as `do`.
 
-        Args:
-            units: any number.
-            load: reads a unit.
-            what: gives one result for each unit that was read, in order.
-
-        Raises:
-            As `do`.
+        `what` gives one result for each unit that was read, in order.
         """
         found: list[Any] = [self._try(partial(load, unit)) for unit in units]
         good = [i for i, unit in enumerate(found) if not isinstance(unit, LeftOut)]

@@ -15,16 +15,7 @@ LONGEST_NAME = 255  # bytes of a file's name, in every common file system
 
 
 def check_text(value: object, where: str, what: str) -> str:
-    """A text that a model can be asked.
-
-    Args:
-        value: as it was read.
-        where: file and place, for the message.
-        what: name of the field, for the message.
-
-    Raises:
-        BadUnit: no text, an empty one, one with a placeholder, or one that is too long.
-    """
+    """A text that a model can be asked, or a BadUnit that names the place and the field."""
     if not isinstance(value, str) or not value.strip():
         raise BadUnit(f"{where}: expected {what}, a text, found {shown(value)}")
     check_askable(value, where, what)
@@ -32,11 +23,7 @@ def check_text(value: object, where: str, what: str) -> str:
 
 
 def check_askable(value: str, where: str, what: str) -> None:
-    """What `check_text` asks of a text, which may be empty here.
-
-    Raises:
-        BadUnit: one with a placeholder, or one that is too long.
-    """
+    """What `check_text` asks of a text, which may be empty here: no placeholder, not too long."""
     if len(value) > LONGEST:
         raise BadUnit(
             f"{where}: expected {what} of at most {LONGEST:,} characters, found {len(value):,}"

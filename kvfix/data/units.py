@@ -1,9 +1,7 @@
 """The units that probes score, and the lazy sets they come in.
 
-A unit is the smallest thing a probe gives one score: an episode, a group, a sentence, a pair, a
-clip, a question. Every unit names its `cluster`: units of one cluster are resampled together by the
-bootstrap, because their scores are not independent (two sentences on one photo, two clips of one
-sequence).
+Units of one `cluster` are resampled together by the bootstrap, because their scores are not
+independent (two sentences on one photo).
 
 Images are PIL RGB; masks are numpy (height, width); points are (x, y) in original pixels, pixel
 centres at integers.
@@ -18,38 +16,6 @@ from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
-
-
-def task_of(question: str) -> str:
-    """`val_Art_Style_1` -> `Art_Style`.
-
-    Raises:
-        ValueError: not an id of that form.
-    """
-    match = QUESTION_ID.fullmatch(question)
-    if match is None:
-        raise ValueError(f"expected a question id such as val_Art_Style_1, found {question!r}")
-    return match[2]
-
-
-QUESTION_ID = re.compile(r"([^\W_]+)_(.+)_(\d+)")  # split, task, number
-
-
-T_co = TypeVar("T_co", covariant=True)
-
-
-@dataclass(frozen=True)
-class Truths(Generic[T_co]):
-    """Units by id, and what a prediction for each of them is compared with.
-
-    Args:
-        units: ids, digest and cluster of the set; its own `load` would read photos too.
-        load: index -> truth; raises `BadUnit` for one that cannot be read.
-    """
-
-    units: UnitSet
-    load: Callable[[int], T_co]
-
 
 VOID = 255  # pixels of a uint8 mask that count neither in the prediction nor in the truth
 MCQ = "mcq"  # the task whose units are questions: answered by the model, not scored by a probe
@@ -120,12 +86,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question; `answer` is the index of the right choice.
-
-    `points[i]` lists the marked pixels of image i as (label, x, y); empty where nothing is marked.
-    `official_prompt` is the complete prompt of a benchmark that prescribes one, `preamble` what its
-    protocol puts before that.
-    """
+    """A multiple-choice question."""
 
     id: str
     cluster: str
@@ -133,14 +94,14 @@ class Question:
     images: tuple[Image.Image, ...]
     question: str
     choices: tuple[str, ...]
-    answer: int
-    points: tuple[tuple[tuple[str, float, float], ...], ...] = ()
-    official_prompt: str | None = None
-    preamble: str = ""
+    answer: int  # the index of the right choice
+    points: tuple[tuple[tuple[str, float, float], ...], ...] = ()  # by image: marked (label, x, y)
+    official_prompt: str | None = None  # the complete prompt, of a benchmark that prescribes one
+    preamble: str = ""  # what the benchmark's protocol puts before the prompt
 
     @property
     def prompt(self) -> str:
-        """The official prompt verbatim; else question and lettered options, one a line."""
+        """The official prompt verbatim; else the question and its lettered options."""
         if self.official_prompt is not None:
             return self.official_prompt
         options = "\n".join(f"({chr(65 + i)}) {c}" for i, c in enumerate(self.choices))
@@ -168,27 +129,16 @@ def images_of(unit: Unit) -> tuple[Image.Image, ...]:
 
 @dataclass(frozen=True)
 class UnitSet:
-    """The units of one task of one dataset; `load(i)` reads unit i when it is needed.
+    """The units of one task of one dataset."""
 
-    Args:
-        task: a task name of the design (`foreground_segmentation`, ...).
-        dataset: `scenes`, `davis2017`, ...
-        split: the official name of the split.
-        ids: one stable id a unit, known without reading an image, so that a resumed run can skip.
-        load: index -> unit; raises `BadUnit` for a unit that cannot be read.
-        sha256: digest of what the units are made of (file list and sizes, or generator and seeds).
-        cluster: what a cluster is, in one word, for the report.
-        subtasks: the subtask of each unit, for questions alone.
-    """
-
-    task: str
-    dataset: str
-    split: str
-    ids: tuple[str, ...]
-    load: Callable[[int], Unit] = field(repr=False)
-    sha256: str = ""
-    cluster: str = "unit"
-    subtasks: tuple[str, ...] = ()
+    task: str  # such as foreground_segmentation
+    dataset: str  # such as scenes or davis2017
+    split: str  # its official name
+    ids: tuple[str, ...]  # stable, and known without reading an image: a resumed run can skip
+    load: Callable[[int], Unit] = field(repr=False)  # reads a unit by its index, or a BadUnit
+    sha256: str = ""  # of what the units are made of: files and sizes, or generator and seeds
+    cluster: str = "unit"  # what a cluster is, in one word, for the report
+    subtasks: tuple[str, ...] = ()  # of each unit, for questions alone
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -200,8 +150,30 @@ class UnitSet:
         return replace(self, ids=self.ids[:limit], subtasks=self.subtasks[:limit])
 
     def subset(self, indices: Sequence[int]) -> UnitSet:
-        """Some of the units, by their index."""
+        """The units of these indices."""
         chosen = tuple(indices)
         ids = tuple(self.ids[i] for i in chosen)
         subtasks = tuple(self.subtasks[i] for i in chosen) if self.subtasks else ()
         return replace(self, ids=ids, subtasks=subtasks, load=lambda i: self.load(chosen[i]))
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Truths(Generic[T_co]):
+    """Units by id, and what a prediction for each of them is compared with."""
+
+    units: UnitSet  # its own `load` would read photos too
+    load: Callable[[int], T_co]  # reads a truth by its index, or a BadUnit
+
+
+QUESTION_ID = re.compile(r"([^\W_]+)_(.+)_(\d+)")  # split, task, number
+
+
+def task_of(question: str) -> str:
+    """The task in a question's id, such as `Art_Style` in `val_Art_Style_1`."""
+    match = QUESTION_ID.fullmatch(question)
+    if match is None:
+        raise ValueError(f"expected a question id such as val_Art_Style_1, found {question!r}")
+    return match[2]

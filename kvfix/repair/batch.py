@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kvfix.data.training.examples import Example, Known
+from kvfix.data.training.examples import Example, Mask
 from kvfix.data.units import Question
-from kvfix.eval.grid import to_cells, to_grid
+from kvfix.eval.grid import PIXEL_CENTRE, to_cells, to_grid
 from kvfix.eval.mcq.options import answer_gap, option_tokens
 from kvfix.eval.mcq.readouts import compared
 from kvfix.mlm.families import Family
@@ -31,7 +31,6 @@ from kvfix.repair.chat import Chat, render
 from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable
 
 STAND_IN = Image.new("RGB", (56, 56))
-_PIXEL_CENTRE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +204,8 @@ class Collator:
                 Matches(
                     (m.image_a, m.image_b),
                     (
-                        to_cells(m.a_K2 + _PIXEL_CENTRE, of[m.image_a]),
-                        to_cells(m.b_K2 + _PIXEL_CENTRE, of[m.image_b]),
+                        to_cells(m.a_K2 + PIXEL_CENTRE, of[m.image_a]),
+                        to_cells(m.b_K2 + PIXEL_CENTRE, of[m.image_b]),
                     ),
                     torch.ones(len(m.a_K2), dtype=torch.bool),
                 )
@@ -269,7 +268,7 @@ def _hide_answers(inputs: dict[str, Tensor], tokens: Sequence[_Tokens]) -> None:
             inputs["token_type_ids"][b, int(of.rows[of.answer][0]) + 1 :] = 1
 
 
-def _target(mask: Known, layout: Layout) -> MaskTarget:
+def _target(mask: Mask, layout: Layout) -> MaskTarget:
     share_HW, valid_HW = to_grid(mask.mask_HW, layout)
     return MaskTarget(mask.image, share_HW, valid_HW, mask.category, mask.named)
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import trees
 
-from kvfix.data import check, load_units
+from kvfix.data.catalog import check, load_units
 from kvfix.data.texts import PLACEHOLDERS, bounded, check_text
 from kvfix.data.units import BadUnit
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trees
 
-from kvfix.data import Episode, Group, Pair, Sentence, load_units
+from kvfix.data.catalog import load_units
 from kvfix.data.readers import episodes, pascal
 from kvfix.data.readers.episodes import CLASSES
 from kvfix.data.readers.imagenet_names import NAMES
@@ -18,7 +18,7 @@ from kvfix.data.readers.imagenet_s import imagenet_s_truths
 from kvfix.data.readers.msrc import msrc_truths
 from kvfix.data.readers.pascal import pascal_truths
 from kvfix.data.readers.spair import spair_truths
-from kvfix.data.units import Truths, UnitSet
+from kvfix.data.units import Episode, Group, Pair, Sentence, Truths, UnitSet
 
 
 def both(spec: str, truths: Truths) -> UnitSet:

@@ -42,7 +42,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB; Pillow warns above it
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BLOCK = 1 << 20  # bytes that are summed at once
-MAX_RATIO = 200  # of the longer side to the shorter
+MAX_RATIO = 200  # times that the longer side may be as long as the shorter
 # What an OSError says that is the machine's fault, and no file's.
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _SOURCE = "kvfix source"  # key of an image's info
@@ -66,11 +66,7 @@ class Header(NamedTuple):
         return UPRIGHT if size == self.size else None
 
     def mask(self, mask_HW: np.ndarray) -> np.ndarray:
-        """A mask on the picture as it is shown.
-
-        Raises:
-            ValueError: a mask of another size.
-        """
+        """A mask on the picture as it is shown; one of another size is a ValueError."""
         height, width = mask_HW.shape
         turn = self.turn_of((width, height))
         if turn is None:
@@ -81,11 +77,9 @@ class Header(NamedTuple):
         return turn_mask(mask_HW, turn)
 
     def points(self, xy_K2: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Points (x, y) on the picture as it is shown, float64 (K, 2).
+        """Points (x, y) on the picture as it is shown, float64 (K, 2), pixel centres at integers.
 
-        Args:
-            xy_K2: pixel centres at integers.
-            size: width and height that they belong to; None for those of the stored pixels.
+        They belong to a picture of this width and height; None stands for the stored pixels.
         """
         turn = self.turn if size is None else self.turn_of(size)
         return turn_points(xy_K2, UPRIGHT if turn is None else turn, self.stored)
@@ -101,15 +95,12 @@ class Picture(NamedTuple):
 def read_picture(
     source: Path | bytes, *, where: str | None = None, expected: str = "a photo"
 ) -> Picture:
-    """A picture as RGB, upright, decoded to its last byte.
+    """A picture as RGB, upright, decoded to its last byte, or a BadUnit (see the top).
 
     Args:
-        source: the file, or what it holds.
-        where: what messages call it; None for the file's path.
-        expected: what it should be, for messages.
-
-    Raises:
-        BadUnit: see the top of this file.
+        source: The file, or what it holds.
+        where: What messages call it; None for the file's path.
+        expected: What it should be, for messages.
     """
     with opened(source, where=where, expected=expected) as image:
         header = _header(image)
@@ -124,11 +115,7 @@ def read_picture(
 def read_header(
     source: Path | bytes, *, where: str | None = None, expected: str = "a photo"
 ) -> Header:
-    """Sizes and turn of a picture; decodes nothing but a PNG, whose EXIF may stand at its end.
-
-    Raises:
-        BadUnit: see the top of this file.
-    """
+    """Sizes and turn of a picture; decodes nothing but a PNG, whose EXIF may stand at its end."""
     with opened(source, where=where, expected=expected) as image:
         return _header(image)
 
@@ -142,17 +129,9 @@ def source_of(image: Image.Image) -> str | None:
 def opened(
     source: Path | bytes, *, where: str | None = None, expected: str = "an image"
 ) -> Iterator[Image.Image]:
-    """An image file whose header was checked, not decoded yet; what breaks inside is a `BadUnit`.
+    """An image file whose header was checked, not decoded yet; what breaks inside is a BadUnit.
 
-    For masks, whose stored numbers count; photos are read by `read_picture`.
-
-    Args:
-        source: the file, or what it holds.
-        where: what messages call it; None for the file's path.
-        expected: what it should be, for messages.
-
-    Raises:
-        BadUnit: see the top of this file.
+    This is for masks, whose stored numbers count, and takes what `read_picture` takes.
     """
     wanted = f"{_name(source, where)}: expected {expected}"
     try:
@@ -185,11 +164,7 @@ def _name(source: Path | bytes, where: str | None) -> str:
 
 
 def _stream(source: Path | bytes, wanted: str) -> BinaryIO:
-    """Opened for reading.
-
-    Raises:
-        BadUnit: nothing there, nothing in it, or no regular file: a pipe would be waited for.
-    """
+    """The source opened for reading, if it is a regular file: a pipe would be waited for."""
     if isinstance(source, bytes):
         if not source:
             raise BadUnit(f"{wanted}, found no bytes")

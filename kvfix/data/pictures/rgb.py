@@ -28,11 +28,7 @@ _CHUNK = 2**20  # pixels that are scaled at once
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB; decodes it if it is not decoded yet.
-
-    Raises:
-        ValueError: nothing can be seen: every pixel is transparent, or no value is a number.
-    """
+    """An image of any mode as RGB, decoded; a ValueError if nothing can be seen of it."""
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
         return _scaled(image)
@@ -42,17 +38,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scale_key(image: Image.Image) -> None:
-    """Bring the value that a PNG calls transparent to the 8 bits that its pixels get.
+    """Bring the value that a PNG calls transparent to 8 bits, as Pillow brings the pixels.
 
-    Pillow scales the pixels and not the value. To be called before the image is decoded: afterwards
-    its depth is not known any more.
+    Call it before the image is decoded: afterwards its depth is not known any more.
     """
     key = image.info.get("transparency")
     tiles = getattr(image, "tile", None)
-    how = tiles[0].args if tiles else None
-    if isinstance(key, int) and isinstance(how, str):
-        image.info["transparency"] = key * _GREY_STEPS.get(how, 1)
-    elif isinstance(key, tuple) and how == "RGB;16B":
+    raw_mode = tiles[0].args if tiles else None
+    if isinstance(key, int) and isinstance(raw_mode, str):
+        image.info["transparency"] = key * _GREY_STEPS.get(raw_mode, 1)
+    elif isinstance(key, tuple) and raw_mode == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
@@ -87,11 +82,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def grey_of(values_HW: np.ndarray) -> np.ndarray:
-    """uint8 (height, width) of numbers, by the rule at the top of this file.
-
-    Raises:
-        ValueError: no value is a number.
-    """
+    """Numbers as uint8 (height, width) by the rule at the top; a ValueError if none is a number."""
     whole = np.issubdtype(values_HW.dtype, np.integer)
     known_HW = None if whole else np.isfinite(values_HW)
     finite = values_HW if known_HW is None or known_HW.all() else values_HW[known_HW]

@@ -12,14 +12,10 @@ import numpy as np
 
 
 def run_lengths(counts: str | Sequence[int]) -> list[int]:
-    """Lengths of the runs, background first, column by column.
+    """Lengths of the runs, background first, column by column, or a ValueError.
 
-    Args:
-        counts: COCO's compressed text (5 bits a character from `0` on, every run from the fourth on
-            as the difference to the one two before), or the plain list of lengths.
-
-    Raises:
-        ValueError: not run lengths.
+    They come as a plain list, or as COCO's compressed text: each character holds 5 bits, from `0`
+    on, and each run from the fourth on is the difference to the one two before.
     """
     if not isinstance(counts, str):
         if not all(type(n) is int for n in counts):
@@ -53,11 +49,7 @@ def _unpacked(counts: str) -> list[int]:
 
 
 def check_rle(size: tuple[int, int], counts: str | Sequence[int]) -> list[int]:
-    """The run lengths of a mask of `size` (height, width), which they must fill exactly.
-
-    Raises:
-        ValueError: not run lengths, or of a mask of another size.
-    """
+    """The run lengths of a mask, which must fill `size` (height, width), or a ValueError."""
     runs = run_lengths(counts)
     if sum(runs) != size[0] * size[1]:
         raise ValueError(
@@ -68,14 +60,9 @@ def check_rle(size: tuple[int, int], counts: str | Sequence[int]) -> list[int]:
 
 
 def decode_rle(size: tuple[int, int], counts: str | Sequence[int]) -> np.ndarray:
-    """A mask, uint8 (height, width), 0 or 1.
+    """A mask, uint8 (height, width), 0 or 1; raises as `check_rle`.
 
-    Args:
-        size: height and width. Compare them with the photo's first: memory grows with them.
-        counts: see `run_lengths`.
-
-    Raises:
-        ValueError: not run lengths, or of a mask of another size.
+    Compare `size` with the photo's first: memory grows with it.
     """
     runs = check_rle(size, counts)
     labels = (np.arange(len(runs)) % 2).astype(np.uint8)

@@ -11,7 +11,7 @@ from PIL import Image
 
 UPRIGHT = 1
 _SWAP = (5, 6, 7, 8)  # width and height change places
-_HOW = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -20,12 +20,12 @@ _HOW = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TURNS = (UPRIGHT, *_HOW)
+TURNS = (UPRIGHT, *_TRANSPOSES)
 
 
 def turn_image(image: Image.Image, turn: int) -> Image.Image:
     """A stored photo as it is shown."""
-    return image if turn == UPRIGHT else image.transpose(_HOW[turn])
+    return image if turn == UPRIGHT else image.transpose(_TRANSPOSES[turn])
 
 
 def turn_size(size: tuple[int, int], turn: int) -> tuple[int, int]:
@@ -44,10 +44,7 @@ def turn_mask(mask_HW: np.ndarray, turn: int) -> np.ndarray:
 def turn_points(xy_K2: np.ndarray, turn: int, size: tuple[int, int]) -> np.ndarray:
     """Points (x, y) of the stored photo, pixel centres at integers, on the photo as it is shown.
 
-    Args:
-        xy_K2: float (K, 2).
-        turn: EXIF's number.
-        size: width and height of the stored photo.
+    `size` is width and height of the stored photo.
     """
     xy_K2 = np.array(xy_K2, dtype=np.float64)
     if turn in _SWAP:

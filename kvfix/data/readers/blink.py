@@ -19,15 +19,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from kvfix.data.files import listed
-from kvfix.data.readers.parquet import RowReader, decode_image, image_bytes, read_rows
+from kvfix.data.files import check_folder, in_turn, listed
+from kvfix.data.readers.parquet import RowReader, decode_image, encoded_image, read_rows
 from kvfix.data.texts import bounded, check_askable, check_text
 from kvfix.data.units import MCQ, BadUnit, Question, UnitSet
 from kvfix.wording import shown
@@ -76,10 +75,10 @@ _HIDDEN = (
 
 
 class _Shard(NamedTuple):
-    """One parquet file; `config` is what its folder is called, None in a plain folder."""
+    """One parquet file."""
 
     path: Path
-    config: str | None
+    config: str | None  # what its folder is called; None in a plain folder
 
 
 class _Entry(NamedTuple):
@@ -96,13 +95,7 @@ class _Entry(NamedTuple):
 def blink_questions(folder: Path) -> UnitSet:
     """The val questions; reads every file once for ids, clusters and digest, decodes no image.
 
-    Args:
-        folder: the BLINK folder or its parent, one config's folder, or any folder of parquet files
-            with BLINK's columns.
-
-    Raises:
-        FileNotFoundError: no such folder, or no parquet file in it.
-        ValueError: not parquet, missing columns, an idx twice, or no public answer.
+    The folder may also be one config's, or any one of parquet files with BLINK's columns.
     """
     entries = _scan(folder)
     clusters = _clusters(entries)
@@ -112,21 +105,11 @@ def blink_questions(folder: Path) -> UnitSet:
         "blink",
         "val",
         tuple(e.id for e in entries),
-        partial(_load, _reader(), entries, clusters),
+        partial(_load, RowReader(_REQUIRED, _OPTIONAL), entries, clusters),
         whole.hexdigest(),
         "question" if len(set(clusters)) == len(clusters) else "first image",
         tuple(e.config for e in entries),
     )
-
-
-def blink_problems(folder: Path) -> Iterator[str]:
-    """Every question that cannot be asked, a line each; decodes all images."""
-    entries, reader = _scan(folder), _reader()
-    for i in range(len(entries)):
-        try:
-            _load(reader, entries, [e.id for e in entries], i)
-        except BadUnit as error:
-            yield str(error)
 
 
 def blink_notes(folder: Path) -> Iterator[str]:
@@ -144,15 +127,9 @@ def blink_notes(folder: Path) -> Iterator[str]:
         )
 
 
-def _reader() -> RowReader:
-    return RowReader(_REQUIRED, _OPTIONAL)
-
-
 def _shards(folder: Path) -> list[_Shard]:
     """The val files: by config where the configs are folders, else those of a plain folder."""
-    if not folder.is_dir():
-        found = "a file, not a folder" if folder.exists() else "no such folder"
-        raise FileNotFoundError(f"{folder}: expected the BLINK folder, found {found}")
+    check_folder(folder, "BLINK")
     hidden = False
     for root in (folder, folder / "BLINK"):
         shards = []
@@ -208,8 +185,7 @@ def _scan(folder: Path) -> list[_Entry]:
         by_config.setdefault(entry.config, []).append(entry)
     # Unknown configs last: their questions are bad units, not lost ones.
     order = [*(c for c in CONFIGS if c in by_config), *sorted(by_config.keys() - CONFIGS.keys())]
-    turns = zip_longest(*(by_config[c] for c in order))
-    return [entry for turn in turns for entry in turn if entry is not None]
+    return list(in_turn(by_config[c] for c in order))
 
 
 def _entry(shard: _Shard, number: int, row: dict[str, Any]) -> _Entry:
@@ -231,7 +207,7 @@ def _config(sub_task: object) -> str:
 def _encoded(row: dict[str, Any]) -> list[bytes | None]:
     """Encoded images of the columns that hold one; None where a cell holds no bytes."""
     cells = [row[key] for key in _IMAGES if row.get(key) is not None]
-    return [image_bytes(c) for c in cells]
+    return [encoded_image(cell) for cell in cells]
 
 
 def _clusters(entries: Sequence[_Entry]) -> list[str]:

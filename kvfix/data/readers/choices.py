@@ -19,17 +19,14 @@ FEWEST, MOST = 2, len(LETTERS)
 _LINE = re.compile(r"^[ \t]*(?:\(([A-J])\)|([A-J])[.):])[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _LABEL = re.compile(r"(?:\(([A-J])\)|([A-J])[.):]) *")
 _LETTER = re.compile(r"\(?([A-Ja-j])\)?[.):]?")
-_LONGEST = 20_000  # characters of options that are written as one text
+_LONGEST = 20_000  # characters of options that stand in one text
 
 
 def read_choices(value: object) -> tuple[str, ...]:
     """The options of a question, without letters before them.
 
-    Args:
-        value: A list, a mapping from letters, or either written as JSON or as Python writes it.
-
-    Raises:
-        ValueError: What was expected and what was found.
+    The value is a list, a mapping from letters, or either written as JSON or as Python writes it;
+    anything else is a ValueError.
     """
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         value = _unpacked(value)
@@ -47,7 +44,7 @@ def read_choices(value: object) -> tuple[str, ...]:
 
 
 def lettered_lines(text: str) -> tuple[str, ...]:
-    """The options that a text lists, one a line; empty where it lists none.
+    """The options that a text lists on lines of their own; empty where it lists none.
 
     The last list counts that begins with (A) and goes on without a gap.
     """
@@ -62,11 +59,7 @@ def lettered_lines(text: str) -> tuple[str, ...]:
 
 
 def read_answer(value: object, choices: Sequence[str]) -> int:
-    """Index of the right option.
-
-    Raises:
-        ValueError: No option, or one that could be another.
-    """
+    """Index of the right option, or a ValueError if the answer is none or could be another."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     offered = LETTERS[: len(choices)]

@@ -20,8 +20,8 @@ from kvfix.data.files import (
     LazySequence,
     digest,
     find_root,
-    image_size,
     listed,
+    mask_size,
     read_labels,
     read_list,
     read_photo,
@@ -41,78 +41,48 @@ MIN_FRAMES = 3  # the first and the last do not count
 
 
 class Edition(NamedTuple):
-    """What the editions of DAVIS do not share.
+    """What the editions of DAVIS do not share."""
 
-    Attributes:
-        dataset: its name in runs.
-        root: finds the DAVIS folder from the folder that the user named; raises FileNotFoundError.
-        sequences: (path of the list, names in it) of a DAVIS folder.
-        reader: first mask of a sequence -> what reads its masks as labels; raises BadUnit.
-        refuse: stops before anything is computed where the first masks are another edition's.
-    """
+    dataset: str  # its name in runs
+    root: Callable[[Path], Path]  # finds the DAVIS folder from the folder that the user named
+    sequences: Callable[[Path], tuple[Path, tuple[str, ...]]]  # a folder's list, and its names
+    reader: Callable[[Path], Callable[[Path], np.ndarray]]  # from the first mask of a sequence
+    refuse: Callable[[Path, tuple[str, ...]], None]  # stops at the masks of another edition
 
-    dataset: str
-    root: Callable[[Path], Path]
-    sequences: Callable[[Path], tuple[Path, tuple[str, ...]]]
-    reader: Callable[[Path], Callable[[Path], np.ndarray]]
-    refuse: Callable[[Path, tuple[str, ...]], None]
+    def clips(self, folder: Path) -> UnitSet:
+        """The clips of split val; reads the list, file sizes and masks, no photo."""
+        root = self.root(folder)
+        listing, names = self.sequences(root)
+        self.refuse(root, names)
+        masks = [p for n in names for p in listed(root / MASKS / n, ".png")]
+        frames = [p for n in names for p in listed(root / FRAMES / n, ".jpg")]
+        sha256 = digest(root, annotations=[listing, *masks], photos=frames)
+        return UnitSet(
+            "temporal_correspondence",
+            self.dataset,
+            "val",
+            names,
+            partial(_load, self, root, names),
+            sha256,
+            "sequence",
+        )
 
-
-def clips_of(edition: Edition, folder: Path) -> UnitSet:
-    """The clips of an edition's val; reads the list, file sizes and masks, no photo.
-
-    Args:
-        edition: which DAVIS.
-        folder: the DAVIS folder or its parent.
-
-    Raises:
-        FileNotFoundError: parts of the tree are missing.
-        ValueError: an empty list, or the masks of another edition.
-    """
-    root = edition.root(folder)
-    listing, names = edition.sequences(root)
-    edition.refuse(root, names)
-    masks = [p for n in names for p in listed(root / MASKS / n, ".png")]
-    frames = [p for n in names for p in listed(root / FRAMES / n, ".jpg")]
-    sha256 = digest(root, annotations=[listing, *masks], photos=frames)
-    return UnitSet(
-        "temporal_correspondence",
-        edition.dataset,
-        "val",
-        names,
-        partial(_load, edition, root, names),
-        sha256,
-        "sequence",
-    )
-
-
-def problems_of(edition: Edition, folder: Path) -> Iterator[str]:
-    """Everything that is wrong with a DAVIS folder, a line each; decodes every frame and mask."""
-    root = edition.root(folder)
-    _, names = edition.sequences(root)
-    edition.refuse(root, names)
-    for i in range(len(names)):
-        try:
-            clip = _load(edition, root, names, i)
-        except BadUnit as error:
-            yield str(error)
-            continue
-        for files in (clip.frames, clip.masks):
-            for t in range(len(files)):
-                try:
-                    files[t]
-                except BadUnit as error:
-                    yield str(error)
-
-
-def davis_clips(folder: Path) -> UnitSet:
-    """The clips of DAVIS-2017 val; see `clips_of`."""
-    return clips_of(DAVIS_2017, folder)
-
-
-def davis_problems(folder: Path) -> Iterator[str]:
-    """What is wrong with a DAVIS-2017 folder; see `problems_of`."""
-    return problems_of(DAVIS_2017, folder)
+    def problems(self, folder: Path) -> Iterator[str]:
+        """Everything that is wrong with a DAVIS folder; decodes every frame and mask."""
+        units = self.clips(folder)
+        for i in range(len(units)):
+            try:
+                clip = units.load(i)
+            except BadUnit as error:
+                yield str(error)
+                continue
+            assert isinstance(clip, Clip)
+            for files in (clip.frames, clip.masks):
+                for t in range(len(files)):
+                    try:
+                        files[t]
+                    except BadUnit as error:
+                        yield str(error)
 
 
 def _root(folder: Path) -> Path:
@@ -170,7 +140,7 @@ def _load(edition: Edition, root: Path, names: tuple[str, ...], index: int) -> C
     headers = {mask: read_header(frame, expected="a frame") for frame, mask in pairs}
     size = headers[first_mask].size
     for frame, mask in pairs:
-        header, found = headers[mask], image_size(mask, "a mask")
+        header, found = headers[mask], mask_size(mask)
         strange = frame if header.size != size else mask if header.turn_of(found) is None else None
         if strange is not None:
             width, height = header.size if strange is frame else found
@@ -192,11 +162,7 @@ def _load(edition: Edition, root: Path, names: tuple[str, ...], index: int) -> C
 
 
 def _paired(root: Path, name: str) -> list[tuple[Path, Path]]:
-    """(frame, mask) files of a sequence, at the regular step at which masks come.
-
-    Raises:
-        BadUnit: a folder, a frame or a mask is missing.
-    """
+    """(frame, mask) files of a sequence, at the regular step at which masks come."""
     frames = {p.stem: p for p in listed(root / FRAMES / name, ".jpg")}
     masks = {p.stem: p for p in listed(root / MASKS / name, ".png")}
     for found, folder, kind in ((frames, FRAMES, "frames .jpg"), (masks, MASKS, "masks .png")):

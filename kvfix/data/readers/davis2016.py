@@ -7,16 +7,16 @@ them. Which of both a sequence is, its first mask says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from kvfix.data.files import find_root, is_plain, read_labels, read_list
+from kvfix.data.files import find_root, is_plain, read_labels, read_lines, read_list
 from kvfix.data.pictures.read import opened
-from kvfix.data.readers.davis import FRAMES, MASKS, Edition, clips_of, is_2016, problems_of
-from kvfix.data.units import VOID, BadUnit, UnitSet
+from kvfix.data.readers.davis import FRAMES, MASKS, Edition, is_2016
+from kvfix.data.units import VOID, BadUnit
 from kvfix.wording import shown
 
 TREE = """\
@@ -29,41 +29,22 @@ DAVIS/                                  DIR is this folder or its parent
 LISTS = ("ImageSets/480p/val.txt", "ImageSets/2016/val.txt")
 
 
-def davis2016_clips(folder: Path) -> UnitSet:
-    """The clips of DAVIS-2016 val; see `kvfix.data.readers.davis.clips_of`."""
-    return clips_of(DAVIS_2016, folder)
-
-
-def davis2016_problems(folder: Path) -> Iterator[str]:
-    """What is wrong with a DAVIS-2016 folder; see `kvfix.data.readers.davis.problems_of`."""
-    return problems_of(DAVIS_2016, folder)
-
-
 def sequences(root: Path) -> tuple[Path, tuple[str, ...]]:
-    """The list of a DAVIS folder, and the names of the sequences in it.
-
-    Raises:
-        FileNotFoundError: neither archive's list.
-        ValueError: an empty list, or a line of another form.
-    """
-    of_frames, of_names = (root / name for name in LISTS)
-    if of_frames.is_file():
-        return of_frames, _of_frames(of_frames)
-    if of_names.is_file():
-        return of_names, read_list(of_names)
+    """The list of a DAVIS folder, and the names of the sequences in it."""
+    frame_list, name_list = (root / name for name in LISTS)
+    if frame_list.is_file():
+        return frame_list, _sequences_of_frames(frame_list)
+    if name_list.is_file():
+        return name_list, read_list(name_list)
     raise FileNotFoundError(
         f"{root}: expected {' or '.join(LISTS)}, found neither. `kvfix data list` shows the tree"
     )
 
 
-def _of_frames(path: Path) -> tuple[str, ...]:
-    """Sequences of lines such as `/JPEGImages/480p/goat/00000.jpg /Annotations/.../00000.png`."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, a frame a line; {error}") from error
+def _sequences_of_frames(path: Path) -> tuple[str, ...]:
+    """Sequences in lines such as `/JPEGImages/480p/goat/00000.jpg /Annotations/.../00000.png`."""
     names: dict[str, None] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "a frame a line"), start=1):
         if not line.strip():
             continue
         name = PurePosixPath(line.split()[0]).parent.name
@@ -79,11 +60,7 @@ def _of_frames(path: Path) -> tuple[str, ...]:
 
 
 def object_reader(first: Path) -> Callable[[Path], np.ndarray]:
-    """What reads the masks of a sequence as 0 and 1, by the first of them.
-
-    Raises:
-        BadUnit: the first mask cannot be read.
-    """
+    """What reads the masks of a sequence as 0 and 1, by the first of them."""
     return partial(_read_object, void=not is_2016(_labels(first)))
 
 
@@ -96,7 +73,7 @@ def _read_object(path: Path, *, void: bool) -> np.ndarray:
 
 
 def _labels(path: Path) -> np.ndarray:
-    """A mask's values as they are stored; one bit a pixel is 0 and 1."""
+    """A mask's values as they are stored; a mask of single bits holds 0 and 1."""
     with opened(path, expected="a mask") as image:
         if image.mode == "1":
             return np.array(image).astype(np.uint8)
@@ -107,10 +84,7 @@ def read_result(path: Path) -> np.ndarray:
     """A result for one object as 0 and 1, by the official rule (``db_read_result``).
 
     Values other than 0 and 255, or 0 and 1, are a soft mask, cut at half of its maximum. Labels of
-    several objects in a palette are no soft mask, and are refused.
-
-    Raises:
-        BadUnit: no such file, no mask, or several objects.
+    several objects in a palette are no soft mask, and are a BadUnit.
     """
     labels_HW = _labels(path)
     found = set(np.unique(labels_HW).tolist())

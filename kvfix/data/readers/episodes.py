@@ -18,12 +18,12 @@ CLASSES = (
     *("train", "tvmonitor"),
 )
 FOLDS, PER_FOLD = 4, 5
-EPISODES = 1000  # a fold
+EPISODES = 1000  # in each fold
 SHOTS = 5
 
 
 class Entry(NamedTuple):
-    """A photo that shows a class."""
+    """A photo that shows a class, as HSNet's lists have it."""
 
     name: str
     label: int  # 1..20
@@ -40,7 +40,7 @@ class Draw(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Such as `fold0-0007-2007_000762-bottle`."""
+        # Such as fold0-0007-2007_000762-bottle.
         return f"fold{self.fold}-{self.number:04d}-{self.query}-{CLASSES[self.label - 1]}"
 
 
@@ -59,11 +59,7 @@ def usable(entries: list[Entry]) -> Usable:
 
 
 def fold_of(name: str) -> int:
-    """The fold, 0 to 3, that an episode's id names.
-
-    Raises:
-        ValueError: not such an id.
-    """
+    """The fold, 0 to 3, that an episode's id names."""
     match = re.match(r"fold([0-3])-", name)
     if match is None:
         raise ValueError(f"expected an episode's id like fold0-0007-..., found {name!r}")
@@ -75,11 +71,7 @@ def draw_episodes(
 ) -> list[Draw]:
     """Episodes of one fold by HSNet's rule, seed 0; none for an empty list.
 
-    Args:
-        entries: the fold's list in order; every class in it has two or more photos.
-        fold: 0 to 3, for the ids.
-        episodes: how many.
-        shots: supports an episode.
+    The entries are the fold's list in order; every class in it has two or more photos.
     """
     rng = np.random.RandomState(0)  # the legacy generator that np.random.seed and choice use
     photos: dict[int, list[str]] = {}

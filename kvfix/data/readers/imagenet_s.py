@@ -17,15 +17,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from kvfix.data.files import digest, image_size, read_list
-from kvfix.data.pictures.read import opened, read_header, read_picture
+from kvfix.data.files import check_folder, digest, header_for, in_turn, read_list
+from kvfix.data.pictures.read import opened, read_picture
 from kvfix.data.readers.imagenet_names import NAMES
 from kvfix.data.units import VOID, BadUnit, Sentence, Truths, UnitSet
 
@@ -58,16 +57,7 @@ class _Tree(NamedTuple):
 
 
 def imagenet_s_sentences(folder: Path) -> UnitSet:
-    """One unit a validation image; lists files and reads masks for the digest, no photo.
-
-    Args:
-        folder: ImageNetS50, ImageNetS300 or ImageNetS919, or their parent if it holds one of them.
-
-    Raises:
-        FileNotFoundError: parts of the tree are missing.
-        ValueError: folders that are no ImageNet classes, or a part of the classes without the list
-            that tells their ids.
-    """
+    """One unit for each validation image; lists files and reads masks for the digest, no photo."""
     tree = _tree(folder)
     images = _scattered(_listed(tree))
     sha256 = digest(
@@ -88,21 +78,13 @@ def imagenet_s_sentences(folder: Path) -> UnitSet:
 
 @dataclass(frozen=True)
 class LabelMaps(Truths[np.ndarray]):
-    """The validation masks as maps of class ids, int32 (height, width); 1000 does not count.
+    """The validation masks as maps of class ids, int32 (height, width); 1000 does not count."""
 
-    Args:
-        classes: WordNet ids; class id i is `classes[i - 1]`.
-    """
-
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # WordNet ids; class id i is `classes[i - 1]`
 
 
 def imagenet_s_truths(folder: Path) -> LabelMaps:
-    """The whole masks of the same images in the same order; decodes no photo.
-
-    Raises:
-        As `imagenet_s_sentences`.
-    """
+    """The whole masks of the same images in the same order; raises as `imagenet_s_sentences`."""
     units, tree = imagenet_s_sentences(folder), _tree(folder)
 
     def load(index: int) -> np.ndarray:
@@ -113,7 +95,7 @@ def imagenet_s_truths(folder: Path) -> LabelMaps:
 
 
 def imagenet_s_problems(folder: Path) -> Iterator[str]:
-    """Everything wrong with an ImageNet-S folder, a line each; decodes every photo and mask."""
+    """Everything wrong with an ImageNet-S folder; decodes every photo and mask."""
     tree = _tree(folder)
     for image in _listed(tree):
         try:
@@ -152,9 +134,7 @@ def _tree(folder: Path) -> _Tree:
 
 
 def _root(folder: Path) -> Path:
-    if not folder.is_dir():
-        found = "a file, not a folder" if folder.exists() else "no such folder"
-        raise FileNotFoundError(f"{folder}: expected the ImageNet-S folder, found {found}")
+    check_folder(folder, "ImageNet-S")
     roots = [folder, *(folder / f"ImageNetS{n}" for n in SUBSETS)]
     whole = [r for r in roots if (r / _PHOTOS).is_dir() and (r / _MASKS).is_dir()]
     if not whole:
@@ -219,8 +199,7 @@ def _scattered(images: list[_Image]) -> tuple[_Image, ...]:
     by_class: dict[str, list[_Image]] = {}
     for image in sorted(images, key=lambda i: _hash(i.id)):
         by_class.setdefault(image.wordnet_id, []).append(image)
-    rounds = zip_longest(*(by_class[w] for w in sorted(by_class, key=_hash)))
-    return tuple(image for turn in rounds for image in turn if image is not None)
+    return in_turn(by_class[w] for w in sorted(by_class, key=_hash))
 
 
 def _hash(text: str) -> bytes:
@@ -243,7 +222,7 @@ def _load(tree: _Tree, images: tuple[_Image, ...], index: int) -> Sentence:
 
 
 def _read(tree: _Tree, image: _Image) -> tuple[Image.Image, np.ndarray]:
-    """Photo, and mask of the image's own class; raises as `_read_ids`."""
+    """Photo, and mask of the image's own class."""
     ids_HW = _read_ids(tree, image)
     own = tree.ids[image.wordnet_id]
     mask_HW = np.where(ids_HW == IGNORE, VOID, ids_HW == own).astype(np.uint8)
@@ -252,19 +231,9 @@ def _read(tree: _Tree, image: _Image) -> tuple[Image.Image, np.ndarray]:
 
 
 def _read_ids(tree: _Tree, image: _Image) -> np.ndarray:
-    """Class ids of a mask, int32 (height, width).
-
-    Raises:
-        BadUnit: a file is missing or broken, sizes differ, or the mask is of other ids.
-    """
-    path, photo_path = _mask(tree.root, image), _photo(tree.root, image)
-    header, found = read_header(photo_path), image_size(path, "a mask")
-    if header.turn_of(found) is None:
-        size = header.stored
-        raise BadUnit(
-            f"{path}: expected {size[0]} x {size[1]} pixels like its photo, found {found[0]} x "
-            f"{found[1]}"
-        )
+    """Class ids of a mask, int32 (height, width)."""
+    path = _mask(tree.root, image)
+    header_for(_photo(tree.root, image), path)
     ids_HW = _class_ids(path)
     own = tree.ids[image.wordnet_id]
     present = np.unique(ids_HW).tolist()

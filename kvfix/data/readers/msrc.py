@@ -1,4 +1,4 @@
-"""MSRC co-segmentation groups: photos that share one object class, one folder a group.
+"""MSRC co-segmentation groups: each folder holds photos that share one object class.
 
 Layout: the tree that ShirAmir/dino-vit-features and its predecessors use. The ground truth is white
 on black with soft edges: a pixel is foreground above 127 of 255. Photo and mask are matched by name
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kvfix.data.files import digest, find_root, image_size, read_photo
-from kvfix.data.pictures.read import opened, read_header, read_picture
+from kvfix.data.files import digest, find_root, header_for, read_photo
+from kvfix.data.pictures.read import opened, read_picture
 from kvfix.data.units import BadUnit, Group, Truths, UnitSet
 
 TREE = """\
@@ -29,14 +29,7 @@ MIN_IMAGES = 2  # fewer have nothing in common
 
 
 def msrc_groups(folder: Path) -> UnitSet:
-    """The groups of an MSRC folder by name; lists files and reads masks for the digest, no photo.
-
-    Args:
-        folder: the MSRC folder or its parent.
-
-    Raises:
-        FileNotFoundError: no such folder, or no group in it.
-    """
+    """The groups of an MSRC folder by name; reads masks for the digest, no photo."""
     root = _root(folder)
     names = _groups(root)
     photos = [p for n in names for p in _images(root / n)]
@@ -53,11 +46,7 @@ def msrc_groups(folder: Path) -> UnitSet:
 
 
 def msrc_truths(folder: Path) -> Truths[dict[str, np.ndarray]]:
-    """Each group's masks by image name (without suffix), uint8 0 or 1; decodes no photo.
-
-    Raises:
-        As `msrc_groups`.
-    """
+    """Each group's masks by image name (without suffix), uint8 0 or 1; raises as `msrc_groups`."""
     root = _root(folder)
     names = _groups(root)
 
@@ -69,7 +58,7 @@ def msrc_truths(folder: Path) -> Truths[dict[str, np.ndarray]]:
 
 
 def msrc_problems(folder: Path) -> Iterator[str]:
-    """Everything wrong with an MSRC folder, a line each; decodes every photo and mask."""
+    """Everything wrong with an MSRC folder; decodes every photo and mask."""
     root = _root(folder)
     names = _groups(root)
     for child in sorted(root.iterdir()):
@@ -125,11 +114,7 @@ def _images(folder: Path) -> tuple[Path, ...]:
 
 
 def _paired(group: Path) -> list[tuple[Path, Path]]:
-    """(photo, mask) files of a group.
-
-    Raises:
-        BadUnit: a photo without mask, a mask without photo, one name twice, or too few photos.
-    """
+    """(photo, mask) files of a group."""
     photos, masks = _by_stem(group), _by_stem(group / _TRUTH)
     for stem in sorted(photos.keys() ^ masks.keys()):
         if stem in photos:
@@ -163,19 +148,8 @@ def _load(root: Path, names: tuple[str, ...], index: int) -> Group:
 
 
 def _read_truth(truth: Path, photo: Path) -> np.ndarray:
-    """uint8 (height, width), 0 or 1.
-
-    Raises:
-        BadUnit: another size than the photo, colours, or no brightness above the threshold although
-            the mask is not black.
-    """
-    header, found = read_header(photo), image_size(truth, "a mask")
-    if header.turn_of(found) is None:
-        width, height = header.stored
-        raise BadUnit(
-            f"{truth}: expected {width} x {height} pixels like its photo, found {found[0]} x "
-            f"{found[1]}"
-        )
+    """uint8 (height, width), 0 or 1."""
+    header_for(photo, truth)
     with opened(truth, expected="a mask") as image:
         if image.mode.startswith(("I", "F")):
             raise BadUnit(f"{truth}: expected a mask of 8 bits, found mode {image.mode}")

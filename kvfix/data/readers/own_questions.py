@@ -21,10 +21,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvfix.data.files import in_turn
 from kvfix.data.readers.choices import LETTERS, lettered_lines, read_answer, read_choices
 from kvfix.data.training.forms import FORMS, read_record
 from kvfix.data.training.photos import Photo, Places
@@ -68,12 +68,7 @@ class _Scan:
 
 
 def own_questions(folder: Path) -> UnitSet:
-    """The questions of a file, folder or hub dataset; decodes no image.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: A file without a question, or one that is broken as a whole.
-    """
+    """The questions of a file, folder or hub dataset; decodes no image."""
     scan = _scan(folder)
     first: dict[bytes, str] = {}
     clusters = tuple(first.setdefault(e.cluster, e.id) for e in scan.entries)
@@ -87,16 +82,6 @@ def own_questions(folder: Path) -> UnitSet:
         "question" if len(set(clusters)) == len(clusters) else "first image",
         tuple(e.sub_task for e in scan.entries),
     )
-
-
-def own_problems(folder: Path) -> Iterator[str]:
-    """Every question that cannot be asked, a line each; decodes all images."""
-    scan = _scan(folder)
-    for index, entry in enumerate(scan.entries):
-        try:
-            _load(scan, [entry.id] * len(scan.entries), index)
-        except BadUnit as error:
-            yield str(error)
 
 
 def own_notes(folder: Path) -> Iterator[str]:
@@ -121,8 +106,7 @@ def _scan(folder: Path) -> _Scan:
             plain = row if isinstance(row, dict) else {}
             cells = _cells(plain)
             if places.moved is None and cells:
-                cell = cells[0]
-                named = cell.get("path") if isinstance(cell, dict) else cell
+                named = cells[0].get("path") if isinstance(cells[0], dict) else cells[0]
                 places = Places(root, places.moved_from(named))
             entry = _entry(number, at, plain, cells, places, otherwise, taken=entries)
             entries[entry.id] = entry
@@ -134,9 +118,7 @@ def _scan(folder: Path) -> _Scan:
     by_task: dict[str, list[_Entry]] = {}
     for entry in entries.values():
         by_task.setdefault(entry.sub_task, []).append(entry)
-    turns = zip_longest(*by_task.values())
-    ordered = tuple(e for turn in turns for e in turn if e is not None)
-    return _Scan(records, places, str(folder), ordered, fit)
+    return _Scan(records, places, str(folder), in_turn(by_task.values()), fit)
 
 
 def _entry(
@@ -150,8 +132,7 @@ def _entry(
     taken: dict[str, _Entry],
 ) -> _Entry:
     task = row.get("sub_task")
-    sub_task = _task_name(task) if isinstance(task, str) else ""
-    sub_task = sub_task or otherwise
+    sub_task = (_task_name(task) if isinstance(task, str) else "") or otherwise
     given = row.get("idx", row.get("id"))
     match = _ID.fullmatch(given) if isinstance(given, str) else None
     name = f"mcq_{sub_task}_{number}"
@@ -159,10 +140,8 @@ def _entry(
         name = str(given)
     images = [_digest(cell, places) for cell in cells]
     texts = {k: v for k, v in row.items() if k not in (*_IMAGES, "image", "images")}
-    whole = hashlib.sha256(
-        json.dumps(texts, default=repr, sort_keys=True).encode() + b"".join(images)
-    )
-    digest = whole.digest()
+    written = json.dumps(texts, default=repr, sort_keys=True).encode()
+    digest = hashlib.sha256(written + b"".join(images)).digest()
     first = images[0] if images else digest
     answer = row.get("answer")
     return _Entry(number, at, name, sub_task, first, digest, type(answer) is int)
@@ -181,7 +160,7 @@ def _task_name(text: str) -> str:
 
 
 def _digest(cell: Any, places: Places) -> bytes:
-    """Of an image: its bytes, or its name and size; a file is not read for it."""
+    """A hash of an image's bytes, or of its name and size, so that no file is read for it."""
     try:
         photo = places.photo(cell)
     except ValueError:
@@ -226,7 +205,7 @@ def _load(scan: _Scan, clusters: Sequence[str], index: int) -> Question:
                 f"found {shown(row.get('answer'))}, and others that are beyond their choices"
             )
         spoken = any(form.fits(row) for form in FORMS) and "prompt" not in row
-        asked = _of_turns(row, scan.places) if spoken else _of_columns(row, scan.places)
+        asked = _from_turns(row, scan.places) if spoken else _from_columns(row, scan.places)
         answer = read_answer(asked.answer, asked.choices)
         pictures = tuple(photo.read() for photo in asked.photos)
     except (ValueError, OSError) as error:
@@ -251,7 +230,7 @@ class _Asked(NamedTuple):
     photos: tuple[Photo, ...]
 
 
-def _of_columns(row: dict[str, Any], places: Places) -> _Asked:
+def _from_columns(row: dict[str, Any], places: Places) -> _Asked:
     if row.get("answer") is None:
         raise ValueError(f"expected an answer, found the keys {shown(sorted(map(str, row)))}")
     given, prompt = row.get("question"), row.get("prompt")
@@ -278,7 +257,7 @@ def _of_columns(row: dict[str, Any], places: Places) -> _Asked:
     )
 
 
-def _of_turns(row: dict[str, Any], places: Places) -> _Asked:
+def _from_turns(row: dict[str, Any], places: Places) -> _Asked:
     line = read_record(row, places, look=False).conversation
     *system, asked, answered = line.messages
     if system or asked.role != "user":

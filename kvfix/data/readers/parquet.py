@@ -18,7 +18,7 @@ from kvfix.data.pictures.read import read_picture
 from kvfix.wording import cause
 
 
-class Row(NamedTuple):
+class NumberedRow(NamedTuple):
     """One row of a file."""
 
     number: int  # within the file
@@ -27,17 +27,13 @@ class Row(NamedTuple):
 
 def read_rows(
     path: Path, *, required: Sequence[str], optional: Sequence[str] = (), first: int = 0
-) -> Iterator[Row]:
-    """Rows of a file from row `first` on; row groups before it are skipped unread.
+) -> Iterator[NumberedRow]:
+    """Rows of a parquet file from row `first` on; row groups before it are skipped unread.
 
-    Args:
-        path: a parquet file.
-        required: columns to read that must be there.
-        optional: columns to read where they are there.
-        first: number of the first row wanted.
+    Only the required columns and those of the optional ones that are there are read.
 
     Raises:
-        ValueError: not a parquet file, cut off, or without the required columns.
+        ValueError: The file is broken, or lacks a required column.
     """
     import pyarrow as pa  # 0.1 s to import, and only wanted here
     import pyarrow.parquet as pq
@@ -58,7 +54,7 @@ def read_rows(
                     batches = file.iter_batches(1, row_groups=[group], columns=columns)
                     for number, batch in enumerate(batches, start=start):
                         if number >= first:
-                            yield Row(number, batch.to_pylist()[0])
+                            yield NumberedRow(number, batch.to_pylist()[0])
                 start += rows
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
@@ -67,8 +63,8 @@ def read_rows(
 
 
 class _Position(NamedTuple):
-    last: Row
-    rest: Iterator[Row]
+    last: NumberedRow
+    rest: Iterator[NumberedRow]
 
 
 @dataclass
@@ -76,26 +72,18 @@ class RowReader:
     """Rows of several files in any order; every file is kept open at the row read last.
 
     The next row costs nothing but itself, and the same one again nothing at all.
-
-    Args:
-        required: see `read_rows`.
-        optional: see `read_rows`.
     """
 
-    required: Sequence[str]
+    required: Sequence[str]  # columns, as in `read_rows`
     optional: Sequence[str] = ()
     _at: dict[Path, _Position] = field(default_factory=dict, init=False, repr=False)
 
     def row(self, path: Path, number: int) -> dict[str, Any]:
-        """The cells of row `number` of a file.
-
-        Raises:
-            ValueError: the file cannot be read, or has fewer rows.
-        """
+        """The cells of row `number` of a file; raises as `read_rows`, or if it has fewer rows."""
         at = self._at.pop(path, None)
         if at is None or at.last.number > number:
             rows = read_rows(path, required=self.required, optional=self.optional, first=number)
-            at = _Position(Row(-1, {}), rows)
+            at = _Position(NumberedRow(-1, {}), rows)
         row = at.last
         while row.number < number:
             following = next(at.rest, None)
@@ -108,20 +96,12 @@ class RowReader:
         return row.cells
 
 
-def image_bytes(cell: object) -> bytes | None:
+def encoded_image(cell: object) -> bytes | None:
     """The encoded image of a cell of the hub's image type; None where it holds no bytes."""
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     return data if isinstance(data, bytes) and data else None
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """An image as upright RGB.
-
-    Args:
-        data: the encoded image.
-        where: file and row, for the message.
-
-    Raises:
-        BadUnit: not an image, cut off, too large or too thin.
-    """
+    """An encoded image as upright RGB, or a BadUnit that begins with `where`."""
     return read_picture(data, where=where, expected="an image").image

@@ -1,4 +1,4 @@
-"""Pascal-5i on VOC2012 val: five-shot episodes, 1,000 a fold, drawn as HSNet draws them.
+"""Pascal-5i on VOC2012 val: 1,000 five-shot episodes in each fold, drawn as HSNet draws them.
 
 Protocol: juhongm999/hsnet (`data/pascal.py`, `test.py`). Fold i holds VOC classes 5i+1 to 5i+5. A
 fold is a list of (image, class) entries, by image name, then class. Each fold starts a fresh NumPy
@@ -32,13 +32,13 @@ from PIL import Image
 from kvfix.data.files import (
     digest,
     find_root,
-    image_size,
+    header_for,
     is_plain,
     read_labels,
     read_list,
     read_photo,
 )
-from kvfix.data.pictures.read import Header, read_header, read_picture
+from kvfix.data.pictures.read import Header, read_picture
 from kvfix.data.readers.episodes import (
     CLASSES,
     FOLDS,
@@ -62,7 +62,7 @@ VOC2012/                                 DIR is this folder or its parent
 SIDE = 400  # pixels
 SMALLEST = 2 * 32 * 32  # pixels of a class that make an entry
 OFFICIAL_IMAGES = 1449  # names in VOC2012's val.txt
-OFFICIAL_ENTRIES = (346, 451, 725, 346)  # of HSNet's lists, by fold
+OFFICIAL_ENTRIES = (346, 451, 725, 346)  # in HSNet's lists, by fold
 _LIST, _PHOTOS, _MASKS = "ImageSets/Segmentation/val.txt", "JPEGImages", "SegmentationClassAug"
 _SPLITS = "splits/pascal/val"
 
@@ -78,13 +78,7 @@ class QueryTruth(NamedTuple):
 def pascal_episodes(folder: Path) -> UnitSet:
     """The episodes of all four folds, in turn; reads masks for the lists, no photo.
 
-    Args:
-        folder: the VOC2012 folder or its parent.
-
-    Raises:
-        FileNotFoundError: parts of the tree are missing.
-        ValueError: an empty or broken list, a mask that cannot be read while lists are derived (a
-            gap would change every later draw), or no class with two entries.
+    A mask that cannot be read while lists are derived ends it: a gap would change later draws.
     """
     root = _root(folder)
     by_fold = [draw_episodes(usable(e).kept, fold) for fold, e in enumerate(_lists(root))]
@@ -112,11 +106,7 @@ def pascal_episodes(folder: Path) -> UnitSet:
 
 
 def pascal_truths(folder: Path) -> Truths[QueryTruth]:
-    """The query masks of the same episodes in the same order; reads no photo.
-
-    Raises:
-        As `pascal_episodes`.
-    """
+    """The query masks of the same episodes in the same order; raises as `pascal_episodes`."""
     units = pascal_episodes(folder)
     root = _root(folder)
 
@@ -129,7 +119,7 @@ def pascal_truths(folder: Path) -> Truths[QueryTruth]:
 
 
 def pascal_problems(folder: Path) -> Iterator[str]:
-    """Everything wrong with a VOC2012 folder, a line each; decodes every listed photo and mask."""
+    """Everything wrong with a VOC2012 folder; decodes every listed photo and mask."""
     root = _root(folder)
     given = _given_lists(root)
     wanted: dict[str, set[int]] = {name: set() for name in read_list(root / _LIST)}
@@ -137,18 +127,18 @@ def pascal_problems(folder: Path) -> Iterator[str]:
         wanted = {}
         for name, label in (entry for entries in given for entry in entries):
             wanted.setdefault(name, set()).add(label)
-    shown: set[int] = set()
+    present: set[int] = set()
     for name in sorted(wanted):
         try:
             labels = _areas(_mask(root, name)).keys()
-            shown |= labels
+            present |= labels
             for label in sorted(wanted[name] - labels):
                 yield _lacks(_mask(root, name), label)
-            _check_size(root, name)
+            header_for(_photo(root, name), _mask(root, name))
             read_photo(_photo(root, name))
         except BadUnit as error:
             yield str(error)
-    if not shown:
+    if not present:
         yield f"{root / _MASKS}: expected VOC classes 1 to {len(CLASSES)}, found none in any mask"
 
 
@@ -156,13 +146,13 @@ def pascal_notes(folder: Path) -> Iterator[str]:
     """What each fold is drawn from, what is left out, and whether the lists are HSNet's."""
     root = _root(folder)
     given = _given_lists(root)
-    how = "HSNet's lists" if given is not None else f"an area of {SMALLEST} pixels or more"
+    rule = "HSNet's lists" if given is not None else f"an area of {SMALLEST} pixels or more"
     lists = _lists(root) if given is None else given
     for fold, entries in enumerate(lists):
         alone, kept = usable(entries)
         classes = sorted({e.label for e in kept})
         names = ", ".join(CLASSES[label - 1] for label in classes) or "none, so no episodes"
-        yield f"fold {fold}: {len(kept)} entries (photo and class) by {how}: {names}"
+        yield f"fold {fold}: {len(kept)} entries (photo and class) by {rule}: {names}"
         for name, label in alone:
             yield (
                 f"fold {fold}: {CLASSES[label - 1]} is left out, because {name} is its only photo "
@@ -203,7 +193,7 @@ def _lists(root: Path) -> list[list[Entry]]:
 
 
 def _derived(areas: dict[str, dict[int, int]]) -> list[list[Entry]]:
-    """Entries by fold of photos with these pixels a class."""
+    """Entries by fold, from the pixels that each class fills in each photo."""
     lists: list[list[Entry]] = [[] for _ in range(FOLDS)]
     for name in sorted(areas):
         for label in sorted(areas[name]):
@@ -213,7 +203,7 @@ def _derived(areas: dict[str, dict[int, int]]) -> list[list[Entry]]:
 
 
 def _given_lists(root: Path) -> list[list[Entry]] | None:
-    """HSNet's own lists, `2007_000033__01` a line; None where the tree has none of them."""
+    """HSNet's own lists, of lines like `2007_000033__01`; None where the tree has none of them."""
     paths = [_split(root, fold) for fold in range(FOLDS)]
     missing = [p for p in paths if not p.is_file()]
     if len(missing) == FOLDS:
@@ -238,11 +228,7 @@ def _given_lists(root: Path) -> list[list[Entry]] | None:
 
 
 def _areas(path: Path) -> dict[int, int]:
-    """Pixels of each class that a mask shows.
-
-    Raises:
-        BadUnit: not a mask of VOC classes.
-    """
+    """Pixels of each class that a mask shows."""
     return _pixels(_read_mask(path))
 
 
@@ -272,16 +258,6 @@ def _lacks(path: Path, label: int) -> str:
     return f"{path}: expected class {label} ({CLASSES[label - 1]}), found no pixel of it"
 
 
-def _check_size(root: Path, name: str) -> None:
-    header, mask = read_header(_photo(root, name)), image_size(_mask(root, name), "a mask")
-    if header.turn_of(mask) is None:
-        photo = header.stored
-        raise BadUnit(
-            f"{_mask(root, name)}: expected {photo[0]} x {photo[1]} pixels like its photo, found "
-            f"{mask[0]} x {mask[1]}"
-        )
-
-
 def _load(root: Path, draws: tuple[Draw, ...], index: int) -> Episode:
     draw = draws[index]
     read = {n: _example(root, n, draw.label) for n in {draw.query, *draw.support}}
@@ -297,7 +273,7 @@ def _load(root: Path, draws: tuple[Draw, ...], index: int) -> Episode:
 
 def _example(root: Path, name: str, label: int) -> tuple[Image.Image, np.ndarray]:
     """Photo and mask of one class at 400 x 400."""
-    _check_size(root, name)
+    header_for(_photo(root, name), _mask(root, name))
     photo, header = read_picture(_photo(root, name))
     mask_HW = _mask_of(root, name, label, header)
     return photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR), mask_HW

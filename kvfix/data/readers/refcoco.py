@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvfix.data.files import listed
+from kvfix.data.files import bad_units, check_folder, listed
 from kvfix.data.pictures.read import read_picture
 from kvfix.data.pictures.rle import decode_rle
-from kvfix.data.readers.parquet import RowReader, image_bytes, read_rows
+from kvfix.data.readers.parquet import RowReader, encoded_image, read_rows
 from kvfix.data.texts import bounded, check_askable
 from kvfix.data.units import BadUnit, Sentence, UnitSet
 from kvfix.wording import shown
@@ -60,16 +60,7 @@ class _Found(NamedTuple):
 
 
 def refcoco_sentences(folder: Path) -> UnitSet:
-    """Every sentence of testA or testB; reads the text columns once, decodes no photo.
-
-    Args:
-        folder: the RefCOCO folder or its parent; `folder/testA` where both splits are there.
-
-    Raises:
-        FileNotFoundError: no such folder, or no parquet file of a split in it.
-        ValueError: a choice of splits is missing, only refused splits, missing parts of a split, or
-            files that are not of this form.
-    """
+    """Every sentence of testA or testB; reads the text columns once, decodes no photo."""
     found = _find(folder)
     if len(found.splits) > 1:
         options = " or ".join(f"refcoco={found.root / s}" for s in found.splits)
@@ -81,6 +72,10 @@ def refcoco_sentences(folder: Path) -> UnitSet:
     samples, sha256 = _scan(split, paths)
     if not samples:
         raise ValueError(f"{found.root}: expected sentences in {split}, found none")
+    return _unit_set(split, samples, sha256)
+
+
+def _unit_set(split: str, samples: list[_Sample], sha256: str) -> UnitSet:
     return UnitSet(
         "referring_segmentation",
         "refcoco",
@@ -93,15 +88,10 @@ def refcoco_sentences(folder: Path) -> UnitSet:
 
 
 def refcoco_problems(folder: Path) -> Iterator[str]:
-    """Everything wrong with the files of testA and testB, a line each; decodes every photo."""
+    """Everything wrong with the files of testA and testB; decodes every photo."""
     for split, paths in _find(folder).splits.items():
-        reader = RowReader(("image", *_TEXT))
-        samples, _ = _scan(split, paths)
-        for i in range(len(samples)):
-            try:
-                _load(reader, samples, i)
-            except BadUnit as error:
-                yield str(error)
+        samples, sha256 = _scan(split, paths)
+        yield from bad_units(_unit_set(split, samples, sha256))
         with_text = {(s.path, s.row) for s in samples}
         for path in paths:
             for row in read_rows(path, required=("file_name",)):
@@ -127,9 +117,7 @@ def _find(folder: Path) -> _Found:
     wanted: str | None = None
     if not folder.exists() and folder.name in (*OFFICIAL_ROWS, *_REFUSED):
         folder, wanted = folder.parent, folder.name
-    if not folder.is_dir():
-        kind = "a file, not a folder" if folder.exists() else "no such folder"
-        raise FileNotFoundError(f"{folder}: expected the RefCOCO folder, found {kind}")
+    check_folder(folder, "RefCOCO")
     root = next((r for r in (folder, folder / "RefCOCO") if _parquet(r)), folder)
     splits: dict[str, list[Path]] = {}
     for path in _parquet(root):
@@ -214,10 +202,8 @@ def _load(reader: RowReader, samples: list[_Sample], index: int) -> Sentence:
         raise BadUnit(f"{where}: expected a sentence in answer, found {shown(text)}")
     check_askable(text, where, "answer")
     data = _encoded(where, cells["image"])
-    (photo, header), polygon = (
-        read_picture(data, where=where, expected="an image"),
-        cells["segmentation"],
-    )
+    photo, header = read_picture(data, where=where, expected="an image")
+    polygon = cells["segmentation"]
     try:
         mask_HW = header.mask(_mask(where, polygon, header.stored))
     except BadUnit:
@@ -238,18 +224,14 @@ def _cluster(where: str, name: Any) -> str:
 
 
 def _encoded(where: str, cell: Any) -> bytes:
-    data = image_bytes(cell)
+    data = encoded_image(cell)
     if data is None:
         raise BadUnit(f"{where}: expected the photo's bytes in image, found none")
     return data
 
 
 def _mask(where: str, polygon: Any, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (height, width) of a flat polygon x0, y0, x1, y1, ... in pixels.
-
-    Raises:
-        BadUnit: not a polygon, one that reaches beyond the photo, or one without a pixel.
-    """
+    """uint8 (height, width) of a flat polygon x0, y0, x1, y1, ... in pixels, or a BadUnit."""
     from pycocotools import mask as coco
 
     numbers = polygon if isinstance(polygon, list) else []

@@ -22,13 +22,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvfix.data.files import digest, find_root, is_plain, read_list, read_photo
+from kvfix.data.files import digest, find_root, in_turn, is_plain, read_list, read_photo
 from kvfix.data.pictures.read import read_header
 from kvfix.data.units import BadUnit, Pair, Truths, UnitSet
 from kvfix.wording import shown
@@ -73,15 +72,7 @@ class PairTruth:
 
 
 def spair_pairs(folder: Path) -> UnitSet:
-    """The test pairs of SPair-71k; reads the list, annotations (for the digest) and photo sizes.
-
-    Args:
-        folder: the SPair-71k folder or its parent.
-
-    Raises:
-        FileNotFoundError: parts of the tree are missing.
-        ValueError: an empty list, or names that are not of SPair's form.
-    """
+    """The test pairs of SPair-71k; reads the list, annotations (for the digest) and photo sizes."""
     root = _root(folder)
     pairs = _listed(root)
     clusters, word = _clusters(pairs)
@@ -90,11 +81,7 @@ def spair_pairs(folder: Path) -> UnitSet:
 
 
 def spair_truths(folder: Path) -> Truths[PairTruth]:
-    """The truth of the test pairs, from the annotations alone: the photos need not be there.
-
-    Raises:
-        As `spair_pairs`.
-    """
+    """The truth of the test pairs, from the annotations alone: the photos need not be there."""
     root = _root(folder, photos=False)
     pairs = _listed(root)
     clusters, word = _clusters(pairs)
@@ -124,7 +111,7 @@ def _unit_set(
 
 
 def _clusters(pairs: tuple[_Listed, ...]) -> tuple[tuple[str, ...], str]:
-    """A cluster a pair, and what a cluster is."""
+    """The cluster of each pair, and what a cluster is."""
     groups = _photo_groups(pairs)
     if len(set(groups.values())) > 1:
         clusters = tuple(groups[p.name] for p in pairs)
@@ -135,7 +122,7 @@ def _clusters(pairs: tuple[_Listed, ...]) -> tuple[tuple[str, ...], str]:
 
 
 def spair_problems(folder: Path) -> Iterator[str]:
-    """Everything wrong with an SPair-71k folder, a line each; decodes every listed photo once."""
+    """Everything wrong with an SPair-71k folder; decodes every listed photo once."""
     root = _root(folder)
     photos: dict[Path, set[tuple[int, int]]] = {}
     for pair in _listed(root):
@@ -184,8 +171,7 @@ def _listed(root: Path) -> tuple[_Listed, ...]:
         by_category.setdefault(pair.category, []).append(pair)
     for pairs in by_category.values():
         pairs.sort(key=lambda p: hashlib.sha256(p.name.encode()).digest())
-    rounds = zip_longest(*(by_category[c] for c in sorted(by_category)))
-    return tuple(p for turn in rounds for p in turn if p is not None)
+    return in_turn(by_category[c] for c in sorted(by_category))
 
 
 def _photo_groups(pairs: tuple[_Listed, ...]) -> dict[str, str]:
@@ -250,11 +236,7 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def _read_annotation(root: Path, pair: _Listed) -> tuple[_Marked, _Marked]:
-    """Source and target of a pair.
-
-    Raises:
-        BadUnit: no such file, not JSON, or fields that are missing or malformed.
-    """
+    """Source and target of a pair."""
     path = _annotation(root, pair.name)
     try:
         fields = json.loads(path.read_bytes())

@@ -28,7 +28,7 @@ from kvfix.data.scenes.shapes import (
     weave,
 )
 
-SIZE = 160  # pixels a side unless asked otherwise
+SIZE = 160  # pixels of each side, unless asked otherwise
 VERSION = 1  # part of every fingerprint: raise it when the same seed paints another picture
 SPLITS = {"train": (0, 2**40), "val": (2**40, 2**41), "test": (2**41, 2**42)}  # seed ranges
 MAX_ANGLE = 25.0  # degrees; keeps "top", "left" parts nameable
@@ -60,7 +60,7 @@ class Scene:
     ground: str
     tone: tuple[float, float, float]  # RGB of the ground, [0, 255]
     style: str
-    seed: int  # of the grain of ground and style
+    seed: int  # gives the grain of ground and style
 
 
 class Rendered(NamedTuple):
@@ -71,11 +71,7 @@ class Rendered(NamedTuple):
 
 
 def seed_of(split: str, index: int) -> int:
-    """The seed of scene `index` of a split.
-
-    Raises:
-        ValueError: unknown split, or an index outside the split's range.
-    """
+    """The seed of scene `index` of a split."""
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
     low, high = SPLITS[split]
@@ -214,11 +210,7 @@ def parts_xy(thing: Thing, size: int = SIZE) -> np.ndarray:
 
 
 def box_of(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
-    """Bounding box x0, y0, x1, y1 of a mask's pixels, inclusive.
-
-    Raises:
-        ValueError: an empty mask.
-    """
+    """Bounding box x0, y0, x1, y1 of a mask's pixels, inclusive."""
     ys, xs = np.nonzero(mask_HW)
     if len(xs) == 0:
         raise ValueError("mask: expected at least one pixel set, found none")

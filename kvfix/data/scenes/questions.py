@@ -1,4 +1,4 @@
-"""Multiple-choice perception questions on scenes, one function a skill of BLINK.
+"""Multiple-choice perception questions on scenes: one function for each skill of BLINK.
 
 A nano is never trained on these before a repair. Every right answer follows from the scene alone,
 right options sit at every letter equally often, and marked points are kept beside the drawn markers
@@ -16,10 +16,8 @@ from PIL import Image
 
 from kvfix.data.scenes.paint import (
     SIZE,
-    Scene,
     Thing,
     backdrop,
-    box_of,
     generator,
     parts_xy,
     pick,
@@ -45,10 +43,6 @@ class Draft(NamedTuple):
     points: tuple[Marks, ...] = ()
 
 
-def _marked(image: Image.Image, marks: Marks) -> Image.Image:
-    return mark(image, marks)
-
-
 def _at(label: str, xy: np.ndarray) -> tuple[str, float, float]:
     return label, float(xy[0]), float(xy[1])
 
@@ -72,13 +66,20 @@ def relative_depth(rng: np.random.Generator) -> Draft:
     near = replace(near, x=cx + gap / 2 * np.cos(turn), y=cy + gap / 2 * np.sin(turn))
     scene = backdrop(rng, (far, near))
     picture = render(scene)
-    labels, answer = _shuffled(rng, near, [far])
-    marks: Marks = [
-        (label, *_spot(t, far if t is near else near))
-        for label, t in zip("AB", labels, strict=True)
-    ]
     text = "Two things are marked in the image. Which one is closer to the viewer, in front?"
-    return Draft((_marked(picture.image, marks),), text, ("A", "B"), answer, (marks,))
+    return _two_marked(rng, picture.image, near, far, text)
+
+
+def _two_marked(
+    rng: np.random.Generator, image: Image.Image, right: Thing, wrong: Thing, text: str
+) -> Draft:
+    """Ask which of two objects, marked A and B, is the right one."""
+    things, answer = _shuffled(rng, right, [wrong])
+    marks: Marks = [
+        (label, *_spot(thing, wrong if thing is right else right))
+        for label, thing in zip("AB", things, strict=True)
+    ]
+    return Draft((mark(image, marks),), text, ("A", "B"), answer, (marks,))
 
 
 def _spot(thing: Thing, other: Thing) -> tuple[float, float]:
@@ -147,13 +148,8 @@ def object_localization(rng: np.random.Generator) -> Draft:
     picture = render(scene)
     order = rng.permutation(len(scene.things))
     right, wrong = scene.things[order[0]], scene.things[order[1]]
-    shown, answer = _shuffled(rng, right, [wrong])
-    marks: Marks = [
-        (label, *_spot(t, wrong if t is right else right))
-        for label, t in zip("AB", shown, strict=True)
-    ]
     text = f"Which marked point lies on the {right.shape}?"
-    return Draft((_marked(picture.image, marks),), text, ("A", "B"), answer, (marks,))
+    return _two_marked(rng, picture.image, right, wrong, text)
 
 
 def jigsaw(rng: np.random.Generator) -> Draft:
@@ -167,13 +163,23 @@ def jigsaw(rng: np.random.Generator) -> Draft:
     wrong = image.crop((0, 0, half, half))
     hollow = image.copy()
     hollow.paste((0, 0, 0), corner)
-    pieces, answer = _shuffled(rng, right, [wrong])
-    shown = tuple(_framed(p) for p in pieces)
     text = (
         "The first image misses its bottom right corner. Is the second or the third image the "
         "missing piece?"
     )
-    return Draft((hollow, *shown), text, ("the second image", "the third image"), answer)
+    return _second_or_third(rng, hollow, _framed(right), _framed(wrong), text)
+
+
+def _second_or_third(
+    rng: np.random.Generator,
+    first: Image.Image,
+    right: Image.Image,
+    wrong: Image.Image,
+    text: str,
+) -> Draft:
+    """Ask which of two further images is the right one."""
+    images, answer = _shuffled(rng, right, [wrong])
+    return Draft((first, *images), text, ("the second image", "the third image"), answer)
 
 
 def _framed(piece: Image.Image) -> Image.Image:
@@ -188,9 +194,8 @@ def art_style(rng: np.random.Generator) -> Draft:
     style = pick(rng, STYLES)
     other = pick(rng, STYLES, but=[style])
     first, right, wrong = (render(sample_scene(rng, style=s)).image for s in (style, style, other))
-    shown, answer = _shuffled(rng, right, [wrong])
     text = "Is the second or the third image in the same art style as the first image?"
-    return Draft((first, *shown), text, ("the second image", "the third image"), answer)
+    return _second_or_third(rng, first, right, wrong, text)
 
 
 def visual_similarity(rng: np.random.Generator) -> Draft:
@@ -208,10 +213,9 @@ def visual_similarity(rng: np.random.Generator) -> Draft:
         seed=int(rng.integers(2**31)),
         things=tuple(replace(t, x=_jitter(rng, t.x, t), y=_jitter(rng, t.y, t)) for t in changed),
     )
-    shown, answer = _shuffled(rng, render(similar).image, [render(other).image])
     text = "Is the second or the third image more similar to the first image?"
-    options = ("the second image", "the third image")
-    return Draft((render(scene).image, *shown), text, options, answer)
+    first, right, wrong = (render(s).image for s in (scene, similar, other))
+    return _second_or_third(rng, first, right, wrong, text)
 
 
 def _jitter(rng: np.random.Generator, centre: float, thing: Thing) -> float:
@@ -240,7 +244,7 @@ def visual_correspondence(rng: np.random.Generator) -> Draft:
         "A point R is marked in the first image. The second image shows the same scene from "
         "another view. Which marked point is the same point?"
     )
-    images = (_marked(image, ref), _marked(view, marks))
+    images = (mark(image, ref), mark(view, marks))
     return Draft(images, text, tuple("ABCD"), answer, (ref, marks))
 
 
@@ -258,7 +262,7 @@ def semantic_correspondence(rng: np.random.Generator) -> Draft:
         f"A point R is marked on the {shape} in the first image. Which marked point of the second "
         "image is the same part?"
     )
-    images = (_marked(source, ref), _marked(target, marks))
+    images = (mark(source, ref), mark(target, marks))
     return Draft(images, text, tuple(m[0] for m in marks), answer, (ref, marks))
 
 
@@ -309,11 +313,7 @@ SKILLS: dict[str, Callable[[np.random.Generator], Draft]] = {
 
 
 def scene_question(split: str, skill: str, index: int) -> Question:
-    """Question `index` of a skill in a split.
-
-    Raises:
-        ValueError: unknown skill or split.
-    """
+    """Question `index` of a skill in a split."""
     if skill not in SKILLS:
         raise ValueError(f"skill: expected one of {', '.join(SKILLS)}, found {skill!r}")
     draft = SKILLS[skill](generator(split, index, skill))
@@ -322,14 +322,3 @@ def scene_question(split: str, skill: str, index: int) -> Question:
     return Question(
         name, name, skill, draft.images, draft.question, draft.choices, draft.answer, points
     )
-
-
-__all__ = [
-    "SKILLS",
-    "Scene",
-    "box_of",
-    "random_warp",
-    "scene_question",
-    "warp_image",
-    "warp_points",
-]

@@ -145,25 +145,3 @@ def conversation(scene: Scene, rng: np.random.Generator, *, turns: int) -> list[
             talk.append(turn)
     order = rng.permutation(len(talk))
     return [talk[i] for i in order]
-
-
-def pair_conversation(scenes: list[Scene], rng: np.random.Generator) -> list[Turn]:
-    """Two images: caption each, and attributes asked of the first or the second."""
-    words = ("first", "second")
-    talk = [
-        Turn("pair_caption", f"Describe the {w} image.", caption(s))
-        for w, s in zip(words, scenes, strict=True)
-    ]
-    for _ in range(4):
-        which = int(rng.integers(2))
-        turn = attribute_turn(scenes[which], rng, choice=rng.random() < 0.3)
-        if turn is not None:
-            talk.append(
-                Turn(
-                    "pair_" + turn.kind,
-                    f"In the {words[which]} image: {turn.question}",
-                    turn.answer,
-                )
-            )
-    order = rng.permutation(len(talk))
-    return [talk[i] for i in order]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -174,7 +175,6 @@ def _skill(index: int) -> tuple[str, int]:
     return tuple(SKILLS)[skill], turn
 
 
-# What probes score.
 MAKERS: dict[str, Callable[[str, int], Unit]] = {
     "foreground_segmentation": episode,
     "cosegmentation": group,
@@ -184,7 +184,7 @@ MAKERS: dict[str, Callable[[str, int], Unit]] = {
     "temporal_correspondence": clip,
 }
 SCENE_TASKS = (*MAKERS, MCQ)
-# Units a task that keep `kvfix diagnose` within two minutes on two cores; of questions 40 a skill.
+# As many units of each task as keep `kvfix diagnose` within two minutes on two cores.
 DEFAULT_N = {
     "foreground_segmentation": 64,
     "cosegmentation": 16,
@@ -197,11 +197,7 @@ DEFAULT_N = {
 
 
 def scene_units(task: str, *, split: str = "test", n: int | None = None) -> UnitSet:
-    """The first `n` scene units of a task.
-
-    Raises:
-        ValueError: a task or split that scenes do not have.
-    """
+    """The first `n` scene units of a task."""
     if task not in SCENE_TASKS:
         raise ValueError(f"task: scenes have {', '.join(SCENE_TASKS)}; found {task!r}")
     if split not in SPLITS:
@@ -230,31 +226,21 @@ def scenes_dataset(split: str, n: int) -> datasets.Dataset:
     `objects` (shape, colour, texture, x, y, radius in [0, 1], angle in degrees); `caption`;
     `expressions` (text and object index).
     """
-    import datasets  # seconds to import, and only wanted here
+    from datasets import Dataset, Features, Image, List, Value  # seconds to import
 
-    columns = datasets.Features(
+    text, number = Value("string"), Value("float32")
+    objects = dict.fromkeys(("shape", "colour", "texture"), text)
+    objects |= dict.fromkeys(("x", "y", "radius", "angle"), number)
+    columns = Features(
         {
-            "image": datasets.Image(),
-            "instances": datasets.Image(),
-            "objects": datasets.List(
-                {
-                    "shape": datasets.Value("string"),
-                    "colour": datasets.Value("string"),
-                    "texture": datasets.Value("string"),
-                    "x": datasets.Value("float32"),
-                    "y": datasets.Value("float32"),
-                    "radius": datasets.Value("float32"),
-                    "angle": datasets.Value("float32"),
-                }
-            ),
-            "caption": datasets.Value("string"),
-            "expressions": datasets.List(
-                {"text": datasets.Value("string"), "object": datasets.Value("int32")}
-            ),
+            "image": Image(),
+            "instances": Image(),
+            "objects": List(objects),
+            "caption": text,
+            "expressions": List({"text": text, "object": Value("int32")}),
         }
     )
-    rows = (_row(split, i) for i in range(n))
-    return datasets.Dataset.from_list(list(rows), features=columns)
+    return Dataset.from_list([_row(split, i) for i in range(n)], features=columns)
 
 
 def _row(split: str, index: int) -> dict:
@@ -274,44 +260,17 @@ def _row(split: str, index: int) -> dict:
 def questions_dataset(
     split: str, n: int, *, skills: tuple[str, ...] = tuple(SKILLS)
 ) -> datasets.Dataset:
-    """`n` multiple-choice questions a skill, in BLINK's columns (`image_1..4`, `choices`, ...)."""
-    import datasets  # seconds to import, and only wanted here
+    """`n` questions of each skill, in BLINK's columns (`image_1` to `image_4`, `choices`, ...)."""
+    from datasets import Dataset, Features, Image, List, Value  # seconds to import
 
-    columns = datasets.Features(
-        {
-            "idx": datasets.Value("string"),
-            "sub_task": datasets.Value("string"),
-            "question": datasets.Value("string"),
-            "prompt": datasets.Value("string"),
-            "choices": datasets.List(datasets.Value("string")),
-            "answer": datasets.Value("string"),
-            **{f"image_{k}": datasets.Image() for k in (1, 2, 3, 4)},
-        }
-    )
+    text = Value("string")
+    columns = dict.fromkeys(("idx", "sub_task", "question", "prompt"), text)
+    columns |= {"choices": List(text), "answer": text}
+    columns |= {f"image_{k}": Image() for k in (1, 2, 3, 4)}
     rows = []
     for skill in skills:
         for i in range(n):
             q = scene_question(split, skill, i)
-            slots = (*q.images, None, None, None, None)[:4]
-            rows.append(
-                {
-                    "idx": q.id,
-                    "sub_task": skill,
-                    "question": q.question,
-                    "prompt": q.prompt,
-                    "choices": list(q.choices),
-                    "answer": q.letter,
-                    **{f"image_{k + 1}": image for k, image in enumerate(slots)},
-                }
-            )
-    return datasets.Dataset.from_list(rows, features=columns)
-
-
-__all__ = [
-    "DEFAULT_N",
-    "MAKERS",
-    "SCENE_TASKS",
-    "questions_dataset",
-    "scene_units",
-    "scenes_dataset",
-]
+            cells = (q.id, skill, q.question, q.prompt, list(q.choices), q.letter, *q.images)
+            rows.append(dict(zip_longest(columns, cells)))
+    return Dataset.from_list(rows, features=Features(columns))

@@ -1,7 +1,7 @@
 """Training data of any form as a sequence of conversations, checked when it is opened.
 
 Bad records are left out and listed; more than 5 % of them are an error. Memory holds an offset and
-an id a record; records, photos and masks are read on access.
+an id for each record; records, photos and masks are read on access.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from kvfix.data.left_out import MOST
-from kvfix.data.training.forms import Read, pictures, read_record
+from kvfix.data.training.forms import ReadRecord, pictures, read_record
 from kvfix.data.training.photos import Places
 from kvfix.data.training.record import Conversation
 from kvfix.data.training.records import Record, Records, open_records
@@ -34,35 +34,22 @@ class BadLine(NamedTuple):
     unit: str = "line"
 
     def __str__(self) -> str:
-        """Such as `line 7: expected ..., found ...`."""
         return f"{self.unit} {self.number}: {self.why}"
 
 
 @dataclass(frozen=True)
 class Conversations(Sequence[Conversation]):
-    """The good records of a file, each read and parsed on access.
+    """The good records of a file, each read and parsed on access."""
 
-    Attributes:
-        name: Of the file, folder or hub dataset.
-        records: Where they are read from.
-        places: Where names of images lead.
-        ids: Of the good records, in order.
-        numbers: Of each of them in the file, from 1.
-        offsets: Where each of them is found again.
-        bad: The records left out.
-        forms: How many there are of each form.
-        notes: What was ignored or done to records, a line each.
-    """
-
-    name: str
+    name: str  # the file, folder or hub dataset
     records: Records = field(repr=False)
     places: Places
     ids: tuple[str, ...] = field(repr=False)
-    numbers: np.ndarray = field(repr=False, compare=False)  # int64
-    offsets: np.ndarray = field(repr=False, compare=False)  # int64
-    bad: tuple[BadLine, ...] = ()
-    forms: tuple[tuple[str, int], ...] = ()
-    notes: tuple[str, ...] = ()
+    numbers: np.ndarray = field(repr=False, compare=False)  # int64, place in the file from 1
+    offsets: np.ndarray = field(repr=False, compare=False)  # int64, where to find it again
+    bad: tuple[BadLine, ...] = ()  # the records left out
+    forms: tuple[tuple[str, int], ...] = ()  # how many there are of each form
+    notes: tuple[str, ...] = ()  # sentences on what was ignored or done to records
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,7 +60,7 @@ class Conversations(Sequence[Conversation]):
     def __getitem__(self, index: slice) -> Conversations: ...
     def __getitem__(self, index: int | slice) -> Conversation | Conversations:
         if isinstance(index, slice):
-            return self._some(range(len(self))[index])
+            return self._chosen(range(len(self))[index])
         name = self.ids[index]
         try:
             row = self.records.read(int(self.offsets[index]))
@@ -91,23 +78,15 @@ class Conversations(Sequence[Conversation]):
     def without(
         self, bad: Sequence[tuple[int, str]], *, most_bad: float = MOST_BAD
     ) -> Conversations:
-        """Leave out some more.
-
-        Args:
-            bad: Index of each, and why.
-            most_bad: Share of records that may be bad.
-
-        Raises:
-            ValueError: More than 5 % of all records are left out then.
-        """
+        """Leave out more records, given by index and reason; holds the rest to the 5 % rule."""
         lost = {index for index, _ in bad}
         lines = [BadLine(int(self.numbers[i]), why, self.records.unit) for i, why in bad]
-        kept = self._some([i for i in range(len(self)) if i not in lost])
+        kept = self._chosen([i for i in range(len(self)) if i not in lost])
         kept = replace(kept, bad=tuple(sorted((*self.bad, *lines))))
         refuse_many(kept.name, kept.bad, len(kept), most_bad)
         return kept
 
-    def _some(self, chosen: Collection[int]) -> Conversations:
+    def _chosen(self, chosen: Collection[int]) -> Conversations:
         at = np.array(list(chosen), np.int64)
         ids = tuple(self.ids[i] for i in chosen)
         return replace(self, ids=ids, numbers=self.numbers[at], offsets=self.offsets[at])
@@ -121,12 +100,12 @@ def read_conversations(
     Args:
         source: A JSONL file, a JSON list, a parquet or Arrow file, a folder of them or of
             `save_to_disk`, or a hub id.
-        images: Folder that image names are relative to; None for the file's own.
-        most_bad: Share of records that may be bad; 1: none need be good.
+        images: The folder that image names are relative to; None for the file's own.
+        most_bad: The share of records that may be bad; with 1, none need be good.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: No good record, or more than 5 % bad ones; the message quotes the first of them.
+        FileNotFoundError: There is no such file.
+        ValueError: No record is good, or too many are bad; the message quotes the first of them.
     """
     name = str(source)
     records, root = open_records(name)
@@ -185,8 +164,8 @@ class _Scan:
         for key in found.ignored:
             self.ignored.setdefault(key, record.number)
 
-    def _id(self, found: Read, number: int) -> str:
-        """The record's own; its number makes it unique."""
+    def _id(self, found: ReadRecord, number: int) -> str:
+        """The record's own id; its number makes it unique."""
         name = found.conversation.id
         if name and name not in self.first:
             return name
@@ -197,14 +176,13 @@ class _Scan:
         return numbered
 
     def _look_elsewhere(self, row: object) -> None:
-        """Absolute names of another machine: told by the first of them."""
+        """Learn from the first absolute name of another machine where its images are here."""
         if self.places.moved is None:
             for cell in pictures(row):
                 if (moved := self.places.moved_from(cell)) is not None:
                     self.places = replace(self.places, moved=moved)
 
     def notes(self) -> list[str]:
-        """What was ignored or done, a line each."""
         unit = self.records.unit
         lines = [f"{text} ({n} of {len(self.first)})" for text, n in self.said.items()]
         if self.ignored:
@@ -229,11 +207,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 def refuse_many(name: str, bad: Sequence[BadLine], good: int, most: float = MOST_BAD) -> None:
-    """Hold data to the 5 % rule.
-
-    Raises:
-        ValueError: More bad records than that, or no good one.
-    """
+    """Raise a ValueError if more records are bad than may be, or none is good."""
     if most >= 1 or (good and len(bad) <= most * (good + len(bad))):
         return
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""

@@ -20,8 +20,9 @@ from kvfix.data.scenes.questions import random_warp, scene_question, warp_image,
 from kvfix.data.scenes.shapes import SHAPES
 from kvfix.data.scenes.talk import conversation
 from kvfix.data.scenes.units import MAKERS
-from kvfix.data.training import PLACEHOLDER, Conversation, Conversations
+from kvfix.data.training.conversations import Conversations
 from kvfix.data.training.mix import SceneMix
+from kvfix.data.training.record import PLACEHOLDER, Conversation, Match
 from kvfix.data.units import Pair, Question, Sentence
 
 NO_OUTPUT = -1
@@ -31,17 +32,14 @@ _OPTION = re.compile(r"^\(([A-E])\) (.+)$", re.MULTILINE)
 
 
 class Turn(NamedTuple):
-    """What the user says, images and texts in their order, and what the assistant should answer.
+    """What the user says, images and texts in their order, and what the assistant should answer."""
 
-    `None` stands for the next image. An empty answer is none: nothing is learned from it.
-    """
-
-    user: tuple[str | None, ...]
-    answer: str
-    learned: bool = True  # an answer that is not is read, as what was said before
+    user: tuple[str | None, ...]  # None stands for the next image
+    answer: str  # empty if there is nothing to learn
+    learned: bool = True  # an answer that is not learned is read, as what was said before
 
 
-class Known(NamedTuple):
+class Mask(NamedTuple):
     """A mask on an image of an example."""
 
     image: int
@@ -50,7 +48,7 @@ class Known(NamedTuple):
     named: bool = False  # the first user's text ends with its name
 
 
-class Matched(NamedTuple):
+class MatchedPoints(NamedTuple):
     """Points of two images that show the same, (x, y) in pixels, centres at integers."""
 
     image_a: int
@@ -61,48 +59,28 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """One training sample.
-
-    Attributes:
-        id: Stable name.
-        images: RGB, possibly none.
-        turns: At least one; placeholders of all turns together are as many as the images.
-        masks: Known masks.
-        matches: Known matches.
-        question: The multiple-choice question that the (only) turn asks; a readout may answer it.
-        system: What the system turn says; empty for the chat template's own.
-    """
+    """One training sample."""
 
     id: str
-    images: tuple[Image.Image, ...]
-    turns: tuple[Turn, ...]
-    masks: tuple[Known, ...] = ()
-    matches: tuple[Matched, ...] = ()
-    question: Question | None = None
-    system: str = ""
+    images: tuple[Image.Image, ...]  # RGB, possibly none
+    turns: tuple[Turn, ...]  # one or more; all together have a placeholder for each image
+    masks: tuple[Mask, ...] = ()
+    matches: tuple[MatchedPoints, ...] = ()
+    question: Question | None = None  # what the only turn asks, for a readout to answer
+    system: str = ""  # what the system turn says; empty for the chat template's own
 
 
 @dataclass(frozen=True)
 class Examples(Sequence[Example]):
-    """`n` examples, each made when it is asked for.
+    """`n` examples, each made when it is asked for."""
 
-    Args:
-        name: of the data.
-        n: how many.
-        make: index -> example.
-        left_out: bad lines of a file, and why.
-        notes: what its user should know, a line each.
-        forms: how many records of a file are of each form.
-        sha256: of what they are made of.
-    """
-
-    name: str
+    name: str  # of the data
     n: int
-    make: Callable[[int], Example] = field(repr=False)
-    left_out: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    forms: tuple[tuple[str, int], ...] = ()
-    sha256: str = ""
+    make: Callable[[int], Example] = field(repr=False)  # from its index
+    left_out: tuple[str, ...] = ()  # bad lines of a file, and why
+    notes: tuple[str, ...] = ()  # sentences that the user should read
+    forms: tuple[tuple[str, int], ...] = ()  # how many records of a file are of each form
+    sha256: str = ""  # of what the examples are made of
 
     def __len__(self) -> int:
         return self.n
@@ -113,7 +91,7 @@ class Examples(Sequence[Example]):
         return self.make(index)
 
     def said(self) -> list[str]:
-        """What a training tells about its data before it begins, a line each."""
+        """The lines that a training says about its data before it begins."""
         forms = ", ".join(f"{n} of form {name}" for name, n in self.forms)
         lines = [f"data: {self.name}: {forms}"] if forms else []
         lines += [f"data: {note}" for note in self.notes]
@@ -156,33 +134,35 @@ def from_conversation(line: Conversation) -> Example:
     """One record of training data; what its masks cover together is the image's foreground."""
     turns, system = turns_of(line)
     masked = sorted({mask.image for mask in line.masks})
-    masks = tuple(Known(image, _union(line, image)) for image in masked)
-    pairs = sorted({(m.image_a, m.image_b) for m in line.points})
+    masks = tuple(Mask(image, _union(line, image)) for image in masked)
+    by_pair: dict[tuple[int, int], list[Match]] = {}
+    for point in line.points:
+        by_pair.setdefault((point.image_a, point.image_b), []).append(point)
     matches = tuple(
-        Matched(
+        MatchedPoints(
             a,
             b,
-            line.upright_points(a, [m.a for m in line.points if (m.image_a, m.image_b) == (a, b)]),
-            line.upright_points(b, [m.b for m in line.points if (m.image_a, m.image_b) == (a, b)]),
+            line.upright_points(a, [point.a for point in points]),
+            line.upright_points(b, [point.b for point in points]),
         )
-        for a, b in pairs
+        for (a, b), points in sorted(by_pair.items())
     )
     images = tuple(line.images)
-    question = asked(line, turns, images)
+    question = _question(line, turns, images)
     return Example(line.id, images, turns, masks, matches, question, system)
 
 
-def asked(
-    line: Conversation, turns: Sequence[Turn], pictures: tuple[Image.Image, ...]
+def _question(
+    line: Conversation, turns: Sequence[Turn], images: tuple[Image.Image, ...]
 ) -> Question | None:
     """The multiple-choice question of a conversation that is one; None for any other.
 
     It is one if it has a `sub_task`, a single turn whose images stand first, lettered options on
     lines of their own, and a letter in parentheses as its answer.
     """
-    *images, text = turns[0].user
+    *before, text = turns[0].user
     letter = _ANSWER.fullmatch(turns[0].answer.strip())
-    if len(turns) != 1 or not line.sub_task or letter is None or text is None or any(images):
+    if len(turns) != 1 or not line.sub_task or letter is None or text is None or any(before):
         return None
     choices = [choice for _, choice in _OPTION.findall(text)]
     answer = ord(letter[1]) - ord("A")
@@ -192,7 +172,7 @@ def asked(
         line.id,
         line.id,
         line.sub_task,
-        pictures,
+        images,
         text,
         tuple(choices),
         answer,
@@ -202,10 +182,9 @@ def asked(
 
 def named_mask(line: Conversation, image: int, label: str) -> Example:
     """The label alone as the text, and what it names: for the text-value loss."""
-    known = Known(0, _union(line, image, label), NO_OUTPUT, named=True)
-    return Example(
-        f"{line.id}/{image}/{label}", (line.images[image],), (Turn((None, label), ""),), (known,)
-    )
+    mask = Mask(0, _union(line, image, label), NO_OUTPUT, named=True)
+    turn = Turn((None, label), "")
+    return Example(f"{line.id}/{image}/{label}", (line.images[image],), (turn,), (mask,))
 
 
 def _union(line: Conversation, image: int, label: str | None = None) -> np.ndarray:
@@ -215,10 +194,7 @@ def _union(line: Conversation, image: int, label: str | None = None) -> np.ndarr
 
 
 def conversation_examples(lines: Conversations) -> Examples:
-    """Every line, and one more example for each label that its masks have.
-
-    Lines are read once, for their labels; photos and masks when an example is asked for.
-    """
+    """Every record, and one more example for each label that its masks have."""
     index: list[tuple[int, int, str] | tuple[int, None, None]] = []
     whole = hashlib.sha256()
     for number, line in enumerate(lines):
@@ -289,9 +265,9 @@ def _named(split: str, index: int, turn: int) -> Example:
     kind = ("semantic_segmentation", "referring_segmentation")[turn % 2]
     unit = MAKERS[kind](split, index)
     assert isinstance(unit, Sentence)
-    known = Known(0, unit.mask, SHAPES.index(unit.category), named=True)
+    mask = Mask(0, unit.mask, SHAPES.index(unit.category), named=True)
     name = Turn((None, unit.text), "")
-    return Example(f"repair_{unit.id}", (unit.image,), (name,), masks=(known,))
+    return Example(f"repair_{unit.id}", (unit.image,), (name,), masks=(mask,))
 
 
 def _pair(split: str, index: int, turn: int) -> Example:
@@ -301,7 +277,7 @@ def _pair(split: str, index: int, turn: int) -> Example:
     if zlib.crc32(name.encode()) % 2:
         unit = MAKERS["semantic_correspondence"](split, index)
         assert isinstance(unit, Pair)
-        match = Matched(0, 1, unit.source_xy, unit.target_xy)
+        match = MatchedPoints(0, 1, unit.source_xy, unit.target_xy)
         return Example(name, (unit.source, unit.target), (ask,), matches=(match,))
     rng = generator(split, index, "repair pair")
     image = render(sample_scene(rng)).image
@@ -309,12 +285,8 @@ def _pair(split: str, index: int, turn: int) -> Example:
     xy = rng.uniform(0.05, 0.95, (32, 2)) * SIZE
     there = warp_points(xy, warp)
     seen = ((there > 0) & (there < SIZE - 1)).all(1)
-    match = Matched(0, 1, xy[seen], there[seen])
+    match = MatchedPoints(0, 1, xy[seen], there[seen])
     return Example(name, (image, warp_image(image, warp)), (ask,), matches=(match,))
 
 
-_SCENES: dict[str, Callable[[str, int, int], Example]] = {
-    "talk": _talk,
-    "named": _named,
-    "pair": _pair,
-}
+_SCENES = {"talk": _talk, "named": _named, "pair": _pair}

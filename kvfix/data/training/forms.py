@@ -1,8 +1,13 @@
-"""The table of forms in which people have training data, and how a record is told to be of one.
+"""The table of forms in which people have training data, and how a record of any of them is read.
 
 Every record is told apart by its own keys, so that a file may mix forms. What would change the text
 that is trained on, and what kvfix cannot print, is refused in words; keys that say nothing to it
 are named and ignored.
+
+LLaMA-Factory's `dataset_info.json` is not needed. LLaVA's own scripts move `<image>` to the front
+of its turn; here it stays where it is. A prompt of TRL's is not trained on, as in TRL. In kvfix's
+own form every `<image>` stands for one entry of `images`, in order, and `sub_task` names the kind
+of question; for `masks` and `points` see `regions.py`.
 """
 
 from __future__ import annotations
@@ -11,36 +16,13 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kvfix.data.training import llamafactory, llava, own, swift, trl
 from kvfix.data.training.photos import Photos, Places
-from kvfix.data.training.record import Conversation, Draft, text
+from kvfix.data.training.record import Conversation, listed, text
 from kvfix.data.training.regions import check_regions, read_masks, read_points
+from kvfix.data.training.turns import Turns, compose, read_turns
 from kvfix.wording import shown
 
-
-class Form(NamedTuple):
-    """One row of the table.
-
-    Attributes:
-        name: What is printed.
-        fits: Whether a record is meant to be of this form.
-        read: The record in kvfix's words, and keys of its turns that are not read.
-        keys: Keys of a record that are read.
-    """
-
-    name: str
-    fits: Callable[[dict[str, Any]], bool]
-    read: Callable[[dict[str, Any]], tuple[Draft, frozenset[str]]]
-    keys: frozenset[str]
-
-
-FORMS = (  # the first that fits
-    Form("TRL", trl.fits, trl.read, trl.KEYS),
-    Form("kvfix", own.fits, own.read, own.KEYS),
-    Form("LLaVA", llava.fits, llava.read, llava.KEYS),
-    Form("ms-swift query and response", swift.fits, swift.read, swift.KEYS),
-    Form("LLaMA-Factory and ms-swift", llamafactory.fits, llamafactory.read, llamafactory.KEYS),
-)
+RawRecord = dict[str, Any]
 TREE = """\
 FILE is a JSONL file, a JSON list, a parquet or Arrow file; or a folder of those or of
 save_to_disk, or the id of a hub dataset. Records, id optional, of these forms (their names are
@@ -74,32 +56,124 @@ _GROUNDING = ("<bbox>", "<ref-object>")
 _SPOKEN = ("messages", "conversations", "conversation", "history", "prompt", "completion")
 
 
-class Read(NamedTuple):
-    """A record that can be trained on.
+def _has_parts(row: RawRecord) -> bool:
+    messages = row.get("messages")
+    return isinstance(messages, list) and any(
+        isinstance(m, dict) and isinstance(m.get("content"), list) for m in messages
+    )
 
-    Attributes:
-        conversation: Its id is empty where the record has none.
-        form: Name of its form.
-        ignored: Keys that were not read.
-        said: What was done to it that its author should know.
-    """
 
-    conversation: Conversation
+def _is_own(row: RawRecord) -> bool:
+    messages = row.get("messages")
+    plain = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages
+    )
+    return "messages" in row and (
+        bool({"masks", "points", "sub_task"} & row.keys()) or ("id" in row and plain)
+    )
+
+
+def _listed_turns(row: RawRecord) -> Turns:
+    key = "messages" if "messages" in row else "conversations"
+    return read_turns(row[key], key)
+
+
+def _trl_turns(row: RawRecord) -> Turns:
+    if "messages" in row:
+        return _listed_turns(row)
+    asked = read_turns(_spoken(row["prompt"], "user"), "prompt", learned=False)
+    answered = read_turns(_spoken(row["completion"], "assistant"), "completion")
+    return Turns(
+        asked.messages + answered.messages,
+        asked.slots + answered.slots,
+        asked.ignored | answered.ignored,
+    )
+
+
+def _spoken(value: object, role: str) -> object:
+    """A plain text is one turn."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _swift_turns(row: RawRecord) -> Turns:
+    """A query, its response and what was said before; or pairs of turns under `conversation`."""
+    if "conversation" in row:
+        pairs = [_named_pair(turn) for turn in listed(row["conversation"], "conversation")]
+    else:
+        history = listed(row.get("history") or [], "history")
+        pairs = [*map(_pair, history), (row["query"], row["response"])]
+    turns = [
+        {"role": role, "content": content}
+        for pair in pairs
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return read_turns(turns, "query and response")
+
+
+def _named_pair(turn: object) -> tuple[Any, Any]:
+    if not isinstance(turn, dict) or turn.keys() != {"human", "assistant"}:
+        raise ValueError(
+            f"expected conversation as objects of human and assistant, found {shown(turn)}"
+        )
+    return turn["human"], turn["assistant"]
+
+
+def _pair(turn: object) -> tuple[Any, Any]:
+    if not isinstance(turn, list) or len(turn) != 2:
+        raise ValueError(f"expected history as pairs [query, response], found {shown(turn)}")
+    return turn[0], turn[1]
+
+
+class Form(NamedTuple):
+    """One row of the table."""
+
+    name: str  # as it is printed
+    fits: Callable[[RawRecord], bool]  # whether a record is meant to be of this form
+    keys: frozenset[str]  # those of a record that are read
+    turns: Callable[[RawRecord], Turns] = _listed_turns  # reads them out of a record
+
+
+_IMAGES = {"id", "image", "images"}
+FORMS = (  # the first that fits
+    Form(
+        "TRL",
+        lambda row: _has_parts(row) or {"prompt", "completion"} <= row.keys(),
+        frozenset({*_IMAGES, "messages", "prompt", "completion"}),
+        _trl_turns,
+    ),
+    Form("kvfix", _is_own, frozenset({"id", "images", "messages", "masks", "points", "sub_task"})),
+    Form(
+        "LLaVA",
+        lambda row: "conversations" in row and "images" not in row,
+        frozenset({"id", "image", "conversations", "system"}),
+    ),
+    Form(
+        "ms-swift query and response",
+        lambda row: {"query", "response"} <= row.keys() or "conversation" in row,
+        frozenset({*_IMAGES, "query", "response", "history", "system", "conversation"}),
+        _swift_turns,
+    ),
+    Form(
+        "LLaMA-Factory and ms-swift",
+        lambda row: "messages" in row or "conversations" in row,
+        frozenset({*_IMAGES, "messages", "conversations", "system"}),
+    ),
+)
+
+
+class ReadRecord(NamedTuple):
+    """A record that can be trained on."""
+
+    conversation: Conversation  # its id is empty where the record has none
     form: str
-    ignored: frozenset[str]
-    said: tuple[str, ...]
+    ignored: frozenset[str]  # keys that were not read
+    said: tuple[str, ...]  # what was done to it that its author should know
 
 
-def read_record(row: object, places: Places, *, look: bool) -> Read:
-    """Tell the form of a record and read it.
+def read_record(row: object, places: Places, *, look: bool) -> ReadRecord:
+    """Tell the form of a record, as JSON or a table has it, and read it, or raise a ValueError.
 
-    Args:
-        row: As JSON or a table has it.
-        places: Where names of images lead.
-        look: Whether masks and points are checked against their photos.
-
-    Raises:
-        ValueError: What was expected and what was found.
+    `look` says whether masks and points are checked against their photos.
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {shown(row)}")
@@ -110,29 +184,30 @@ def read_record(row: object, places: Places, *, look: bool) -> Read:
     if form is None:
         raise ValueError(_none_fits(row))
     _refuse(row)
-    draft, of_turns = form.read(row)
-    if "objects" in row and any(t in m.content for m in draft.messages for t in _GROUNDING):
+    mine = {key: value for key, value in row.items() if key in form.keys}
+    turns = form.turns(mine)
+    composed = compose(turns, mine.get("images", mine.get("image")), system=mine.get("system"))
+    if "objects" in row and any(t in m.content for m in composed.messages for t in _GROUNDING):
         raise ValueError(
             f"expected text without {' and '.join(_GROUNDING)}, found them: every model writes "
             "places in its own form, so write them into the text"
         )
-    photos = Photos(tuple(places.photo(cell) for cell in draft.pictures))
-    mine = form.keys is own.KEYS
-    masks = read_masks(row.get("masks", []), len(photos)) if mine else ()
-    points = read_points(row.get("points", []), len(photos)) if mine else ()
+    photos = Photos(tuple(places.photo(cell) for cell in composed.pictures))
+    masks = read_masks(mine.get("masks", []), len(photos))
+    points = read_points(mine.get("points", []), len(photos))
     if look:
         check_regions(photos, masks, points)
-    sub_task = text(row["sub_task"], "sub_task") if mine and "sub_task" in row else ""
-    return Read(
-        Conversation(_id(row.get("id")), photos, draft.messages, masks, points, sub_task),
+    sub_task = text(mine["sub_task"], "sub_task") if "sub_task" in mine else ""
+    return ReadRecord(
+        Conversation(_id(row.get("id")), photos, composed.messages, masks, points, sub_task),
         form.name,
-        frozenset(map(str, row.keys() - form.keys)) | of_turns,
-        draft.said,
+        frozenset(map(str, row.keys() - form.keys)) | turns.ignored,
+        composed.said,
     )
 
 
 def pictures(row: object) -> list[Any]:
-    """The first few pictures that a record names itself, in whatever form; for `Places`."""
+    """The first picture that a record names itself, in whatever form; for `Places`."""
     found = row.get("images", row.get("image")) if isinstance(row, dict) else None
     cells = found if isinstance(found, list) else [found]
     return [cell.get("path") if isinstance(cell, dict) else cell for cell in cells[:1]]
@@ -155,7 +230,7 @@ def _unpacked(value: Any) -> Any:
     return value
 
 
-def _refuse(row: dict[str, Any]) -> None:
+def _refuse(row: RawRecord) -> None:
     """What would be trained otherwise than its author means."""
     for key in _OTHER_MEDIA:
         if row.get(key):
@@ -172,7 +247,7 @@ def _refuse(row: dict[str, Any]) -> None:
         raise ValueError("expected an answer to learn, found label false: kvfix unlearns nothing")
 
 
-def _none_fits(row: dict[str, Any]) -> str:
+def _none_fits(row: RawRecord) -> str:
     hint = next((f", {hint}" for key, hint in _HINTS.items() if key in row), "")
     keys = ", ".join(sorted(shown(str(key)).strip("'\"") for key in row)[:12]) or "none"
     return f"{EXPECTED}, found the keys {keys}{hint}"

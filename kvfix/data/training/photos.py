@@ -11,14 +11,14 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import overload
 from urllib.parse import unquote
 
 from PIL import Image
 
+from kvfix.data.files import LazySequence
 from kvfix.data.pictures.read import Header, read_header, read_picture
 from kvfix.wording import short_path, shown
 
@@ -39,19 +39,11 @@ class Photo:
     source: Path | bytes = field(repr=False)
 
     def read(self) -> Image.Image:
-        """The picture as RGB, decoded to its last byte.
-
-        Raises:
-            BadUnit: No such file, not a picture, or cut off.
-        """
+        """The picture as RGB, decoded to its last byte; raises a BadUnit where it cannot be."""
         return read_picture(self.source, where=self._where).image
 
     def header(self) -> Header:
-        """What its header says of its size, and how it is turned.
-
-        Raises:
-            BadUnit: No such file, or not a picture.
-        """
+        """What its header says of its size, and how it is turned; raises as `read` does."""
         return read_header(self.source, where=self._where)
 
     @property
@@ -60,43 +52,22 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Photos(Sequence[Image.Image]):
+class Photos(LazySequence[Image.Image]):
     """The pictures of a record, each decoded on access."""
 
     items: tuple[Photo, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> Photos: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | Photos:
-        if isinstance(index, slice):
-            return Photos(self.items[index])
-        return self.items[index].read()
+    read: Callable[[Photo], Image.Image] = Photo.read
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where names of pictures lead.
+    """Where names of pictures lead."""
 
-    Attributes:
-        root: Folder that relative names start from.
-        moved: Beginning of absolute names of another machine, for which `root` stands; None: none
-            was met yet.
-    """
-
-    root: Path
-    moved: str | None = None
+    root: Path  # the folder that relative names start from
+    moved: str | None = None  # how absolute names of another machine begin, for which `root` stands
 
     def photo(self, cell: object) -> Photo:
-        """The picture that a record names or holds.
-
-        Raises:
-            ValueError: What was expected and what was found.
-        """
+        """The picture that a record names or holds; raises a ValueError where there is none."""
         if isinstance(cell, dict):
             return self._of_fields(cell)
         if isinstance(cell, bytes) and cell:
@@ -120,7 +91,7 @@ class Places:
         return Photo(path.name, path)
 
     def _of_fields(self, cell: dict) -> Photo:
-        """Of a mapping as datasets and chat formats have it; bytes go before a path."""
+        """The picture of a mapping as datasets and chat formats have it; bytes before a path."""
         for name in _FIELDS:
             value = cell.get(name)
             if value is None:
@@ -166,11 +137,7 @@ def is_file(path: Path) -> bool:
 
 
 def _plain(name: str) -> PurePosixPath:
-    """A path that cannot leave its folder.
-
-    Raises:
-        ValueError: Dots, backslashes, zeros, or a name that no file can have.
-    """
+    """A path that cannot leave its folder, or a ValueError."""
     if len(name) > _LONGEST_NAME or any(
         len(part.encode("utf-8", "surrogatepass")) > _LONGEST_PART for part in name.split("/")
     ):

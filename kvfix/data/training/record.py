@@ -59,7 +59,7 @@ class Conversation:
     sub_task: str = ""
 
     def digest(self) -> bytes:
-        """Of all that is learned from it; a photo counts by its name and size, or by its bytes."""
+        """A hash of all that is learned; a photo counts by its name and size, or by its bytes."""
         photos = [
             hashlib.sha256(photo.source).hexdigest()
             if isinstance(photo.source, bytes)
@@ -76,55 +76,18 @@ class Conversation:
 
     def upright_points(self, image: int, points: Sequence[tuple[float, float]]) -> np.ndarray:
         """Points of a photo on it as `images` gives it; float64 (K, 2)."""
-        header = self.images.items[image].header()
-        return header.points(np.array(points, dtype=np.float64))
-
-
-class Draft(NamedTuple):
-    """A record in kvfix's words, before its photos are looked for.
-
-    Attributes:
-        messages: Turns in order, with a placeholder for each image.
-        pictures: What stands for each image, in the order of the placeholders: a name, bytes, or a
-            mapping with one of them.
-        said: What was done to the record that its author should know.
-    """
-
-    messages: tuple[Message, ...]
-    pictures: tuple[Any, ...] = ()
-    said: tuple[str, ...] = ()
+        return self.images.items[image].header().points(np.array(points, dtype=np.float64))
 
 
 def text(value: object, key: str) -> str:
-    """The value, which must be a text.
-
-    Raises:
-        ValueError: What was expected and what was found.
-    """
+    """The value, or a ValueError if it is no text."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"expected {key}, a text, found {shown(value)}")
     return value
 
 
 def listed(value: object, key: str) -> list[Any]:
-    """The value, which must be a list.
-
-    Raises:
-        ValueError: What was expected and what was found.
-    """
+    """The value, or a ValueError if it is no list."""
     if not isinstance(value, list):
         raise ValueError(f"expected {key}, a list, found {shown(value)}")
-    return value
-
-
-def objects(value: object, key: str, names: set[str]) -> dict[str, Any]:
-    """The value, which must be an object of exactly these names.
-
-    Raises:
-        ValueError: What was expected and what was found.
-    """
-    if not isinstance(value, dict) or value.keys() != names:
-        raise ValueError(
-            f"expected {key} as objects of {', '.join(sorted(names))}, found {shown(value)}"
-        )
     return value

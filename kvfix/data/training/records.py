@@ -1,7 +1,7 @@
 """Records of a file, a folder or a hub dataset one at a time: lines, a JSON list, tables.
 
-Memory holds an offset a record; a record is read and parsed when it is asked for. Tables are Arrow
-files mapped into memory; parquet is turned into one by `datasets`, in its cache.
+Memory holds one offset for each record, which is read and parsed when it is asked for. Tables are
+Arrow files mapped into memory; `datasets` turns parquet into one, in its cache.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,17 +24,11 @@ TABLES = (".parquet", ".arrow")
 
 
 class Record(NamedTuple):
-    """One of them, as it stands in the file.
+    """One of them, as it stands in the file."""
 
-    Attributes:
-        number: From 1: of the line, or in the list or table.
-        at: Where to find it again.
-        row: Parsed; an error for one that cannot be.
-    """
-
-    number: int
-    at: int
-    row: object | ValueError
+    number: int  # its line, or its place in the list or table, from 1
+    at: int  # where to find it again
+    row: object | ValueError  # parsed; an error for one that cannot be
 
 
 class Records(Protocol):
@@ -44,16 +39,10 @@ class Records(Protocol):
         """What one of them is called in messages."""
         ...
 
-    def __iter__(self) -> Iterator[Record]:
-        """Every one of them."""
-        ...
+    def __iter__(self) -> Iterator[Record]: ...
 
     def read(self, at: int) -> Any:
-        """The record found there before.
-
-        Raises:
-            ValueError: The file was changed.
-        """
+        """The record found there before; raises a ValueError if the file was changed."""
         ...
 
 
@@ -65,19 +54,18 @@ class JsonLines:
     unit: str = "line"
 
     def __iter__(self) -> Iterator[Record]:
-        """Every line."""
         offset = 0
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 if raw.strip():
-                    yield Record(number, offset, _parsed(raw))
+                    yield _record(number, offset, partial(_parsed, raw))
                 offset += len(raw)
 
     def read(self, at: int) -> Any:
-        """The line that begins at a byte."""
+        """The record on the line that begins at this byte."""
         with self.path.open("rb") as file:
             file.seek(at)
-            return _raised(_parsed(file.readline()))
+            return _parsed(file.readline())
 
 
 @dataclass(frozen=True)
@@ -89,17 +77,16 @@ class JsonList:
     _ends: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Record]:
-        """Every element."""
         with self.path.open("rb") as file, _mapped(file) as whole:
             for number, (start, end) in enumerate(_elements(whole), start=1):
                 self._ends[start] = end
-                yield Record(number, start, _parsed(whole[start:end]))
+                yield _record(number, start, partial(_parsed, whole[start:end]))
 
     def read(self, at: int) -> Any:
-        """The element that begins at a byte."""
+        """The element that begins at this byte."""
         with self.path.open("rb") as file:
             file.seek(at)
-            return _raised(_parsed(file.read(self._ends[at] - at)))
+            return _parsed(file.read(self._ends[at] - at))
 
 
 @dataclass(frozen=True)
@@ -110,30 +97,19 @@ class Table:
     unit: str = "row"
 
     def __iter__(self) -> Iterator[Record]:
-        """Every row."""
         for at in range(len(self.rows)):
-            try:
-                row: object | ValueError = self.read(at)
-            except ValueError as error:
-                row = error
-            yield Record(at + 1, at, row)
+            yield _record(at + 1, at, partial(self.read, at))
 
     def read(self, at: int) -> Any:
-        """A row."""
+        """The row of this index."""
         return self.rows[at].to_pylist()[0]
 
 
 def open_records(name: str, *, splits: Sequence[str] = ("train",)) -> tuple[Records, Path]:
     """The records behind a name, and the folder that relative names of images start from.
 
-    Args:
-        name: A JSON or JSONL file, a parquet or Arrow file, a folder of those or of
-            `save_to_disk`, or the id of a hub dataset.
-        splits: Which one is taken of several, the first that is there.
-
-    Raises:
-        FileNotFoundError: No such file, folder or dataset.
-        ValueError: A folder or file that holds no records.
+    The name is that of a file, a folder or a hub dataset; of several splits the first that is there
+    is taken. What does not exist is a FileNotFoundError, what holds no records a ValueError.
     """
     if not name:
         raise FileNotFoundError("expected a file, folder or hub id of training data, found none")
@@ -183,7 +159,7 @@ def _table(files: list[Path]) -> Table:
         parts = [Dataset.from_parquet(parquet)] if parquet else []
         parts += [Dataset.from_file(str(p)) for p in files if p.suffix == ".arrow"]
         return Table(concatenate_datasets(parts).with_format("arrow"))
-    except Exception as error:  # pyarrow's and datasets' own, of many classes
+    except Exception as error:  # pyarrow and datasets raise many classes of their own
         raise ValueError(
             f"{files[0]}: expected a parquet or Arrow file, found a broken one ({cause(error)})"
         ) from error
@@ -194,7 +170,7 @@ def _hub(name: str, splits: Sequence[str]) -> Table:
 
     try:
         found = load_dataset(name)
-    except Exception as error:  # of the hub's client, of many classes
+    except Exception as error:  # the hub's client raises many classes
         raise FileNotFoundError(
             f"{name}: expected a file, a folder or a hub dataset, found none ({cause(error)})"
         ) from error
@@ -202,7 +178,6 @@ def _hub(name: str, splits: Sequence[str]) -> Table:
 
 
 def _split(found: Any, name: str, splits: Sequence[str]) -> Any:
-    """One split of several."""
     for split in splits:
         if split in found:
             return found[split]
@@ -224,11 +199,7 @@ def _mapped(file: Any) -> mmap.mmap:
 
 
 def _elements(whole: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """(start, end) of each element of the list that a file is.
-
-    Raises:
-        ValueError: No end of the list, or more behind it.
-    """
+    """Where each element of the list that a file is starts and ends."""
     depth, start = 0, 0
     for found in _BRACKET.finditer(whole):
         sign = found[0]
@@ -252,14 +223,15 @@ def _elements(whole: mmap.mmap) -> Iterator[tuple[int, int]]:
     raise ValueError("expected one JSON list, found no end of it: the file is cut off")
 
 
-def _parsed(raw: bytes) -> object | ValueError:
+def _parsed(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return ValueError(f"expected a JSON object, found broken text ({error})")
+        raise ValueError(f"expected a JSON object, found broken text ({error})") from error
 
 
-def _raised(row: object | ValueError) -> Any:
-    if isinstance(row, ValueError):
-        raise row
-    return row
+def _record(number: int, at: int, read: Callable[[], object]) -> Record:
+    try:
+        return Record(number, at, read())
+    except ValueError as error:
+        return Record(number, at, error)

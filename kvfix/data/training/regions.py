@@ -1,4 +1,12 @@
-"""Masks and matching points of a record in kvfix's own form, checked against the photos' size."""
+"""Masks and matching points of a record in kvfix's own form, checked against the photos' size.
+
+    "masks": [{"image": 0, "label": "cow", "size": [H, W], "counts": "..."}],
+    "points": [{"image_a": 0, "image_b": 1, "a": [x, y], "b": [x, y]}]
+
+Masks are COCO run lengths of the photo as it lies on disk, points are in its pixels, pixel centres
+at integers. Where EXIF turns the photo, they are turned with it (a mask of the turned photo's size
+is taken as it is). Each function raises a ValueError that says what was expected and found.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +14,22 @@ from typing import Any
 
 from kvfix.data.pictures.rle import check_rle
 from kvfix.data.training.photos import Photos
-from kvfix.data.training.record import Match, RleMask, listed, objects, text
+from kvfix.data.training.record import Match, RleMask, listed, text
 from kvfix.wording import shown
 
 
 def read_masks(value: object, n_images: int) -> tuple[RleMask, ...]:
-    """COCO run lengths of a record.
-
-    Raises:
-        ValueError: What was expected and what was found.
-    """
+    """The masks of a record of `n_images`."""
     return tuple(_mask(m, n_images) for m in listed(value, "masks"))
 
 
 def read_points(value: object, n_images: int) -> tuple[Match, ...]:
-    """Matching points of a record.
-
-    Raises:
-        ValueError: What was expected and what was found.
-    """
+    """The matching points of a record of `n_images`."""
     return tuple(_match(m, n_images) for m in listed(value, "points"))
 
 
 def check_regions(photos: Photos, masks: tuple[RleMask, ...], points: tuple[Match, ...]) -> None:
-    """Masks are as large as their photos, and points lie on them; headers alone are read.
-
-    Raises:
-        ValueError: What was expected and what was found.
-    """
+    """Masks are as large as their photos, and points lie on them; headers alone are read."""
     for mask in masks:
         photo = photos.items[mask.image]
         header, (height, width) = photo.header(), mask.size
@@ -53,6 +49,14 @@ def check_regions(photos: Photos, masks: tuple[RleMask, ...], points: tuple[Matc
                 )
 
 
+def _fields(value: object, key: str, names: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() != names:
+        raise ValueError(
+            f"expected {key} as objects of {', '.join(sorted(names))}, found {shown(value)}"
+        )
+    return value
+
+
 def _index(value: object, key: str, n_images: int) -> int:
     if type(value) is not int or not 0 <= value < n_images:
         raise ValueError(
@@ -62,7 +66,7 @@ def _index(value: object, key: str, n_images: int) -> int:
 
 
 def _mask(value: object, n_images: int) -> RleMask:
-    fields = objects(value, "masks", {"image", "label", "size", "counts"})
+    fields = _fields(value, "masks", {"image", "label", "size", "counts"})
     size, counts = fields["size"], fields["counts"]
     if not isinstance(size, list) or len(size) != 2 or any(type(n) is not int for n in size):
         raise ValueError(f"masks: expected size [height, width], found {shown(size)}")
@@ -81,7 +85,7 @@ def _mask(value: object, n_images: int) -> RleMask:
 
 
 def _match(value: object, n_images: int) -> Match:
-    fields = objects(value, "points", {"image_a", "image_b", "a", "b"})
+    fields = _fields(value, "points", {"image_a", "image_b", "a", "b"})
     return Match(
         _index(fields["image_a"], "points' image_a", n_images),
         _index(fields["image_b"], "points' image_b", n_images),

@@ -2,7 +2,8 @@
 
 A turn is an object of role and content, or of from and value. Its content is a text with `<image>`
 where an image stands, or a list of parts, some of them images. Turns that call tools, or answers
-that are no text, are refused: nothing may be trained on that kvfix would print otherwise.
+that are no text, are refused: nothing may be trained on that kvfix would print otherwise. Each
+function raises a ValueError that says what was expected and found.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from kvfix.data.training.record import PLACEHOLDER, Draft, Message, listed
+from kvfix.data.training.record import PLACEHOLDER, Message, listed
 from kvfix.wording import shown
 
 SAID_BY = {
@@ -25,48 +26,39 @@ SAID_BY = {
 _TOOLS = ("tool", "function", "observation", "ipython")  # how roles of tool turns begin
 _CALLS = ("tool_calls", "function_call", "tool_call_id", "tools")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_LEARNED = ("loss", "train", "weight")  # of a turn: whether it is trained on
+_LEARNED = ("loss", "train", "weight")  # keys that say whether a turn is trained on
 _KNOWN = {"role", "content", "from", "value", *_LEARNED}
 BEFORE = f"images without {PLACEHOLDER} in the text stand before the first question"
 _JOINED = "turns of the user that follow each other are one, a line each"
 
 
 class Slot(NamedTuple):
-    """Where an image stands in the text.
+    """Where an image stands in the text."""
 
-    Attributes:
-        cell: The image that the turn itself holds; None: one of the record's.
-        number: Its number among the record's images; None: the next one.
-    """
-
-    cell: Any = None
-    number: int | None = None
+    cell: Any = None  # the image that the turn itself holds; None: one of the record's
+    number: int | None = None  # its number among the record's images; None: the next one
 
 
 class Turns(NamedTuple):
-    """What a record's list of turns says.
-
-    Attributes:
-        messages: In order.
-        slots: One for each placeholder, in order.
-        ignored: Keys that kvfix does not read.
-    """
+    """What a record's list of turns says."""
 
     messages: tuple[Message, ...]
-    slots: tuple[Slot, ...]
-    ignored: frozenset[str]
+    slots: tuple[Slot, ...]  # one for each placeholder, in order
+    ignored: frozenset[str]  # keys that kvfix does not read
+
+
+class Composed(NamedTuple):
+    """A record before its photos are looked for."""
+
+    messages: tuple[Message, ...]  # with a placeholder for each image
+    pictures: tuple[Any, ...]  # for each placeholder a name, bytes, or a mapping with one of them
+    said: tuple[str, ...]  # what was done to the record that its author should know
 
 
 def read_turns(value: object, key: str, *, learned: bool = True) -> Turns:
-    """A list of turns.
+    """Read the list of turns that a record has under `key`.
 
-    Args:
-        value: As the record has it.
-        key: What the record calls it.
-        learned: Whether its answers are trained on, where a turn does not say so itself.
-
-    Raises:
-        ValueError: What was expected and what was found.
+    Where a turn does not say so itself, `learned` is whether its answer is trained on.
     """
     messages: list[Message] = []
     slots: list[Slot] = []
@@ -89,16 +81,10 @@ def read_turns(value: object, key: str, *, learned: bool = True) -> Turns:
     return Turns(tuple(messages), tuple(slots), frozenset(ignored))
 
 
-def draft(turns: Turns, images: object, *, system: object = None) -> Draft:
-    """Turns and the record's own images, put together.
+def compose(turns: Turns, images: object, *, system: object = None) -> Composed:
+    """Put turns, the record's own images (one, a list or None) and its system text together.
 
-    Args:
-        turns: See `read_turns`.
-        images: One image, a list of them, or None.
-        system: A system text of the record; empty or None for none.
-
-    Raises:
-        ValueError: Turns out of order, or images that are not as many as their placeholders.
+    Refused are turns out of order, and images that are not as many as their placeholders.
     """
     said = []
     messages = list(turns.messages)
@@ -123,7 +109,7 @@ def draft(turns: Turns, images: object, *, system: object = None) -> Draft:
             raise ValueError(
                 f"expected content, a text, in every turn, found an empty one of {message.role}"
             )
-    return Draft(tuple(messages), _placed(slots, column), tuple(said))
+    return Composed(tuple(messages), _placed(slots, column), tuple(said))
 
 
 def _role(turn: dict[str, Any]) -> str:
@@ -215,11 +201,7 @@ def _part(part: object, ignored: set[str]) -> tuple[str, list[Slot]]:
 
 
 def _in_order(messages: list[Message]) -> tuple[list[Message], bool]:
-    """System, then user and assistant in turn; whether turns of the user were joined for it.
-
-    Raises:
-        ValueError: Another order, or no answer to train on.
-    """
+    """System, then user and assistant in turn; whether turns of the user were joined for it."""
     out: list[Message] = []
     joined = False
     for message in messages:
@@ -249,11 +231,7 @@ def _in_order(messages: list[Message]) -> tuple[list[Message], bool]:
 
 
 def _placed(slots: Sequence[Slot], column: list[Any]) -> tuple[Any, ...]:
-    """The image of each placeholder.
-
-    Raises:
-        ValueError: Not as many images as placeholders.
-    """
+    """The image of each placeholder."""
     following = [slot for slot in slots if slot.cell is None and slot.number is None]
     numbered = {slot.number for slot in slots if slot.number is not None}
     if numbered and (following or numbered != set(range(len(column)))):
@@ -266,11 +244,8 @@ def _placed(slots: Sequence[Slot], column: list[Any]) -> tuple[Any, ...]:
             f"expected one {PLACEHOLDER} for each of {len(column)} images, found {len(following)}"
         )
     rest = iter(column)
-    return tuple(
-        slot.cell
-        if slot.cell is not None
-        else next(rest)
-        if slot.number is None
-        else column[slot.number]
-        for slot in slots
-    )
+    placed = []
+    for slot in slots:
+        own = next(rest) if slot.cell is None and slot.number is None else slot.cell
+        placed.append(own if slot.number is None else column[slot.number])
+    return tuple(placed)

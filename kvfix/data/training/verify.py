@@ -26,7 +26,7 @@ Look = Callable[[Conversation, tuple[Size, ...]], None]
 class Bad(NamedTuple):
     """A conversation that cannot be trained on."""
 
-    at: int  # index of it
+    at: int  # its index
     why: str
 
 
@@ -37,17 +37,14 @@ def verify(
     tick: Callable[[str], None] = lambda now: None,
     threads: int | None = None,
 ) -> list[Bad]:
-    """Decode every picture.
+    """Decode every picture, and list the conversations of those that cannot be read, in order.
 
     Args:
         lines: The conversations.
-        look: What else to check of each, in their order and in this thread; it is given the sizes
-            of the pictures and raises `ValueError`.
-        tick: Called after each.
-        threads: To decode in; None for as many as there are cores.
-
-    Returns:
-        Those that cannot be read, in order, and why.
+        look: Checks what else there is to check of a conversation, in order and in this thread; it
+            is given the sizes of the pictures and raises a ValueError.
+        tick: Called after each conversation.
+        threads: How many decode; None for as many as there are cores.
     """
     seen = _Seen()
     found: list[Bad] = []
@@ -81,7 +78,7 @@ class _Seen:
         self._lock = Lock()
 
     def size(self, photo: Photo) -> Size:
-        """Of the decoded picture; raises what decoding it raised."""
+        """The size of the decoded picture; raises what decoding it raised."""
         if isinstance(photo.source, bytes):
             return photo.read().size
         with self._lock:

@@ -19,15 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvfix.bounds import number
-from kvfix.eval.grid import sample_cells, to_cells
+from kvfix.eval.grid import PIXEL_CENTRE, sample_cells, to_cells
 from kvfix.eval.mcq.readouts import Points
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Readable, Step
 from kvfix.repair.terms.heads import MaskHead
 from kvfix.repair.terms.mean import Mean, masked_mean
 from kvfix.repair.terms.term import Head, LayerTerm, Needs
-
-_PIXEL_CENTRE = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class EvidenceTerm(LayerTerm):
         compared = readable.compared
         if isinstance(compared, Points):
             layout = step.encoded.images[sample][0].layout
-            at_12 = to_cells(compared.reference_12 + _PIXEL_CENTRE, layout)
+            at_12 = to_cells(compared.reference_12 + PIXEL_CENTRE, layout)
             wanted_C = sample_cells(of(0), at_12)[0, 0]
             return [(1, F.cosine_similarity(of(1)[0].flatten(0, 1), wanted_C, dim=-1))]
         return [(i, image_evidence(of(0), of(i), readable.sub_task)) for i in compared.options]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-VOID = 255
+from kvfix.data.units import VOID
+
 TINT = (240, 150, 30)  # prediction
 RIGHT = (0, 200, 120)  # bluish green and vermilion stay apart for colour-blind eyes,
 WRONG = (245, 80, 40)  # and a wrong point is a cross, not a disc

@@ -14,8 +14,8 @@ from commands import call
 from PIL import Image, ImageOps
 from places import SHARED
 
-from kvfix.data import check, load_units
-from kvfix.data.training import read_conversations
+from kvfix.data.catalog import check, load_units
+from kvfix.data.training.conversations import read_conversations
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 

@@ -13,7 +13,7 @@ import pytest
 import trees
 from PIL import Image
 
-from kvfix.data import check, load_units
+from kvfix.data.catalog import check, load_units
 from kvfix.data.pictures.turns import turn_image, turn_mask, turn_points
 from kvfix.data.readers.imagenet_names import NAMES
 

@@ -17,11 +17,11 @@ from commands import call
 from PIL import Image
 from places import SHARED
 
-from kvfix.data import BadUnit, Question, UnitSet, check, load_units
-from kvfix.data.catalog import notes
+from kvfix.data.catalog import check, load_units, notes
 from kvfix.data.readers.blink import CONFIGS, DISCLAIMED, DISCLAIMER
 from kvfix.data.scenes.questions import SKILLS
 from kvfix.data.scenes.units import DEFAULT_N
+from kvfix.data.units import BadUnit, Question, UnitSet
 
 DATA = SHARED / "data"
 COUNTS = {"Jigsaw": 3, "Multi-view_Reasoning": 2, "Counting": 4}

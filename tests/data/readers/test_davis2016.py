@@ -13,8 +13,9 @@ import trees
 from commands import Ended, call
 from PIL import Image
 
-from kvfix.data import BadUnit, Clip, check, load_units
+from kvfix.data.catalog import check, load_units
 from kvfix.data.readers.davis2016 import read_result
+from kvfix.data.units import BadUnit, Clip
 from kvfix.eval.metrics import davis_objects
 
 CLIPS = ("goat", "ants")

@@ -11,9 +11,9 @@ import pytest
 import trees
 from PIL import Image
 
-from kvfix.data import BadUnit, Sentence, UnitSet, check, load_units
-from kvfix.data.catalog import notes
+from kvfix.data.catalog import check, load_units, notes
 from kvfix.data.readers.imagenet_names import NAMES
+from kvfix.data.units import BadUnit, Sentence, UnitSet
 
 FIFTY = sorted(NAMES)[::20]  # some 50 classes; the first is n01440764, tench
 LIST = "ImageNetS_categories_im50.txt"

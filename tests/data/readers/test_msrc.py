@@ -12,7 +12,8 @@ import trees
 from PIL import Image
 from places import SHARED
 
-from kvfix.data import BadUnit, Group, UnitSet, check, load_units
+from kvfix.data.catalog import check, load_units
+from kvfix.data.units import BadUnit, Group, UnitSet
 
 DATA = SHARED / "data"
 

@@ -11,10 +11,10 @@ import pytest
 import tiny
 from commands import call
 
-from kvfix.data import BadUnit, Question, UnitSet, check, load_units
-from kvfix.data.catalog import notes
+from kvfix.data.catalog import check, load_units, notes
 from kvfix.data.readers.choices import lettered_lines, read_answer, read_choices
 from kvfix.data.scenes.questions import scene_question
+from kvfix.data.units import BadUnit, Question, UnitSet
 
 COLUMNS = {"image_1": "0.png", "question": "What is it?", "choices": ["a cow", "a hen"]}
 ASKED = "<image>\nWhat is it?\n(A) a cow\n(B) a hen"

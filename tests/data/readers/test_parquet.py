@@ -10,9 +10,9 @@ import pytest
 import trees
 from PIL import Image
 
-from kvfix.data import BadUnit
 from kvfix.data.readers import parquet as module
-from kvfix.data.readers.parquet import RowReader, decode_image, image_bytes, read_rows
+from kvfix.data.readers.parquet import RowReader, decode_image, encoded_image, read_rows
+from kvfix.data.units import BadUnit
 
 
 @pytest.fixture
@@ -100,4 +100,4 @@ def test_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bytes_of_a_cell(cell: object, expected: bytes | None) -> None:
-    assert image_bytes(cell) == expected
+    assert encoded_image(cell) == expected

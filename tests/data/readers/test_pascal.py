@@ -15,9 +15,9 @@ from PIL import Image
 from places import SHARED
 from torch.nn import functional
 
-from kvfix.data import BadUnit, Episode, UnitSet, check, load_units
-from kvfix.data.catalog import notes
+from kvfix.data.catalog import check, load_units, notes
 from kvfix.data.readers.episodes import CLASSES, Entry, draw_episodes, fold_of
+from kvfix.data.units import BadUnit, Episode, UnitSet
 
 DATA = SHARED / "data"
 SHOWN: dict[str, tuple[int, ...]] = {

@@ -14,8 +14,9 @@ import trees
 from PIL import Image
 from places import SHARED
 
-from kvfix.data import BadUnit, Clip, Pair, UnitSet, check, describe, load_units
 from kvfix.data import files as files_module
+from kvfix.data.catalog import check, describe, load_units
+from kvfix.data.units import BadUnit, Clip, Pair, UnitSet
 
 DATA = SHARED / "data"
 

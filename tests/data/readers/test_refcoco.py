@@ -12,8 +12,8 @@ import trees
 from PIL import Image, ImageDraw
 from places import SHARED
 
-from kvfix.data import BadUnit, Sentence, UnitSet, check, load_units
-from kvfix.data.catalog import notes
+from kvfix.data.catalog import check, load_units, notes
+from kvfix.data.units import BadUnit, Sentence, UnitSet
 
 DATA = SHARED / "data"
 BOX = [4.0, 2.0, 20.0, 2.0, 20.0, 12.0, 4.0, 12.0]

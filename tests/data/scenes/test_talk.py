@@ -20,7 +20,6 @@ from kvfix.data.scenes.talk import (
     conversation,
     count_turn,
     expression,
-    pair_conversation,
     place_turn,
     position_turn,
     presence_turn,
@@ -159,21 +158,6 @@ def test_nothing_is_asked_that_names_no_or_several_objects() -> None:
 def test_counting_speaks_of_absent_shapes_too() -> None:
     said = [count_turn(scene, rng) for scene, rng in _scenes(200, "count")]
     assert {t.answer for t in said} >= {"zero", "one", "two", "three"}
-
-
-def test_two_images_are_told_apart() -> None:
-    for i in range(60):
-        rng = generator("test", i, "two")
-        scenes = [sample_scene(rng, count=(1, 2)) for _ in "12"]
-        talk = pair_conversation(scenes, rng)
-        captions = [t for t in talk if t.kind == "pair_caption"]
-        assert len(captions) == 2 and all(t.kind.startswith("pair_") for t in talk)
-        for turn in talk:
-            which = 0 if "first" in turn.question else 1
-            plain = turn.question.replace(f" {('first', 'second')[which]}", "")
-            plain = plain.removeprefix("In the image: ")
-            bare = Turn(turn.kind.removeprefix("pair_"), plain, turn.answer)
-            assert _true(bare, scenes[which]), (turn, scenes)
 
 
 @pytest.mark.parametrize("words", [COLOURS, SHAPES, TEXTURES])

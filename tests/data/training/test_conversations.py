@@ -13,9 +13,10 @@ import trees
 from places import SHARED
 from pycocotools import mask as coco
 
-from kvfix.data import BadUnit
 from kvfix.data.pictures import read as pictures
-from kvfix.data.training import Match, Message, read_conversations
+from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.record import Match, Message
+from kvfix.data.units import BadUnit
 
 DATA = SHARED / "data"
 

@@ -13,8 +13,9 @@ import pytest
 import trees
 from PIL import Image
 
-from kvfix.data import BadUnit
-from kvfix.data.training import Conversation, Conversations, Message, read_conversations
+from kvfix.data.training.conversations import Conversations, read_conversations
+from kvfix.data.training.record import Conversation, Message
+from kvfix.data.units import BadUnit
 
 ASKED = "<image>What is this?"
 ANSWER = "A flag."

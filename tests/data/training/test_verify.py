@@ -15,7 +15,7 @@ import tiny
 import trees
 
 from kvfix.data.pictures import read as pictures
-from kvfix.data.training import Conversations, read_conversations
+from kvfix.data.training.conversations import Conversations, read_conversations
 from kvfix.data.training.verify import Bad, verify
 from kvfix.recipes.train_surfacing import train
 from kvfix.repair.lora import LoraOptions

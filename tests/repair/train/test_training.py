@@ -12,11 +12,11 @@ import tiny
 import torch
 from talks import HEIGHT, WIDTH, write_talks
 
-from kvfix.data.training import read_conversations
+from kvfix.data.training.conversations import read_conversations
 from kvfix.data.training.examples import (
     NO_OUTPUT,
     Example,
-    Known,
+    Mask,
     Turn,
     conversation_examples,
     scene_examples,
@@ -183,11 +183,11 @@ def odd(examples: list[Example]) -> list[Example]:
     void, empty, half = (np.full((HEIGHT, WIDTH), n, np.uint8) for n in (255, 0, 255))
     half[:, : WIDTH // 2] = 1
     kinds = {
-        "void": Known(0, void, 0, True),
-        "empty": Known(0, empty, 0, True),
-        "half": Known(0, half, 0, True),
-        "headless": Known(0, half, NO_OUTPUT, True),
-        "unnamed": Known(0, half, 0, False),
+        "void": Mask(0, void, 0, True),
+        "empty": Mask(0, empty, 0, True),
+        "half": Mask(0, half, 0, True),
+        "headless": Mask(0, half, NO_OUTPUT, True),
+        "unnamed": Mask(0, half, 0, False),
     }
     return [replace(examples[1], id=name, masks=(mask,)) for name, mask in kinds.items()]
 
