@@ -15,6 +15,7 @@ from kvfix.data.catalog import check, load_units, notes
 from kvfix.data.readers.choices import lettered_lines, read_answer, read_choices
 from kvfix.data.scenes.questions import scene_question
 from kvfix.data.units import BadUnit, Question, UnitSet
+from kvfix.runs.rows import AnswerRow
 
 COLUMNS = {"image_1": "0.png", "question": "What is it?", "choices": ["a cow", "a hen"]}
 ASKED = "<image>\nWhat is it?\n(A) a cow\n(B) a hen"
@@ -273,18 +274,18 @@ def test_the_suite_asks_them_and_runs_are_compared(held_out, tmp_path) -> None:
     ]
     [ten] = [row for row in rows if row["id"] == "mcq_birds_21"]
     assert len(ten["logprobs"]) == 10 and ten["answer"] == "J"
-    same = {r["id"]: r for r in _scenes(tmp_path)}
+    same = {r.id: r for r in _scenes(tmp_path)}
     for k in range(20):  # as the scenes themselves are answered, in whichever form
         task = ("Visual_Similarity", "Counting")[k % 2]
         [row] = [r for r in rows if r["id"] == f"mcq_{task}_{k + 1}"]
         expected = same[f"test_{task}_{k}"]
-        assert row["letter"] == expected["letter"] and row["answer"] == expected["answer"]
-        assert row["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-3)
+        assert row["letter"] == expected.letter and row["answer"] == expected.answer
+        assert row["logprobs"] == pytest.approx(expected.logprobs, abs=1e-3)
     ended = call("compare", tmp_path / "before", tmp_path / "after", "--out", tmp_path / "both")
     assert ended.code == 0 and "mcq" in ended.err, ended.err
 
 
-def _scenes(folder: Path) -> list[dict[str, Any]]:
+def _scenes(folder: Path) -> list[AnswerRow]:
     """The same questions, made on the spot."""
     from kvfix.eval.mcq.answer import McqProtocol, answer, question_row
     from kvfix.mlm.load import load_mlm
