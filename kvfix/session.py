@@ -15,6 +15,7 @@ import torch
 
 from kvfix.adapters import AdapterWarning
 from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.findings import Finding
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.runs.fingerprint import model_fingerprint
 from kvfix.shipped import nano_dir
@@ -118,7 +119,7 @@ class Part:
     """What one of several diagnoses adds to the record of a run."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
     overlays: list[dict[str, Any]] = field(default_factory=list)
     entries: dict[str, Any] = field(default_factory=dict)  # further keys of run.json

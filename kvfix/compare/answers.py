@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kvfix.compare.align import QuestionPair
+from kvfix.data.units import MCQ
 from kvfix.eval.stats.bootstrap import paired_bootstrap
 from kvfix.eval.stats.paired import (
     Change,
@@ -24,6 +25,7 @@ from kvfix.eval.stats.paired import (
     minimum_detectable,
     stratified_paired_bootstrap,
 )
+from kvfix.findings import Estimate, Finding, excludes_0
 from kvfix.runs.rows import AnswerRow
 
 ALPHA = 0.05
@@ -59,13 +61,13 @@ def answer_changes(pair: QuestionPair, *, resamples: int, seed: int) -> dict[str
     }
 
 
-def answer_findings(changes: dict[str, Any]) -> list[dict[str, Any]]:
+def answer_findings(changes: dict[str, Any]) -> list[Finding]:
     """What is clear: macro, micro, tasks after Holm, unread answers, and the letter that moved."""
     dataset, n = changes["dataset"], changes["n"]
     found = []
     for name in ("macro", "micro"):
         row = changes[name]
-        if row["ci"] is not None and (row["ci"][0] > 0 or row["ci"][1] < 0):
+        if excludes_0(row["ci"]):
             text = f"{name.capitalize()} accuracy {_moves(row)} ({len(changes['tasks'])} tasks)."
             found.append(_finding(f"compare.{name}", text, dataset, row, n))
     for row in changes["tasks"]:
@@ -245,13 +247,14 @@ def _figures(before: float, after: float, change: Change) -> dict[str, Any]:
         "before": float(before),
         "after": float(after),
         "value": change.value,
-        "ci": None if np.isnan(change.low) else [change.low, change.high],
+        "ci": None if np.isnan(change.low) else (change.low, change.high),
     }
 
 
-def _finding(name: str, text: str, dataset: str, row: dict[str, Any], n: int) -> dict[str, Any]:
-    same = {"id": name, "text": text, "task": "mcq", "dataset": dataset, "metric": "accuracy"}
-    return {**same, "value": row["value"], "ci": row["ci"], "n": n}
+def _finding(name: str, words: str, dataset: str, row: dict[str, Any], n: int) -> Finding:
+    got = Estimate(row["value"], row["ci"], n)
+    more = {"metric": "accuracy"}
+    return Finding(name, words, got, MCQ, dataset, clear=True, percent=True, more=more)
 
 
 def _moves(row: dict[str, Any]) -> str:

@@ -27,6 +27,8 @@ from kvfix.compare.rank_correlation import FEWEST, rank_correlation
 from kvfix.compare.run import Outcome
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.stats.paired import holm
+from kvfix.findings import PLACES as FINDING_PLACES
+from kvfix.findings import Estimate, Finding
 from kvfix.report.correlate import write_correlation
 from kvfix.runs.fingerprint import versions
 from kvfix.runs.folder import read_run
@@ -99,7 +101,7 @@ def _correlate(options: CorrelateOptions, command: str) -> Outcome:
             )
         ],
         "correlations": rows,
-        "findings": [_finding(row) for row in rows if row["place"] in PLACES],
+        "findings": [_finding(row).to_json() for row in rows if row["place"] in PLACES],
         "notes": _notes(records, gains, probes, answers, questions),
         "versions": versions(),
     }
@@ -246,8 +248,8 @@ def _row(x: Sequence[float], y: Sequence[float], **named: Any) -> Record:
     }
 
 
-def _finding(row: Record) -> Record:
-    where = "best value layer" if row["place"] == "best" else "last value layer"
+def _finding(row: Record) -> Finding:
+    where = FINDING_PLACES[row["place"]].name
     probe = row["task"].replace("_", " ")
     if row["dataset"] not in (None, "scenes"):
         probe += f" ({row['dataset']})"
@@ -263,13 +265,15 @@ def _finding(row: Record) -> Record:
             f"Spearman's rho {row['rho']:+.2f} [{low:+.2f}, {high:+.2f}], p = {row['p']:.3f}, "
             f"{row['p_holm']:.3f} after Holm's correction{certain}"
         )
-    text = (
+    words = (
         f"{probe}: gain of the LM over the projector ({where}) and accuracy of {said} "
         f"({row['questions']}): {what} (n = {row['n']} runs)."
     )
-    keys = ("task", "dataset", "ci", "n", "clear")
-    name = f"correlate.{row['place']}.{row['scoring']}"
-    return {"id": name, "text": text, "value": row["rho"], **{k: row[k] for k in keys}}
+    name, rho = (
+        f"correlate.{row['place']}.{row['scoring']}",
+        Estimate(row["rho"], row["ci"], row["n"]),
+    )
+    return Finding(name, words, rho, row["task"], row["dataset"], clear=row["clear"])
 
 
 def _card(

@@ -7,6 +7,7 @@ layer that was lucky before is not held against AFTER, and AFTER has no say in t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +18,8 @@ from kvfix.eval.results import Result
 from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval, paired_bootstrap
 from kvfix.eval.stats.paired import Ratio, paired_ratio_bootstrap
+from kvfix.findings import PLACES, Estimate, Finding, excludes_0, title
 from kvfix.runs.rows import full_name
-
-PLACES = {
-    "predictions": "in the predictions",
-    "vision": "in the vision encoder",
-    "projector": "after the projector",
-    "best": "at value layer {layer}, the best of BEFORE",
-    "last": "at the last value layer, {layer}",
-}
 
 
 class ProbeChanges(NamedTuple):
@@ -33,7 +27,7 @@ class ProbeChanges(NamedTuple):
 
     results: list[Result]
     headlines: list[dict[str, Any]]
-    findings: list[dict[str, Any]]
+    findings: list[Finding]
     notes: list[str]
 
 
@@ -172,25 +166,27 @@ def _row(
         **means,
         **_figures(one, 0),
         "ci_all": together,
-        "clear": together is not None and (together[0] > 0 or together[1] < 0),
+        "clear": excludes_0(together),
         "held_out": place.held_out,
     }
 
 
-def _finding(row: dict[str, Any]) -> dict[str, Any]:
-    value, (low, high) = row["value"], row["ci"]
-    where = PLACES[row["place"]].format(layer=row["layer"])
-    verb = "gains" if value > 0 else "loses"
-    title = full_name(row["task"], row.get("subtask")).replace("_", " ").capitalize()
-    title += "" if row["dataset"] == "scenes" else f" ({row['dataset']})"
-    return {
-        "id": f"compare.{row['place']}",
-        "text": f"{title}: AFTER {verb} {abs(value):.3f} {row['metric']} {where}, from "
-        f"{row['before']:.3f} to {row['after']:.3f}, difference {value:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] (n = {row['n']}).",
-        **{k: row[k] for k in ("task", "dataset", "metric", "value", "ci", "n")},
-        **({"subtask": row["subtask"]} if "subtask" in row else {}),
-    }
+def _finding(row: dict[str, Any]) -> Finding:
+    got = Estimate(row["value"], tuple(row["ci"]), row["n"])
+    where = PLACES[row["place"]].where.format(layer=row["layer"])
+    words = (
+        f"AFTER {'gains' if row['value'] > 0 else 'loses'} {abs(row['value']):.3f} {row['metric']} "
+        f"{where}, from {row['before']:.3f} to {row['after']:.3f}, difference "
+        f"{got.said(signed=True)}."
+    )
+    task, dataset, subtask = row["task"], row["dataset"], row.get("subtask")
+    more = {"metric": row["metric"]} | ({} if subtask is None else {"subtask": subtask})
+    return Finding(
+        *(f"compare.{row['place']}", words, got, task, dataset),
+        subject=title(full_name(task, subtask), dataset),
+        clear=True,
+        more=more,
+    )
 
 
 def _means(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, float | None]:
@@ -211,10 +207,4 @@ def _ratio(pooled: Ratio, strata: list[str] | None) -> float | None:
 
 
 def _figures(got: Interval, s: int) -> dict[str, Any]:
-    value, low, high = (float(x[s]) for x in (got.value_S, got.low_S, got.high_S))
-    return {
-        "value": None if np.isnan(value) else value,
-        "ci": None if np.isnan(low) else [low, high],
-        "n": int(got.n_S[s]),
-        "clusters": int(got.clusters_S[s]),
-    }
+    return asdict(Estimate.of(got, s))

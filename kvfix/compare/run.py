@@ -74,7 +74,10 @@ def _compare(options: Options, command: str) -> Outcome:
         "differs": [{**d, "expected": d["key"] in EXPECTED} for d in differs],
         "data": before.record.get("data"),
         "units": pairing.units,
-        "findings": [*(f for q in questions for f in answer_findings(q)), *probes.findings],
+        "findings": [
+            finding.to_json()
+            for finding in (*(f for q in questions for f in answer_findings(q)), *probes.findings)
+        ],
         "questions": questions,
         "probes": probes.headlines,
         "results": probes.results,

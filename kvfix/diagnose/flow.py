@@ -7,8 +7,11 @@ is taken on the other half. All differences are paired over units and resampled 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,15 @@ from kvfix.diagnose.best_layer import Best, best_value_layer
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.source import EncoderSource, MlmSource, Site, Source
-from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, paired_bootstrap
+from kvfix.eval.stats.bootstrap import clustered_bootstrap, paired_bootstrap
 from kvfix.eval.suite import TaskRun, run_suite
-from kvfix.findings import FEWEST_CLUSTERS, Finding
+from kvfix.findings import Estimate, Finding, title
 from kvfix.mlm.load import Mlm, load_reference_encoder
 from kvfix.report.pictures.gallery import draw_gallery
 from kvfix.session import Options, Part, Watch
+
+RANDOM, REFERENCE = "random_weights", "reference"  # controls
+RANDOM_KINDS = ("vision", "projector", "value")  # where the random-weights control is read
 
 
 @dataclass(frozen=True)
@@ -51,92 +57,54 @@ def flow_findings(curve: Curve, *, seed: int = 0) -> list[Finding]:
     best = best_value_layer(curve.table, seed=seed)
     if best is None:
         return []
-    t = curve.table
-    columns = t.columns("value")
-    last = columns[-1]
+    change = partial(_change, curve, seed=seed)
+    ids, score_NS, columns = curve.table.ids, curve.table.score_NS, curve.table.columns("value")
+    at_best, last = score_NS[:, best.column], score_NS[:, columns[-1]]
+    vision, projector = (
+        next((score_NS[:, c] for c in curve.table.columns(kind)), None)
+        for kind in ("vision", "projector")
+    )
     out = [_peak(curve, best, len(columns), seed)]
-    vision, projector = (t.columns(k) for k in ("vision", "projector"))
-    everyone = np.ones(len(t.ids), bool)
-    if vision and projector:
-        out.append(
-            _change(
-                curve,
-                "flow.projector",
-                everyone,
-                t.score_NS[:, vision[0]],
-                t.score_NS[:, projector[0]],
-                seed,
-                ("The projector loses", "The projector adds"),
-                "against the vision tower",
-            )
-        )
-    if projector:
-        out.append(
-            _change(
-                curve,
-                "flow.lm_gain",
-                best.report_N,
-                t.score_NS[:, projector[0]],
-                t.score_NS[:, best.column],
-                seed,
-                ("The LM loses", "The LM adds"),
-                f"over the projector by value layer {best.layer}",
-            )
-        )
-    if best.column != last:
-        out.append(
-            _change(
-                curve,
-                "flow.late_loss",
-                best.report_N,
-                t.score_NS[:, best.column],
-                t.score_NS[:, last],
-                seed,
-                ("Later layers lose", "Later layers add"),
-                f"from value layer {best.layer} to the last, {len(columns) - 1}",
-            )
-        )
+    if vision is not None and projector is not None:
+        verbs = ("The projector loses", "The projector adds")
+        tail = "against the vision tower"
+        everyone = np.ones(len(ids), bool)
+        out.append(change("flow.projector", everyone, vision, projector, verbs, tail))
+    if projector is not None:
+        tail = f"over the projector by value layer {best.layer}"
+        verbs = ("The LM loses", "The LM adds")
+        out.append(change("flow.lm_gain", best.report_N, projector, at_best, verbs, tail))
+    if best.column != columns[-1]:
+        tail = f"from value layer {best.layer} to the last, {len(columns) - 1}"
+        verbs = ("Later layers lose", "Later layers add")
+        out.append(change("flow.late_loss", best.report_N, at_best, last, verbs, tail))
+    verbs = ("The best value layer falls short by", "The best value layer gains")
     for name, other in curve.controls.items():
-        finding = _against(curve, best, name, other, seed)
-        if finding is not None:
-            out.append(finding)
+        kind, what = ("reference", "a bare vision encoder")
+        if name != REFERENCE:
+            kind, what = ("value", "the same model with random weights")
+        at = other.columns(kind)
+        if at and other.ids in (ids, list(compress(ids, best.report_N))):
+            top = at[int(np.nanargmax(np.nanmean(other.score_NS[:, at], axis=0)))]
+            control, tail = other.scores_of(ids)[:, top], f"against {what}"
+            out.append(change(f"flow.{name}", best.report_N, control, at_best, verbs, tail))
     return out
 
 
 def _peak(curve: Curve, best: Best, n_layers: int, seed: int) -> Finding:
     t, rows = curve.table, best.report_N
-    got = clustered_bootstrap(t.score_NS[rows, best.column], _some(t.clusters, rows), seed=seed)
-    how = "chosen on the other half of the units" if best.honest else "too few clusters to split"
-    chance = float(np.nanmean(t.chance_NS[rows, best.column]))
-    ceiling = float(np.nanmean(t.ceiling_NS[rows, best.column]))
-    text = (
-        f"{_name(curve)}: image values are best at layer {best.layer} of {n_layers} ({how}): "
-        f"{curve.metric} {_figures(got)}; chance {chance:.3f}, ceiling of the grid {ceiling:.3f}."
+    clusters = list(compress(t.clusters, rows))
+    got = Estimate.of(clustered_bootstrap(t.score_NS[rows, best.column], clusters, seed=seed))
+    chosen = "chosen on the other half of the units" if best.honest else "too few clusters to split"
+    chance, ceiling = (
+        float(np.nanmean(bound[rows, best.column])) for bound in (t.chance_NS, t.ceiling_NS)
     )
-    return _finding("flow.peak", text, curve, got, layer=best.layer, clear=True)
-
-
-def _against(curve: Curve, best: Best, name: str, other: Table, seed: int) -> Finding | None:
-    """The best value layer against a control (at its own best layer) or a reference encoder."""
-    if name == "reference":
-        columns, what = other.columns("reference"), "a bare vision encoder"
-    else:
-        columns, what = other.columns("value"), "the same model with random weights"
-    reporting = _some(curve.table.ids, best.report_N)
-    if not columns or other.ids not in (curve.table.ids, reporting):
-        return None
-    scores_NS = other.scores_of(curve.table.ids)
-    column = columns[int(np.nanargmax(np.nanmean(other.score_NS[:, columns], axis=0)))]
-    return _change(
-        curve,
-        f"flow.{name}",
-        best.report_N,
-        scores_NS[:, column],
-        curve.table.score_NS[:, best.column],
-        seed,
-        ("The best value layer falls short by", "The best value layer gains"),
-        f"against {what}",
+    words = (
+        f"image values are best at layer {best.layer} of {n_layers} ({chosen}): "
+        f"{curve.metric} {got.said()}; chance {chance:.3f}, ceiling of the grid {ceiling:.3f}."
     )
+    more = {"layer": best.layer}
+    return _finding(curve, "flow.peak", words, got, clear=True, more=more)
 
 
 def _change(
@@ -145,72 +113,31 @@ def _change(
     rows_N: np.ndarray,
     before_N: np.ndarray,
     after_N: np.ndarray,
-    seed: int,
     verbs: tuple[str, str],
     tail: str,
+    *,
+    seed: int,
 ) -> Finding:
-    """After - before over the same units, as a sentence."""
-    got = paired_bootstrap(
-        before_N[rows_N],
-        after_N[rows_N],
-        _some(curve.table.clusters, rows_N),
-        seed=seed,
+    """After - before over the same units, as a sentence; `verbs` are for a loss and a gain."""
+    clusters = list(compress(curve.table.clusters, rows_N))
+    got = Estimate.of(paired_bootstrap(before_N[rows_N], after_N[rows_N], clusters, seed=seed))
+    value = math.nan if got.value is None else got.value
+    words = (
+        f"{verbs[value >= 0]} {abs(value):.3f} {curve.metric} {tail}, difference "
+        f"{got.said(signed=True)}{got.doubt()}."
     )
-    value = float(got.value_S[0])
-    low, high = float(got.low_S[0]), float(got.high_S[0])
-    enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
-    clear = enough and (low > 0 or high < 0)
-    certain = "" if clear else " (the interval holds 0: no clear difference)"
-    if not enough:
-        certain = " (too few clusters to tell)"
-    size = f"{abs(value):.3f} {curve.metric} {tail}, difference {_figures(got, signed=True)}"
-    text = f"{_name(curve)}: {verbs[value >= 0]} {size}{certain}."
-    return _finding(name, text, curve, got, clear=clear)
+    return _finding(curve, name, words, got, clear=got.clear)
 
 
-def _finding(name: str, text: str, curve: Curve, got: Interval, **more: Any) -> Finding:
-    low, high = float(got.low_S[0]), float(got.high_S[0])
-    return {
-        "id": name,
-        "text": text,
-        "task": curve.task,
-        "dataset": curve.dataset,
-        "value": float(got.value_S[0]),
-        "ci": None if np.isnan(low) else [low, high],
-        "n": int(got.n_S[0]),
-        **more,
-    }
-
-
-def _figures(got: Interval, *, signed: bool = False) -> str:
-    value, low, high = float(got.value_S[0]), float(got.low_S[0]), float(got.high_S[0])
-    form = "+.3f" if signed else ".3f"
-    interval = "no interval" if np.isnan(low) else f"{low:{form}}, {high:{form}}"
-    return f"{value:{form}} [{interval}] (n = {int(got.n_S[0])})"
-
-
-def _name(curve: Curve) -> str:
-    title = curve.task.replace("_", " ").capitalize()
-    return title if curve.dataset == "scenes" else f"{title} ({curve.dataset})"
-
-
-def _some(names: list[str], rows_N: np.ndarray) -> list[str]:
-    return [name for name, use in zip(names, rows_N, strict=True) if use]
+def _finding(curve: Curve, name: str, words: str, got: Estimate, **more: Any) -> Finding:
+    subject = title(curve.task, curve.dataset)
+    return Finding(name, words, got, curve.task, curve.dataset, subject, **more)
 
 
 def best_site(curve: Curve, *, seed: int = 0) -> Site | None:
     """The site whose predictions are worth showing: the best value layer."""
     best = best_value_layer(curve.table, seed=seed)
     return None if best is None else Site("value", best.layer)
-
-
-RANDOM = "random_weights"
-
-
-REFERENCE = "reference"
-
-
-RANDOM_KINDS = ("vision", "projector", "value")  # where the random-weights control is read
 
 
 def diagnose_flow(
@@ -305,7 +232,7 @@ def _controls(
 def _reporting_ids(curve: Curve, seed: int) -> list[tuple[str, str, str]]:
     """Task, dataset and id of each unit that may report on the best value layer."""
     best = best_value_layer(curve.table, seed=seed)
-    ids = curve.table.ids if best is None else _some(curve.table.ids, best.report_N)
+    ids = curve.table.ids if best is None else compress(curve.table.ids, best.report_N)
     return [(curve.task, curve.dataset, unit) for unit in ids]
 
 

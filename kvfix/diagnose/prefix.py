@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
+from itertools import compress, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ from kvfix.data.units import UnitSet
 from kvfix.diagnose.best_layer import best_value_layer
 from kvfix.eval.results import Result, Table, site_result
 from kvfix.eval.source import MlmSource
-from kvfix.eval.stats.bootstrap import Interval, paired_bootstrap
+from kvfix.eval.stats.bootstrap import paired_bootstrap
 from kvfix.eval.suite import TaskRun, Tick, run_task, sample_path
-from kvfix.findings import FEWEST_CLUSTERS, Finding
+from kvfix.findings import Estimate, Finding, title
 from kvfix.mlm.load import Mlm, Prompt
 from kvfix.runs.recorder import left_out_of
 from kvfix.runs.rows import ProbeRow, Rows
@@ -343,51 +343,26 @@ def _contrast(
     now, was = pair
     rows = np.array([u in reporting for u in now.ids])
     column = next(c for c in now.columns("value") if now.sites[c].layer == layer)
-    got = paired_bootstrap(
-        was.score_NS[rows, column],
-        now.score_NS[rows, column],
-        [c for c, use in zip(now.clusters, rows, strict=True) if use],
-        seed=seed,
-    )
     reached = [c for c in now.columns("value") if now.sites[c].layer != 0]
-    everywhere = paired_bootstrap(
-        was.score_NS[:, reached].mean(1), now.score_NS[:, reached].mean(1), now.clusters, seed=seed
-    )
-    value, low, high = (float(x[0]) for x in (got.value_S, got.low_S, got.high_S))
-    clear, mean_clear = _is_clear(got), _is_clear(everywhere)
-    enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
-    mean, mean_low, mean_high = (
-        float(x[0]) for x in (everywhere.value_S, everywhere.low_S, everywhere.high_S)
+    here, everywhere = (
+        Estimate.of(paired_bootstrap(*scores, clusters, seed=seed))
+        for scores, clusters in (
+            ([t.score_NS[rows, column] for t in (was, now)], list(compress(now.clusters, rows))),
+            ([t.score_NS[:, reached].mean(1) for t in (was, now)], now.clusters),
+        )
     )
     units = found.runs[names[0]].units
-    task = units.task.replace("_", " ").capitalize()
-    where = "" if units.dataset == "scenes" else f" ({units.dataset})"
-    certain = "" if clear else " (no clear difference)" if enough else " (too few clusters to tell)"
-    text = (
-        f"{task}{where}: {SAID[names[0]]} against {SAID[names[1]]} moves {now.metric} of value "
-        f"layer {layer} by {value:+.3f} [{low:+.3f}, {high:+.3f}] (n = {int(got.n_S[0])})"
-        f"{certain}; the mean over layers from 1 on by {mean:+.3f} [{mean_low:+.3f}, "
-        f"{mean_high:+.3f}] (n = {int(everywhere.n_S[0])}{', clear' if mean_clear else ''})."
+    words = (
+        f"{SAID[names[0]]} against {SAID[names[1]]} moves {now.metric} of value layer {layer} by "
+        f"{here.said(signed=True)}{here.doubt('no clear difference')}; the mean over layers from 1 "
+        f"on by {everywhere.said(signed=True, n=False)} (n = {everywhere.n}"
+        f"{', clear' if everywhere.clear else ''})."
     )
-    return {
-        "id": f"prefix.{names[0]}_{names[1]}",
-        "text": text,
-        "task": units.task,
-        "dataset": units.dataset,
-        "value": value,
-        "ci": None if np.isnan(low) else [low, high],
-        "n": int(got.n_S[0]),
-        "layer": layer,
-        "clear": clear,
-        "mean_over_layers": {
-            "value": mean,
-            "ci": None if np.isnan(mean_low) else [mean_low, mean_high],
-            "n": int(everywhere.n_S[0]),
-            "clear": mean_clear,
-        },
-    }
-
-
-def _is_clear(got: Interval) -> bool:
-    enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
-    return bool(enough and (got.low_S[0] > 0 or got.high_S[0] < 0))
+    ends = None if everywhere.ci is None else list(everywhere.ci)
+    mean = {"value": everywhere.value, "ci": ends, "n": everywhere.n, "clear": everywhere.clear}
+    return Finding(
+        *(f"prefix.{names[0]}_{names[1]}", words, here, units.task, units.dataset),
+        subject=title(units.task, units.dataset),
+        clear=here.clear,
+        more={"layer": layer, "mean_over_layers": mean},
+    )

@@ -89,7 +89,7 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
         seconds=time.monotonic() - start,
         complete=True,
         results=[r for part in parts for r in part.results],
-        findings=[f for part in parts for f in part.findings],
+        findings=[f.to_json() for part in parts for f in part.findings],
         left_out=once([entry for part in parts for entry in part.left_out]),
         notes=[note for part in parts for note in part.notes],
         overlays=[o for part in parts for o in part.overlays],

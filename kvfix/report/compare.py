@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvfix.findings import PLACES
 from kvfix.report.html import (
     html_environment,
     markdown_environment,
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 ALPHA = 0.05
-PLACES = {
-    "predictions": "predictions",
-    "vision": "vision encoder",
-    "projector": "projector",
-    "best": "best value layer",
-    "last": "last value layer",
-}
 GLOSSARY = (
     (
         "Paired",
@@ -157,7 +151,6 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
             {**u, "name": full_name(u["task"], u.get("subtask")), "alone": _alone(u)}
             for u in record["units"]
         ],
-        "places": PLACES,
         "glossary": GLOSSARY,
         "alpha": ALPHA,
     }
@@ -184,7 +177,7 @@ def _alone(units: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _shown(finding: dict[str, Any]) -> tuple[str, str]:
     """Value and interval of a finding as text."""
-    if finding["metric"] == "accuracy":
+    if finding["percent"]:
         return pts(finding["value"]), pspan(finding["ci"])
     return signed(finding["value"]), span(finding["ci"])
 
@@ -212,7 +205,7 @@ def place_name(row: dict[str, Any]) -> str:
     """`best value layer L5`, with a star where the layer was chosen on the units that compare."""
     star = "*" if row["place"] == "best" and not row["held_out"] else ""
     layer = "" if row["layer"] is None else f" L{row['layer']}"
-    return f"{PLACES[row['place']]}{layer}{star}"
+    return f"{PLACES[row['place']].name}{layer}{star}"
 
 
 def num(value: float | None) -> str:

@@ -38,7 +38,7 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
 
 def sentences(record: dict[str, Any]) -> RenderableType:
     """The findings in words; the numbers beside them in compare.json stand in the tables."""
-    return findings({"findings": [{"text": f["text"]} for f in record["findings"]]})
+    return findings({"findings": [{**f, "percent": False} for f in record["findings"]]})
 
 
 def answers_table(questions: dict[str, Any]) -> Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvfix.findings import PLACES
 from kvfix.report.compare import p_value, task_name, write_pages
 from kvfix.report.html import (
     readable_date,
@@ -17,7 +18,7 @@ from kvfix.report.stages import clean, interval, number
 if TYPE_CHECKING:
     from rich.table import Table
 
-PLACES = {"best": "best value layer", "last": "last value layer"}
+SHOWN = ("best", "last")
 SCORINGS = {"generation": "written", "logprob": "log-prob."}
 GLOSSARY = (
     (
@@ -67,8 +68,8 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": record,
         "facts": facts,
-        "rows": [cells(r) for r in record["correlations"] if r["place"] in PLACES],
-        "layers": [cells(r) for r in record["correlations"] if r["place"] not in PLACES],
+        "rows": [cells(r) for r in record["correlations"] if r["place"] in SHOWN],
+        "layers": [cells(r) for r in record["correlations"] if r["place"] not in SHOWN],
         "points": points(record),
         "glossary": GLOSSARY,
     }
@@ -83,7 +84,9 @@ def cells(row: dict[str, Any]) -> dict[str, Any]:
         "metric": row["metric"] or "mean",
         "questions": row["questions"],
         "scoring": SCORINGS.get(row["scoring"], row["scoring"]),
-        "place": PLACES.get(row["place"], f"value layer {row['layer']}"),
+        "place": PLACES[row["place"]].name
+        if row["place"] in SHOWN
+        else f"value layer {row['layer']}",
         "rho": "–" if rho is None else f"{rho:+.2f}",
         "span": "too few" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]",
         "p": p_value(row["p"]),
@@ -125,7 +128,7 @@ def table(record: dict[str, Any]) -> Table:
     for name in ("rho", "95 % CI", "p", "Holm p", "n"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in clean(record)["correlations"]:
-        if row["place"] in PLACES:
+        if row["place"] in SHOWN:
             c = cells(row)
             answers = f"{c['questions']}, {c['scoring']}"
             shown.add_row(

@@ -14,12 +14,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvfix.findings import Finding
 from kvfix.report import figures, questions, surfacing, words
 from kvfix.report.asked import asked
 from kvfix.report.curves import curves
 from kvfix.report.pictures.album import Album
-from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, interval, load, number, panels
-from kvfix.report.table import finding_numbers
+from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, load, number, panels
 from kvfix.report.verdict import model_name, verdict
 from kvfix.runs.atomic import write_text
 from kvfix.runs.rows import full_name
@@ -110,15 +110,9 @@ def _findings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
         kind: {"told": [], "open": [], "any": False} for kind in DIAGNOSES
     }
     for item in run.get("findings") or []:
-        kind = str(item.get("id")).partition(".")[0]
-        group = kinds.get(kind, kinds["flow"])
-        shown = {
-            "text": str(item.get("text") or ""),
-            "value": number(item.get("value")),
-            "span": interval(item.get("ci")),
-            "numbers": finding_numbers(item),
-        }
-        group["told" if item.get("clear", True) else "open"].append(shown)
+        finding = Finding.from_json(item)
+        group = kinds.get(finding.id.partition(".")[0], kinds["flow"])
+        group["open" if finding.clear is False else "told"].append(finding)
         group["any"] = True
     return kinds
 
@@ -280,8 +274,8 @@ def _ci(score: Score) -> str:
     return _span((score.low, score.high))
 
 
-def _span(ends: tuple[float | None, float | None]) -> str:
-    low, high = ends
+def _span(ends: tuple[float | None, float | None] | None) -> str:
+    low, high = ends or (None, None)
     return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 

@@ -5,12 +5,12 @@ Figures, terminal table and page all read a run through here, so that they show 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kvfix.findings import Finding, interval, number
 from kvfix.runs.rows import READOUT, full_name
 
 LAYERED = ("value", "key", "hidden")
@@ -172,7 +172,7 @@ def panels(run: dict[str, Any]) -> list[Panel]:
     shown = list(found.values())
     for item in run.get("findings") or []:
         if item.get("id") == PEAK:
-            _note_peak(item, shown)
+            _note_peak(Finding.from_json(item), shown)
     return shown
 
 
@@ -199,16 +199,16 @@ def _place(row: dict[str, Any], panel: Panel) -> None:
         panel.halves.append(score)
 
 
-def _note_peak(item: dict[str, Any], shown: list[Panel]) -> None:
+def _note_peak(peak: Finding, shown: list[Panel]) -> None:
     """Gives the finding to its panel; fewer units than the curve has means the reporting half."""
-    layer, value = item.get("layer"), number(item.get("value"))
+    layer, got = peak.more.get("layer"), peak.estimate
     for panel in shown:
-        same = panel.headline and panel.task == item.get("task")
+        same = panel.headline and panel.task == peak.task
         row = panel.at("value", layer) if isinstance(layer, int) else None
-        if same and panel.dataset == item.get("dataset", panel.dataset) and row is not None:
-            low, high = interval(item.get("ci"))
-            n = int(number(item.get("n")) or 0)
-            panel.peak = replace(row, value=value, low=low, high=high, n=n, held_out=0 < n < row.n)
+        if same and peak.dataset in (None, panel.dataset) and row is not None:
+            low, high = got.ci or (None, None)
+            half = 0 < got.n < row.n
+            panel.peak = replace(row, value=got.value, low=low, high=high, n=got.n, held_out=half)
 
 
 def _score(row: dict[str, Any]) -> Score:
@@ -226,21 +226,6 @@ def _score(row: dict[str, Any]) -> Score:
         held_out=row.get("split") == HALF,
         chosen=row.get("chosen") is True,
     )
-
-
-def number(value: Any) -> float | None:
-    """A finite float, else None (JSON null, NaN, infinity, anything that is no number)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def interval(ci: Any) -> tuple[float | None, float | None]:
-    """(low, high) of a JSON interval; (None, None) where it is null or not two finite numbers."""
-    if not isinstance(ci, list | tuple) or len(ci) != 2:
-        return None, None
-    low, high = number(ci[0]), number(ci[1])
-    return (low, high) if low is not None and high is not None else (None, None)
 
 
 def load(folder: Path) -> dict[str, Any]:

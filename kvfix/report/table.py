@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvfix.report.stages import Panel, Score, clean, headline_panels, interval, number
+from kvfix.findings import Finding
+from kvfix.report.stages import Panel, Score, clean, headline_panels
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,31 +50,15 @@ def findings(run: dict[str, Any]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    found = clean(run).get("findings") or []
-    if not found:
-        return Text("No finding.", style="dim")
     bullets = Table.grid(padding=(0, 1))
     bullets.add_column(vertical="top")
     bullets.add_column(overflow="fold")
-    for item in found:
-        sentence = Text(str(item.get("text", "")))
-        if numbers := finding_numbers(item):
-            sentence.append(f"\n{numbers}", style="dim")
+    for finding in map(Finding.from_json, clean(run).get("findings") or []):
+        sentence = Text(finding.text)
+        if finding.numbers:
+            sentence.append(f"\n{finding.numbers}", style="dim")
         bullets.add_row("•", sentence)
-    return bullets
-
-
-def finding_numbers(item: dict[str, Any]) -> str:
-    """`0.100 [0.050, 0.150], n = 30` of a finding; empty where its sentence says them already."""
-    low, high = interval(item.get("ci"))
-    value, n = number(item.get("value")), number(item.get("n"))
-    known = [v for v in (value, low, high) if v is not None]
-    if all(f"{abs(v):.3f}" in str(item.get("text")) for v in known):
-        return ""
-    parts = [] if value is None else [f"{value:.3f}"]
-    if low is not None and high is not None:
-        parts.append(f"[{low:.3f}, {high:.3f}]")
-    return " ".join(parts) + ("" if n is None else f", n = {n:.0f}")
+    return bullets if bullets.row_count else Text("No finding.", style="dim")
 
 
 def _row(panel: Panel) -> list[Text]:

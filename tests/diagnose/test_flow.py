@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from kvfix.diagnose.flow import Curve, _reporting_ids, best_site, flow_findings
 from kvfix.eval.results import Table
 from kvfix.eval.source import Site
 from kvfix.eval.stats.bootstrap import halves
-from kvfix.findings import Finding
 
 LOSES_AT_PROJECTOR = planted(0.8, 0.5, [0.5, 0.7, 0.6, 0.4])
 FLAT = planted(0.5, 0.5, [0.5, 0.5, 0.5, 0.5])
@@ -22,14 +22,14 @@ FLAT = planted(0.5, 0.5, [0.5, 0.5, 0.5, 0.5])
 
 def findings(
     table: Table, *, dataset: str = "scenes", seed: int = 0, **controls: Table
-) -> dict[str, Finding]:
+) -> dict[str, dict[str, Any]]:
     curve = Curve("semantic_correspondence", dataset, "PCK@0.1", table, controls)
-    found = flow_findings(curve, seed=seed)
+    found = [finding.to_json() for finding in flow_findings(curve, seed=seed)]
     assert len({f["id"] for f in found}) == len(found)
     return {f["id"]: f for f in found}
 
 
-def numbers(finding: Finding) -> tuple[float, float, float]:
+def numbers(finding: dict[str, Any]) -> tuple[float, float, float]:
     return finding["value"], *finding["ci"]
 
 

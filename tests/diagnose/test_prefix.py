@@ -140,9 +140,9 @@ def test_differences_are_paired() -> None:
     low, high = by["prefix correct - neutral"]["ci"]
     assert 0.09 < low < high < 0.11
     assert by["prefix neutral - none"]["ci"] == [0, 0]
-    clear = {f["id"]: f["clear"] for f in prefix_findings(found)}
+    clear = {f.id: f.clear for f in prefix_findings(found)}
     assert clear["prefix.correct_wrong"] and not clear["prefix.neutral_none"]
-    for finding in prefix_findings(found):
+    for finding in (f.to_json() for f in prefix_findings(found)):
         assert finding["layer"] == 1 and finding["mean_over_layers"]["n"] == 64 > finding["n"]
         assert finding["mean_over_layers"]["value"] == by[_control(finding)]["value"]
 

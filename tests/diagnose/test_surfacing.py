@@ -158,7 +158,7 @@ def test_what_does_not_exist_is_null_in_the_record() -> None:
     names = {"dataset": "scenes", "subtask": "Art_Style", "scoring": "generation"}
     record = surfacing_result(found, table, **names)
     assert record["of_wrong"] == {"value": None, "ci": None}
-    assert "in none of the wrong answers" in surfacing_finding(found, table, **names)["text"]
+    assert "in none of the wrong answers" in surfacing_finding(found, table, **names).text
     json.dumps(record, allow_nan=False)
 
 
@@ -170,7 +170,7 @@ def test_record_and_sentence_carry_every_number() -> None:
     assert record["site"] == "value" and record["layer"] in (0, 1) and record["held_out"]
     assert sum(record["counts"].values()) == record["n"] == found.n
     assert record["of_all"] == {"value": found.of_all.value, "ci": found.of_all.ci}
-    finding = surfacing_finding(found, table, **names)
+    finding = surfacing_finding(found, table, **names).to_json()
     assert (
         finding["text"].startswith("Art Style: in ")
         and f"of {found.n} questions" in finding["text"]
@@ -217,6 +217,7 @@ def test_a_trained_readout_is_called_one() -> None:
     found = surfacing(readings, columns=table.columns("value"), chosen=True)
     names = {"dataset": "scenes", "subtask": "Art_Style", "scoring": "generation"}
     said = surfacing_finding(found, table, **names, trained="linear, on 48 questions")
+    said = said.to_json()
     assert "the trained readout of value layer" in said["text"]
     assert "(linear, on 48 questions)" in said["text"]
     assert said["id"] == "surfacing_trained.generation"

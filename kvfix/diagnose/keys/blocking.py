@@ -29,7 +29,7 @@ from kvfix.eval.mcq.letters.parse import EVERY_LETTER
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import MlmSource
 from kvfix.eval.stats.bootstrap import paired_bootstrap
-from kvfix.findings import FEWEST_CLUSTERS, Finding
+from kvfix.findings import FEWEST_CLUSTERS, Estimate, Finding
 from kvfix.mlm.intervene import Edit, Keys, intervene, on_tokens, random_keys
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Encoded, Mlm
@@ -246,35 +246,27 @@ def effect_record(effects: Effects, *, queries: str, chosen: str, seed: int) -> 
 
 
 def effect_finding(record: dict[str, Any], *, dataset: str) -> Finding:
-    """One sentence on one record."""
-    against, base = record["differences"]["chosen_random"], record["differences"]["chosen_base"]
+    """What a record says."""
+    differences = record["differences"]
+    against, base = (
+        Estimate(d["value"], None if d["ci"] is None else tuple(d["ci"]), record["n"])
+        for d in (differences["chosen_random"], differences["chosen_base"])
+    )
     verb = {"text": "for the text", "image": "for later image tokens"}[record["queries"]]
-    certain = "" if against["clear"] else " (no clear difference to random keys)"
+    certain = (
+        "" if differences["chosen_random"]["clear"] else " (no clear difference to random keys)"
+    )
     means = record["means"]
-    text = (
+    words = (
         f"Blocking {record['keys']} {verb}: {record['metric']} {means['base']:.3f} -> "
         f"{means['chosen']:.3f}, {means['random']:.3f} with equally many random keys; against the "
-        f"base {_figures(base)}, against random {_figures(against)} "
-        f"(n = {record['n']}){certain}."
+        f"base {base.said(signed=True, n=False)}, against random {against.said(signed=True)}"
+        f"{certain}."
     )
     if record["skipped"]:
-        text += (
+        words += (
             f" Left out: {record['skipped']} {record['unit']}s whose images lie on another grid "
             "than these keys, as several images in one prompt do where one alone is tiled."
         )
-    return {
-        "id": f"keys.block_{record['queries']}",
-        "text": text,
-        "task": TASK,
-        "dataset": dataset,
-        "value": against["value"],
-        "ci": against["ci"],
-        "n": record["n"],
-        "clear": against["clear"],
-    }
-
-
-def _figures(difference: dict[str, Any]) -> str:
-    ci = difference["ci"]
-    span = "no interval" if ci is None else f"{ci[0]:+.3f}, {ci[1]:+.3f}"
-    return f"{difference['value']:+.3f} [{span}]"
+    name, clear = f"keys.block_{record['queries']}", differences["chosen_random"]["clear"]
+    return Finding(name, words, against, TASK, dataset, clear=clear)

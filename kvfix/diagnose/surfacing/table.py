@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvfix.data.units import MCQ
 from kvfix.eval.results import Result, Table
 from kvfix.eval.stats.bootstrap import (
     Interval,
@@ -26,7 +27,7 @@ from kvfix.eval.stats.bootstrap import (
     halves,
     pooled_ratio_bootstrap,
 )
-from kvfix.findings import FEWEST_CLUSTERS, Finding
+from kvfix.findings import FEWEST_CLUSTERS, Estimate, Finding
 from kvfix.runs.rows import AnswerRow, ReadoutRow
 
 SCORINGS = {"generation": "correct", "logprob": "logprob_correct"}
@@ -252,7 +253,7 @@ def surfacing_finding(
     scoring: str,
     trained: str | None = None,
 ) -> Finding:
-    """One sentence a subtask.
+    """The sentence on a subtask.
 
     Args:
         found: the shares.
@@ -268,24 +269,24 @@ def surfacing_finding(
     chosen = "chosen on the other half" if found.held_out else "too few questions to split"
     readout = "readout" if trained is None else "trained readout"
     certain = "beyond" if found.clear else "not clearly beyond"
-    text = (
+    words = (
         f"{where}: in {_percent(found.of_all)} of {found.n} questions the {readout} of {site.site} "
         f"layer {site.layer} ({trained or chosen}) is right and the {how} wrong, in "
         f"{_percent(found.of_wrong)} of the wrong answers; {certain} the "
         f"{100 * found.shuffled.value:.0f} % of shuffled features "
         f"(difference {_percent(found.beyond, signed=True)})."
     )
-    return {
-        "id": f"surfacing.{scoring}" if trained is None else f"surfacing_trained.{scoring}",
-        "text": text,
-        "task": "mcq",
-        "subtask": subtask,
-        "dataset": dataset,
-        "value": found.of_all.value,
-        "ci": found.of_all.ci,
-        "n": found.n,
-        "clear": found.clear,
-    }
+    value, ends = found.of_all.value, found.of_all.ci
+    return Finding(
+        f"surfacing{'' if trained is None else '_trained'}.{scoring}",
+        words,
+        Estimate(value, None if ends is None else (ends[0], ends[1]), found.n),
+        MCQ,
+        dataset,
+        clear=found.clear,
+        percent=True,
+        more={"subtask": subtask},
+    )
 
 
 def _percent(share: Share, *, signed: bool = False) -> str:

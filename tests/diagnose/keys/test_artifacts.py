@@ -146,7 +146,7 @@ def test_later_layers_split_where_that_is_planted(onevision: Mlm) -> None:
         got = found_in(onevision)
     assert got.split_L.tolist() == [False, True, True] and got.split_from == 1
     assert got.shares.clear_L.tolist() == [False, True, True]
-    text = {f["id"]: f["text"] for f in key_findings(got)}
+    text = {f.id: f.text for f in key_findings(got)}
     assert "From layer 1 of 3 on, image keys split" in text["keys.split"]
     assert "Layers 1, 2 of 3 hold more agnostic keys" in text["keys.layers"]
 
@@ -299,7 +299,7 @@ def test_a_square_is_cut_from_the_middle() -> None:
 
 
 def test_findings_without_any_agnostic_key_say_so(onevision: Mlm) -> None:
-    text = {f["id"]: f["text"] for f in key_findings(found_in(onevision))}
+    text = {f.id: f.text for f in key_findings(found_in(onevision))}
     assert "0.000 [0.000, 0.000] (n = 64) of 216 keys, not above the stated" in text["keys.share"]
     assert text["keys.layers"].startswith("No layer of 3 holds an agnostic key: 0.000")
     assert text["keys.heads"].startswith("No KV head out of 6 has an agnostic key")
@@ -312,7 +312,7 @@ def test_findings_and_results_are_plain_json(onevision: Mlm) -> None:
     chosen = random_keys(no_keys(onevision, PHOTOS[0]).shape, 0.1, seed=6)
     with constant_keys(onevision, chosen, PHOTOS[0]):
         got = found_in(onevision, dataset="photos")
-    findings, rows = key_findings(got), key_results(got)
+    findings, rows = [f.to_json() for f in key_findings(got)], key_results(got)
     for item in (*findings, *rows):
         assert json.loads(json.dumps(item, allow_nan=False)) == item
         assert item["n"] == 64 and item["dataset"] == "photos" and item["task"] == "image_keys"

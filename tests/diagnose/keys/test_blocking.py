@@ -20,10 +20,10 @@ def test_a_planted_effect_is_clear_and_paired() -> None:
     got = record(skipped=0)
     assert got["differences"]["chosen_random"]["value"] == pytest.approx(0.5)
     assert got["differences"]["chosen_random"]["clear"] and got["nothing_is_base"]
-    text = effect_finding(got, dataset="scenes")["text"]
+    text = effect_finding(got, dataset="scenes").text
     assert "0.500 -> 1.000" in text and "Left out" not in text
 
 
 def test_questions_on_another_grid_are_counted_in_the_sentence() -> None:
-    text = effect_finding(record(skipped=3), dataset="scenes")["text"]
+    text = effect_finding(record(skipped=3), dataset="scenes").text
     assert "Left out: 3 questions whose images lie on another grid" in text

@@ -86,7 +86,7 @@ def test_values_that_are_noise_at_chosen_keys_are_found_to_be_worse(
     for change in (got.gap(), got.beyond_random()):
         assert change is not None
         assert change.high_S[0] < 0 and change.n_S[0] == EPISODES
-    found = {f["id"]: f for f in key_findings(diagnosis, got)}
+    found = {f.id: f.to_json() for f in key_findings(diagnosis, got)}
     for name in ("keys.values", "keys.values_random"):
         finding = found[name]
         assert finding["clear"] and finding["value"] < 0 and finding["n"] == EPISODES
@@ -140,11 +140,12 @@ def test_few_episodes_and_no_difference_are_said(diagnosis: KeyDiagnosis) -> Non
         (some_scores(noise, 0 * noise, [4]), "no clear difference"),
         (some_scores(noise[:5] - 9, 0 * noise[:5], [4]), "too few clusters to tell"),
     ):
-        found = {f["id"]: f for f in key_findings(diagnosis, scored)}
+        found = {f.id: f.to_json() for f in key_findings(diagnosis, scored)}
         assert words in found["keys.values"]["text"] and not found["keys.values"]["clear"]
         assert "by the place alone 0.750" in found["keys.values"]["text"]
     nothing = some_scores(np.full((9, 1), np.nan), np.full((9, 1), np.nan), [0])
-    [last] = [f for f in key_findings(diagnosis, nothing) if f["id"].startswith("keys.values")]
+    told = [f.to_json() for f in key_findings(diagnosis, nothing)]
+    [last] = [f for f in told if f["id"].startswith("keys.values")]
     assert "cannot be told" in last["text"] and last["value"] is None and last["n"] == 9
 
 
