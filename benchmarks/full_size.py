@@ -185,7 +185,6 @@ def _step(mlm: Mlm, batch: Any) -> None:
     amounts = torch.tensor(repair.amounts(batch))
     loss, _ = repair(batch, 0, amounts, 1.0)
     loss.backward()
-    repair.close()
     trained = [p for group in groups for p in group["params"]]
     assert torch.isfinite(loss) and all(p.grad is not None for p in trained), float(loss)
     optimizer.step()

@@ -7,7 +7,7 @@ run.json, `words` the same below a heading that names the subject already.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,6 +49,11 @@ class Estimate:
         number = None if math.isnan(value) else value
         return Estimate(number, ci, int(got.n_S[at]), int(got.clusters_S[at]))
 
+    def to_json(self) -> dict[str, Any]:
+        """As results hold it."""
+        ci = None if self.ci is None else list(self.ci)
+        return {"value": self.value, "ci": ci, "n": self.n, "clusters": self.clusters}
+
     @property
     def enough(self) -> bool:
         """Whether there are clusters enough to tell a difference from none."""
@@ -68,12 +73,12 @@ class Estimate:
     def said(self, *, signed: bool = False, n: bool = True) -> str:
         """`0.123 [0.100, 0.150] (n = 4)`."""
         form = "+.3f" if signed else ".3f"
-        ends = "no interval" if self.ci is None else ", ".join(f"{e:{form}}" for e in self.ci)
+        span = "no interval" if self.ci is None else ", ".join(f"{e:{form}}" for e in self.ci)
         value = math.nan if self.value is None else self.value
-        return f"{value:{form}} [{ends}]" + (f" (n = {self.n})" if n else "")
+        return f"{value:{form}} [{span}]" + (f" (n = {self.n})" if n else "")
 
 
-def excludes_0(ci: tuple[float, float] | None) -> bool:
+def excludes_0(ci: Sequence[float] | None) -> bool:
     """Whether an interval is on one side of 0."""
     return ci is not None and (ci[0] > 0 or ci[1] < 0)
 
@@ -131,8 +136,8 @@ class Finding:
         value, ci = self.estimate.value, self.estimate.ci
         if not self.percent or value is None:
             return ""
-        ends = "" if ci is None else f" [{ci[0]:.3f}, {ci[1]:.3f}]"
-        return f"{value:.3f}{ends}" + (f", n = {self.estimate.n}" if self.estimate.n else "")
+        span = "" if ci is None else f" [{ci[0]:.3f}, {ci[1]:.3f}]"
+        return f"{value:.3f}{span}" + (f", n = {self.estimate.n}" if self.estimate.n else "")
 
     @staticmethod
     def from_json(item: Mapping[str, Any]) -> Finding:
@@ -140,12 +145,12 @@ class Finding:
         known = {"id", "text", "subject", "words", "percent", "task", "dataset"}
         known |= {"value", "ci", "n", "clear"}
         dataset = item.get("dataset")
-        low, high = interval(item.get("ci"))
-        ci = None if low is None or high is None else (low, high)
         return Finding(
             str(item.get("id") or ""),
             str(item.get("words") or item.get("text") or ""),
-            Estimate(number(item.get("value")), ci, int(number(item.get("n")) or 0)),
+            Estimate(
+                number(item.get("value")), ends(item.get("ci")), int(number(item.get("n")) or 0)
+            ),
             str(item.get("task") or ""),
             None if dataset is None else str(dataset),
             str(item.get("subject") or ""),
@@ -168,3 +173,9 @@ def interval(ci: Any) -> tuple[float | None, float | None]:
         return None, None
     low, high = number(ci[0]), number(ci[1])
     return (low, high) if low is not None and high is not None else (None, None)
+
+
+def ends(ci: Any) -> tuple[float, float] | None:
+    """The same, or None."""
+    low, high = interval(ci)
+    return None if low is None or high is None else (low, high)

@@ -18,6 +18,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvfix import evaluate
 from kvfix.compare import run as compare
@@ -76,7 +77,7 @@ def measure(
     recipe: Recipe, asked: Asked, folder: Path, *, adapter: str | None, command: str
 ) -> None:
     """The eval suite on values, and the diagnoses that the repair is aimed at."""
-    same = {
+    same: dict[str, Any] = {
         "model": recipe.model or None,
         "adapter": adapter,
         "processor": recipe.processor or None,

@@ -51,7 +51,7 @@ def train(
     from kvfix.repair.train.recipe import read_recipe
 
     page = import_module(f"kvfix.recipes.train_{recipe.value}")
-    settings = read_recipe(Path(page.__file__), config, overrides or ())
+    settings = read_recipe(Path(str(page.__file__)), config, overrides or ())
     page.train(settings, command=typed(["kvfix", *sys.argv[1:]]))
 
 

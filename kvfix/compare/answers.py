@@ -25,7 +25,7 @@ from kvfix.eval.stats.paired import (
     minimum_detectable,
     stratified_paired_bootstrap,
 )
-from kvfix.findings import Estimate, Finding, excludes_0
+from kvfix.findings import Estimate, Finding, ends, excludes_0
 from kvfix.runs.rows import AnswerRow
 
 ALPHA = 0.05
@@ -247,12 +247,12 @@ def _figures(before: float, after: float, change: Change) -> dict[str, Any]:
         "before": float(before),
         "after": float(after),
         "value": change.value,
-        "ci": None if np.isnan(change.low) else (change.low, change.high),
+        "ci": None if np.isnan(change.low) else [change.low, change.high],
     }
 
 
 def _finding(name: str, words: str, dataset: str, row: dict[str, Any], n: int) -> Finding:
-    got = Estimate(row["value"], row["ci"], n)
+    got = Estimate(row["value"], ends(row["ci"]), n)
     more = {"metric": "accuracy"}
     return Finding(name, words, got, MCQ, dataset, clear=True, percent=True, more=more)
 

@@ -7,7 +7,6 @@ layer that was lucky before is not held against AFTER, and AFTER has no say in t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from kvfix.eval.results import Result
 from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval, paired_bootstrap
 from kvfix.eval.stats.paired import Ratio, paired_ratio_bootstrap
-from kvfix.findings import PLACES, Estimate, Finding, excludes_0, title
+from kvfix.findings import PLACES, Estimate, Finding, ends, excludes_0, title
 from kvfix.runs.rows import full_name
 
 
@@ -172,7 +171,7 @@ def _row(
 
 
 def _finding(row: dict[str, Any]) -> Finding:
-    got = Estimate(row["value"], tuple(row["ci"]), row["n"])
+    got = Estimate(row["value"], ends(row["ci"]), row["n"])
     where = PLACES[row["place"]].where.format(layer=row["layer"])
     words = (
         f"AFTER {'gains' if row['value'] > 0 else 'loses'} {abs(row['value']):.3f} {row['metric']} "
@@ -207,4 +206,4 @@ def _ratio(pooled: Ratio, strata: list[str] | None) -> float | None:
 
 
 def _figures(got: Interval, s: int) -> dict[str, Any]:
-    return asdict(Estimate.of(got, s))
+    return Estimate.of(got, s).to_json()

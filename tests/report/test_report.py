@@ -122,6 +122,7 @@ def findings() -> list[dict[str, Any]]:
                 "value": level,
                 "ci": [low, high],
                 "n": 30,
+                "percent": False,  # the sentence holds them
             }
         )
     last = {"id": "flow.projector", "text": "The projector loses a sixth.", "task": task}
