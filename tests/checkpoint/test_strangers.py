@@ -87,14 +87,14 @@ def test_a_processor_alone_is_no_model(checkpoint: Checkpoint, tmp_path: Path) -
     ("kind", "hint"),
     [
         ("llama", "a language model alone"),
-        ("qwen3_vl", "family that kvfix has no row for"),
+        ("aya_vision", "family that kvfix has no row for"),
         ("siglip", "--reference-encoder"),
         ("never_heard_of", "found 'never_heard_of'$"),
     ],
 )
 def test_other_types_say_what_they_are(kind: str, hint: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "model", config={"model_type": kind})
-    with pytest.raises(ValueError, match=rf"expected model_type to be one of llava, .*{hint}"):
+    with pytest.raises(ValueError, match=rf"expected model_type to be one of gemma3, .*{hint}"):
         load_mlm(str(folder), random_weights=0)
     for model in (folder, folder / "config.json"):
-        assert "expected model_type to be one of llava" in call("plan", "--model", model).error
+        assert "expected model_type to be one of gemma3" in call("plan", "--model", model).error
