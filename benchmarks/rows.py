@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,7 +205,7 @@ def multiple_choice(rounds: int) -> list[Line]:
     """Letters and written answers of 16 questions, beside generating and scoring each option."""
     mlm, protocol = _nano(), McqProtocol()
     [units] = load_units(("scenes",), tasks=[MCQ], limit=16, questions=True)
-    questions = [units.load(i) for i in range(len(units))]
+    questions: list[Any] = [units.load(i) for i in range(len(units))]
     letters: dict[str, list[str]] = {}
 
     def ours() -> None:
