@@ -48,7 +48,7 @@ class Config:
     drill_steps: int = number(3000, least=1)
     drill_batch: int = number(16, least=1)
     drill_lr: float = number(5e-4, above=0)
-    told_steps: int = number(10000, least=1)
+    told_steps: int = number(16000, least=1)
     told_batch: int = number(8, least=1)
     told_lr: float = number(5e-4, above=0)
     align_steps: int = number(1500, least=1)
@@ -58,7 +58,7 @@ class Config:
     talk_batch: int = number(8, least=1)
     talk_lr: float = number(1e-3, above=0)
     turns: int = number(6, least=1)
-    told_ease: int = number(5000, least=1)
+    told_ease: int = number(4000, least=1)
     talk_ease: int = number(400, least=1)
     save_every: int = number(100, least=1)
     measure_every: int = number(500, least=1)
@@ -128,11 +128,14 @@ def drill_stage(c: Config, nano: Nano) -> Stage:
 
 
 def told_stage(c: Config, nano: Nano) -> Stage:
-    """The language model answers about facts, in sentences and as words of cells by turns."""
+    """The language model answers about facts, in sentences and as words of cells by turns.
+
+    Every other batch are drills: without them what was drilled was lost within 500 steps.
+    """
 
     def drawn(raster: bool) -> Dealer:
         def draw(i: int, step: int) -> Lesson:
-            ease = max(0.0, 1 - 2 * step / c.told_ease)
+            ease = min(1.0, max(0.0, 2 - 4 * step / c.told_ease))
             return draw_told("train", i, raster=raster, ease=ease, turns=c.turns)
 
         return Dealer(draw, c.told_batch)
@@ -143,14 +146,21 @@ def told_stage(c: Config, nano: Nano) -> Stage:
             nano, [draw_told("val", i, raster=raster, ease=0, turns=c.turns) for i in indices]
         )
 
+    def loss(step: int) -> torch.Tensor:
+        pair, second = divmod(step, 2)
+        lessons = decks[pair % 2].batch(pair // 2) if second else drills.batch(pair)
+        return lesson_loss(nano, lessons)
+
     decks = (drawn(False), drawn(True))
+    drills = Dealer(lambda i, step: draw_drill("train", UNDRILLED + i, ease=0), c.drill_batch)
+    single = measure(nano, [draw_drill("val", i, ease=0) for i in range(c.held_out)])
     in_sentences, in_cells = held_out(False), held_out(True)
     return Stage(
         "told",
         c.told_steps,
         c.told_lr,
-        lambda step: lesson_loss(nano, decks[step % 2].batch(step // 2)),
-        lambda: f"in sentences: {in_sentences()}\n  in words of cells: {in_cells()}",
+        loss,
+        lambda: f"alone: {single()}\n  in sentences: {in_sentences()}\n  in cells: {in_cells()}",
         _parameters(nano.model, language=True),
     )
 
@@ -168,6 +178,7 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
     )
 
 
+UNDRILLED = 2**39  # first index of drills that their own stage does not reach
 IMAGES = (1, 1, 2, 1, 1, 1, 3, 0)  # pictures of the conversations of each step, in turn; 0: told
 UNTOLD = 2**39  # first index of told lessons that the second stage does not reach
 
