@@ -140,11 +140,10 @@ def told_stage(c: Config, nano: Nano) -> Stage:
 
         return Dealer(draw, c.told_batch)
 
-    def held_out(raster: bool) -> Callable[[], str]:
-        indices = range(c.held_out)
-        return measure(
-            nano, [draw_told("val", i, raster=raster, ease=0, turns=c.turns) for i in indices]
-        )
+    def held_out(raster: bool, ease: float) -> Callable[[], str]:
+        n = round(c.held_out * (1 + 3 * ease))  # one question at the start, several in the end
+        lessons = [draw_told("val", i, raster=raster, ease=ease, turns=c.turns) for i in range(n)]
+        return measure(nano, lessons, pooled=True)
 
     def loss(step: int) -> torch.Tensor:
         pair, second = divmod(step, 2)
@@ -153,14 +152,19 @@ def told_stage(c: Config, nano: Nano) -> Stage:
 
     decks = (drawn(False), drawn(True))
     drills = Dealer(lambda i, step: draw_drill("train", UNDRILLED + i, ease=0), c.drill_batch)
-    single = measure(nano, [draw_drill("val", i, ease=0) for i in range(c.held_out)])
-    in_sentences, in_cells = held_out(False), held_out(True)
+    measures = {
+        "drills alone": measure(nano, [draw_drill("val", i, ease=0) for i in range(c.held_out)]),
+        "one object, in sentences": held_out(False, 1.0),
+        "one object, in words of cells": held_out(True, 1.0),
+        "up to four, in sentences": held_out(False, 0.0),
+        "up to four, in words of cells": held_out(True, 0.0),
+    }
     return Stage(
         "told",
         c.told_steps,
         c.told_lr,
         loss,
-        lambda: f"alone: {single()}\n  in sentences: {in_sentences()}\n  in cells: {in_cells()}",
+        lambda: "".join(f"\n  {name}: {figures()}" for name, figures in measures.items()),
         _parameters(nano.model, language=True),
     )
 

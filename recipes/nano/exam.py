@@ -17,6 +17,8 @@ import torch
 from batches import IGNORE, Lesson, collate, messages
 from models import Nano
 
+from kvfix.data.scenes.talk import Turn
+
 
 class Grade(NamedTuple):
     """Held-out answers of one kind of question."""
@@ -122,13 +124,31 @@ def choices(asked: list[Lesson], answers: list[str]) -> Choices:
     return Choices(len(pairs), 1 - sum(given.values()) / max(len(pairs), 1), given, true)
 
 
-def measure(nano: Nano, lessons: list[Lesson]) -> Callable[[], str]:
-    """A stage's held-out measure: percent right beside chance, a kind after the other."""
+def measure(nano: Nano, lessons: list[Lesson], *, pooled: bool = False) -> Callable[[], str]:
+    """A stage's held-out measure: percent right beside chance, a kind after the other.
+
+    Args:
+        nano: Who is asked.
+        lessons: Their turns are asked one at a time.
+        pooled: Only choices by their number of options, drills, captions, and all that is free.
+    """
     asked = single_questions(lessons)
+    if pooled:
+        asked = [x._replace(turns=[_pooled(x.turns[0])]) for x in asked]
 
     def figures() -> str:
         found = grades(asked, foreseen(nano, asked))
+        if pooled:
+            found = [g for g in found if g.kind != "choice_"]
         rows = [f"{g.kind} {100 * g.accuracy:.0f} ({100 * g.chance:.0f}, n {g.n})" for g in found]
         return "% right (chance): " + ", ".join(rows)
 
     return figures
+
+
+def _pooled(turn: Turn) -> Turn:
+    """The turn as one of few kinds."""
+    kind = turn.kind.removeprefix("pair_")
+    if kind.startswith("choice_"):
+        return turn._replace(kind="choice_")
+    return turn._replace(kind=kind if kind == "caption" or kind.startswith("drill") else "free")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ from card import marks
 from curriculum import Config, stages
 from dense import Heads, dense_loss
 from drill import draw_drill, drill_turn
-from exam import Choices, Grade, choices, foreseen, grades, single_questions, written
+from exam import Choices, Grade, choices, foreseen, grades, measure, single_questions, written
 from gallery import LETTERS, Gallery, cell_figure, cell_letters, label
 from models import BUILDERS, Nano, build_nano
 from pictures import draw_lesson, draw_marks
@@ -290,6 +291,20 @@ def test_foreseen_answers_are_those_that_are_written() -> None:
     exam = [*asked[:2], asked[2]._replace(turns=[asked[2].turns[0]._replace(answer="two")])]
     assert foreseen(nano, exam) == [True, True, False]
     assert written(nano, exam) == ["red", "blue", "one"]
+
+
+def test_a_pooled_measure_tells_choices_by_their_number_of_options(onevision: Nano) -> None:
+    options = ("red\n(A) red\n(B) blue", "red\n(A) red\n(B) blue\n(C) cyan")
+    kinds = ("choice_colour", "pair_choice_shape", "pair_colour", "count", "drill_letter")
+    turns = [Turn(kind, options[i % 2], "(A)") for i, kind in enumerate(kinds)]
+    told = measure(onevision, [Lesson([], turns)], pooled=True)()
+    names = re.findall(r"([a-z_]+(?: of \d)?) \d+ \(100, n (\d)\)", told)
+    assert names == [
+        ("choices of 2", "1"),
+        ("choices of 3", "1"),
+        ("drill_letter", "1"),
+        ("free", "2"),
+    ]
 
 
 def test_marks_are_missed_when_one_letter_is_given_to_all() -> None:
