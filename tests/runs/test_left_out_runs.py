@@ -20,7 +20,7 @@ from PIL import Image
 from kvfix.data.scenes.units import scene_units
 from kvfix.diagnose.keys import run as diagnose_keys
 from kvfix.diagnose.keys.statistics import BadKeys
-from kvfix.runs.samples import Row
+from kvfix.runs.rows import Row
 from kvfix.session import Part
 
 THIN = (60, 2)  # pixels: one that the readers take, and LLaVA-OneVision's grid has no token for

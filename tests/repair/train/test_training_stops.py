@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from safetensors.torch import load_file
 from talks import write_talks
-from trainings import ROOT, at_step, names, recipe, record, train, trained
+from trainings import at_step, names, recipe, record, train, trained
 
 from kvfix.config import load_config
 from kvfix.repair import module
