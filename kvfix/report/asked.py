@@ -19,7 +19,7 @@ from kvfix.eval.mcq.ask import concatenate
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER
 from kvfix.report.pictures.album import Album, Picture
 from kvfix.runs.atomic import atomic_file
-from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Rows, full_name
+from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Rows
 
 DRAWN = 24  # questions per subtask with a picture
 WIDEST, HIGHEST = 720, 240  # of a picture, in pixels
@@ -180,9 +180,3 @@ def changed(before: Path, after: Path, album: Album) -> list[Asked]:
             shown = replace(_asked(row, None), outcome=outcome, said=said)
             found.append(replace(shown, picture=album.get(_picture_of(row))))
     return sorted(found, key=lambda q: q.outcome != "broken")
-
-
-def title(q: Asked) -> str:
-    """The subtask with its data set, where that is not the painted scenes."""
-    name = q.subtask.replace("_", " ")
-    return name if q.dataset == "scenes" else full_name(f"{name} ({q.dataset})")

@@ -13,14 +13,18 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvfix.findings import PLACES
+from kvfix.findings import FEWEST_CLUSTERS, PLACES
+from kvfix.report.asked import Asked, changed
 from kvfix.report.html import (
     html_environment,
     markdown_environment,
+    own_script,
     readable_date,
     readable_duration,
 )
+from kvfix.report.pictures.album import Album
 from kvfix.report.stages import clean, interval, number
+from kvfix.report.verdict import change_verdict, model_name
 from kvfix.runs.atomic import write_text
 from kvfix.runs.rows import full_name
 
@@ -121,6 +125,11 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
     questions, probes = record["questions"], record["probes"]
     for q in questions:
         _lay_out([*q["tasks"], q["macro"], q["micro"]])
+        for row in q["tasks"]:
+            few = row["n"] < FEWEST_CLUSTERS
+            row["tone"] = "open" if few else "clear" if row["p_holm"] < ALPHA else "well"
+        low, high = interval(q["macro"]["ci"])
+        q["macro"]["tone"] = "well" if low is None or low <= 0 <= (high or 0.0) else "clear"
         q["format_rows"] = format_rows(q)
     _lay_out(probes)
     for row in probes:
@@ -153,7 +162,25 @@ def _page(record: dict[str, Any]) -> dict[str, Any]:
         ],
         "glossary": GLOSSARY,
         "alpha": ALPHA,
+        "names": _names(record["before"], record["after"]),
+        "verdict_of": change_verdict(record),
+        "asked": _asked(record),
+        **own_script(),
     }
+
+
+def _names(*sides: dict[str, Any]) -> list[str]:
+    """Of models, or of predictions; two runs of one model are told apart by their folders."""
+    names = [model_name(s["model"]) if s.get("model") else str(s["name"]) for s in sides]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name}, {Path(s['folder']).name}" for name, s in zip(names, sides, strict=True)]
+
+
+def _asked(record: dict[str, Any]) -> list[Asked]:
+    """The fixed and broken questions of two runs of kvfix; other tools' runs hold no questions."""
+    before, after = (Path(record[side]["folder"]) for side in ("before", "after"))
+    return changed(before, after, Album(after))
 
 
 def _lay_out(rows: list[dict[str, Any]]) -> None:

@@ -86,7 +86,7 @@ def _page(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "verdict_of": verdict(run, shown),
         "curves": curves(shown),
         "asked": asked(folder, run.get("surfacing") or [], album),
-        **_script(),
+        **own_script(),
         "facts": _facts(run, model),
         "findings": _findings(run),
         "panels": shown,
@@ -117,7 +117,7 @@ def _findings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return kinds
 
 
-def _script() -> dict[str, Any]:
+def own_script() -> dict[str, Any]:
     """The page's own script, and the policy that lets no other run."""
     from markupsafe import Markup
 

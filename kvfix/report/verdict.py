@@ -14,6 +14,7 @@ from typing import Any
 
 from kvfix.findings import FEWEST_CLUSTERS
 from kvfix.report.stages import Panel, number
+from kvfix.runs.rows import READOUT
 
 LOSS, WELL, OPEN = "loss", "well", "open"  # tones: something is wrong; nothing is; too little data
 STEPS = {"flow.projector": "in the projector", "flow.late_loss": "after the best layer"}
@@ -61,7 +62,7 @@ def verdict(run: dict[str, Any], panels: Sequence[Panel]) -> Verdict:
         *_keys(found),
     ]
     if not points:
-        points = _measured(shown)
+        points = [*_measured(run, shown)]
     return Verdict(tuple(points), *_next(run, points))
 
 
@@ -167,15 +168,24 @@ def _keys(findings: Sequence[dict[str, Any]]) -> Iterable[Point]:
     )
 
 
-def _measured(shown: Sequence[Panel]) -> list[Point]:
-    """Of a run without findings: where each task scores best."""
-    best = [(p, p.best) for p in shown if p.best is not None and p.best.value is not None]
-    if not best:
-        return []
-    text = "; ".join(
-        f"{p.task.replace('_', ' ')} {p.metric} {b.value:.2f} at layer {b.layer}" for p, b in best
-    )
-    return [Point("Best image values", f"{text[:1].upper()}{text[1:]}.", WELL)]
+def _measured(run: dict[str, Any], shown: Sequence[Panel]) -> Iterable[Point]:
+    """What an evaluation found, which draws no conclusions: its answers and its best values."""
+    for row in run.get("results") or []:
+        if row.get("metric") == "accuracy_macro" and row.get("scoring") == "generation":
+            chance = "" if row.get("chance") is None else f"; chance is {100 * row['chance']:.0f} %"
+            text = (
+                f"{100 * row['value']:.1f} % of {row['n']} questions of {row['dataset']} are "
+                f"answered right, as a mean over tasks{chance}."
+            )
+            yield Point("Answers", text, WELL)
+    probes = [p for p in shown if p.task != READOUT]
+    best = [(p, p.best) for p in probes if p.best is not None and p.best.value is not None]
+    if best:
+        text = "; ".join(
+            f"{p.task.replace('_', ' ')} {p.metric} {b.value:.2f} at layer {b.layer}"
+            for p, b in best
+        )
+        yield Point("Best image values", f"{text[:1].upper()}{text[1:]}.", WELL)
 
 
 def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
@@ -216,3 +226,54 @@ def _count(n: int, noun: str) -> str:
 
 def _human(item: dict[str, Any], key: str = "task") -> str:
     return str(item.get(key)).replace("_", " ").lower()
+
+
+def change_verdict(record: dict[str, Any]) -> Verdict:
+    """The verdict of a comparison of two runs: answers first, then probes."""
+    points = [*map(_answers_changed, record["questions"]), *_probes_changed(record["probes"])]
+    if not points:
+        points = [Point("Nothing to compare", "The runs share no unit.", OPEN)]
+    after = record["after"]
+    command = str(after.get("command") or "kvfix eval")
+    if any(p.tone == OPEN for p in points):
+        return Verdict(tuple(points), "Measure more questions in both runs, for instance:", command)
+    return Verdict(tuple(points), "The second run was made by:", command)
+
+
+def _answers_changed(q: dict[str, Any]) -> Point:
+    macro, micro = q["macro"], q["micro"]
+    low, high = macro["ci"] or (None, None)
+    head = f"Answers to {q['n']} questions"
+    if q["clusters"] < FEWEST_CLUSTERS:
+        return Point(head, "Too few to tell.", OPEN)
+    span = "" if low is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    text = (
+        f"{100 * macro['before']:.1f} % right before, {100 * macro['after']:.1f} % after, "
+        f"{100 * macro['value']:+.1f} points{span} as a mean over tasks: "
+        f"{micro['fixed']} fixed, {micro['broken']} broken."
+    )
+    if low is None or low <= 0 <= high:
+        return Point(head, f"No clear difference: {text}", OPEN)
+    better = macro["value"] > 0
+    text = f"Clearly {'better' if better else 'worse'}: {text}"
+    unread = q["format"]["fixed_unread"]
+    if better and unread:
+        text += f" Of the fixed ones {unread} had no readable answer before."
+    return Point(head, text, WELL if better else LOSS)
+
+
+def _probes_changed(probes: Sequence[dict[str, Any]]) -> Iterable[Point]:
+    if not probes:
+        return
+    clear = [r for r in probes if r.get("clear")]
+    fell = [r for r in clear if r["value"] < 0]
+    head = "What the stages hold"
+    if not clear:
+        yield Point(head, f"No clear difference in {_count(len(probes), 'probe')}.", WELL)
+    else:
+        yield Point(
+            head,
+            f"{_count(len(clear) - len(fell), 'probe')} of {len(probes)} clearly higher, "
+            f"{len(fell)} clearly lower.",
+            LOSS if fell else WELL,
+        )

@@ -244,7 +244,8 @@ def test_hostile_texts_stay_texts(run: Runner, tmp_path: Path) -> None:
     markdown = (tmp_path / "out/compare.md").read_text()
     assert HOSTILE in text_of(page)
     for text in (page, markdown):
-        assert "<script" not in text and "<img" not in text
+        assert text.count("<script") == (text is page)  # kvfix's own
+        assert "<img" not in text
     markdown = re.sub(r"<pre>.*?</pre>", "", markdown, flags=re.S)  # nothing is a mark in there
     assert not re.search(r"(?<!\\)\[a\]\(http", markdown)
     assert not re.search(r"(?<!\\)`x", markdown)

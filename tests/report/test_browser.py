@@ -5,8 +5,10 @@ Marked `browser`: needs Debian's chromium, and `pip install -e '.[test,browser]'
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,3 +160,23 @@ def test_the_page_prints_on_few_full_pages(page: playwright.Page, tmp_path: Path
     text = subprocess.run(["pdftotext", "-layout", file, "-"], capture_output=True, text=True)
     pages = text.stdout.split("\f")[:-1]
     assert 1 <= len(pages) <= 12 and all(p.strip() for p in pages), len(pages)
+
+
+def test_nothing_from_data_runs(browser: playwright.Browser, tmp_path: Path) -> None:
+    """Script and HTML in a question, an option, an answer, an id, a model's name and a command."""
+    from test_asked import answer, write
+
+    from kvfix.report.html import write_report
+
+    attack = "</title></script><script>window.hit=1</script><img src=x onerror=window.hit=2>"
+    row = replace(answer(attack, correct=0, text=attack, subtask=attack), options=(attack, attack))
+    folder = write(tmp_path / "run", [row])
+    model = {"id": attack, "adapter": attack, "family": attack}
+    run = {"kind": "diagnose", "model": model, "command": attack, "notes": [attack], "results": []}
+    (folder / "run.json").write_text(json.dumps(run))
+    with browser.new_context() as context:
+        for page in watched(context, write_report(folder)):
+            page.locator(".asked summary").first.press("Enter")
+            assert page.evaluate("window.hit") is None
+            assert attack in page.locator(".asked summary").first.inner_text()
+            assert page.locator("script").count() == 1
