@@ -252,7 +252,7 @@ def _answers_changed(q: dict[str, Any]) -> Point:
         f"{100 * macro['value']:+.1f} points{span} as a mean over tasks: "
         f"{micro['fixed']} fixed, {micro['broken']} broken."
     )
-    if low is None or low <= 0 <= high:
+    if low is None or high is None or low <= 0 <= high:
         return Point(head, f"No clear difference: {text}", OPEN)
     better = macro["value"] > 0
     text = f"Clearly {'better' if better else 'worse'}: {text}"
