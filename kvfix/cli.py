@@ -34,6 +34,7 @@ from kvfix.commands.options import (
     Task,
 )
 from kvfix.commands.repair import merge, plan
+from kvfix.commands.report import report
 from kvfix.commands.score import score_app
 from kvfix.commands.train import repair, train
 from kvfix.terminal import (
@@ -382,6 +383,7 @@ app.command()(train)
 app.command()(repair)
 app.command()(merge)
 app.command()(families)
+app.command()(report)
 
 
 def main() -> None:

@@ -246,7 +246,7 @@ def _answers_changed(q: dict[str, Any]) -> Point:
     head = f"Answers to {q['n']} questions"
     if q["clusters"] < FEWEST_CLUSTERS:
         return Point(head, "Too few to tell.", OPEN)
-    span = "" if low is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    span = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     text = (
         f"{100 * macro['before']:.1f} % right before, {100 * macro['after']:.1f} % after, "
         f"{100 * macro['value']:+.1f} points{span} as a mean over tasks: "

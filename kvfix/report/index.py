@@ -1,0 +1,77 @@
+"""`index.html`: many runs in one sortable table, each with its model, adapter and task scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from kvfix.report.html import html_environment, own_script, readable_date
+from kvfix.report.stages import load, number, panels
+from kvfix.report.verdict import model_name
+from kvfix.runs.atomic import write_text
+from kvfix.runs.rows import full_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run's row: `scores` by column, in the metric's own units."""
+
+    link: str
+    folder: str
+    kind: str
+    model: str
+    started: str
+    scores: dict[str, float]
+
+
+def write_index(folders: Sequence[Path], out: Path) -> Path:
+    """Write `index.html` of runs into a folder.
+
+    Args:
+        folders: run folders that have a report.
+        out: where the page goes; its links lead from there to the reports.
+
+    Raises:
+        FileNotFoundError: a folder without run.json.
+        ValueError: a run.json without results.
+    """
+    entries = [_entry(folder, out) for folder in folders]
+    columns = list(dict.fromkeys(name for entry in entries for name in entry.scores))
+    page = html_environment().get_template("index.html.j2")
+    out.mkdir(parents=True, exist_ok=True)
+    text = page.render(entries=entries, columns=columns, **own_script())
+    write_text(out / "index.html", text)
+    return out / "index.html"
+
+
+def _entry(folder: Path, out: Path) -> Entry:
+    run = load(folder)
+    report = os.path.relpath(folder.resolve() / "report.html", out.resolve())
+    return Entry(
+        link=quote(Path(report).as_posix()),
+        folder=folder.name,
+        kind=str(run.get("kind") or ""),
+        model=model_name(run.get("model") or {}),
+        started=readable_date(run.get("started")) or "",
+        scores=_scores(run),
+    )
+
+
+def _scores(run: dict[str, Any]) -> dict[str, float]:
+    """The best value layer's score of each probe, and the answers as a mean over tasks."""
+    found: dict[str, float] = {}
+    for panel in panels(run):
+        best = panel.best
+        if panel.headline and panel.staged and best is not None and best.value is not None:
+            subtask = getattr(panel, "subtask", None)
+            found[f"{full_name(panel.task, subtask)} {panel.metric}"] = best.value
+    for row in run["results"]:
+        if row.get("metric") == "accuracy_macro" and row.get("scoring") == "generation":
+            value = number(row.get("value"))
+            if value is not None:
+                found[f"answers {row.get('dataset')} accuracy"] = value
+    return found
