@@ -94,7 +94,9 @@ def _losses(losses: Sequence[dict[str, Any]], tasks: int, shown: Sequence[Panel]
             continue
         worst = min(mine, key=lambda f: f["value"])
         text = f"Information is clearly lost {place} in {len(mine)} of {_count(tasks, 'task')}"
-        yield f"{text}, most in {_human(worst)}{_fall(worst, shown)}."
+        others = [_human(f) for f in mine if f is not worst]
+        also = f", also in {' and '.join(others)}" if others else ""
+        yield f"{text}: most in {_human(worst)}{_fall(worst, shown)}{also}."
 
 
 def _fall(finding: dict[str, Any], shown: Sequence[Panel]) -> str:
@@ -112,7 +114,7 @@ def _fall(finding: dict[str, Any], shown: Sequence[Panel]) -> str:
         after = f"at the last, {then.layer}" if then else ""
     if first is None or then is None or first.value is None or then.value is None:
         return ""
-    return f" ({panel.metric} {first.value:.2f} {before}, {then.value:.2f} {after})"
+    return f" ({panel.metric} {first.value:.3f} {before}, {then.value:.3f} {after})"
 
 
 def _surfacing(records: Sequence[dict[str, Any]]) -> Iterable[Point]:
@@ -128,10 +130,11 @@ def _surfacing(records: Sequence[dict[str, Any]]) -> Iterable[Point]:
         yield Point(
             head,
             f"In {len(clear)} of {_count(len(written), 'kind')} of question ({kinds}) the image "
-            "values hold answers that the model does not give: in "
-            f"{100 * worst['of_all']['value']:.0f} % of the {worst['n']} questions of "
-            f"{_human(worst, 'subtask')} they are right where it writes a wrong answer "
-            f"({100 * worst['shuffled']['value']:.0f} % by luck).",
+            "values hold answers that the model does not give. In "
+            f"{100 * worst['of_all']['value']:.0f} % of all {worst['n']} questions of "
+            f"{_human(worst, 'subtask')} they give the right option where the model writes a wrong "
+            f"one; values of other questions would, by luck, in "
+            f"{100 * worst['shuffled']['value']:.0f} %.",
             LOSS,
         )
     elif all(r["n"] < FEWEST_CLUSTERS for r in written):
@@ -191,28 +194,33 @@ def _measured(run: dict[str, Any], shown: Sequence[Panel]) -> Iterable[Point]:
 def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
     """Why, and the command."""
     model = run.get("model") or {}
-    words = ["--model", str(model.get("id") or "MODEL")]
+    named = {"model": str(model.get("id") or "MODEL")}
     if model.get("adapter"):
-        words += ["--adapter", str(model["adapter"])]
-    named, tones = shlex.join(words), {p.head: p.tone for p in points}
+        named["adapter"] = str(model["adapter"])
+    measured = shlex.join(word for k, v in named.items() for word in (f"--{k}", v))
+    trained = shlex.join(f"{k}={v}" for k, v in named.items())
+    tones = {p.head: p.tone for p in points}
     if run.get("kind") != "diagnose":
         return (
             "Run it on another model or adapter, and compare the two:",
             "kvfix compare BEFORE AFTER",
         )
     if tones.get("What it sees and does not say") == LOSS:
-        return "Train it to say what it sees, and measure again:", f"kvfix repair {named}"
+        return "Train it to say what it sees, and measure again:", f"kvfix repair {trained}"
     if tones.get("Image keys") == LOSS:
         return (
-            "Train the keys that ignore the image away:",
-            f"kvfix train artifacts model={shlex.quote(words[1])}",
+            "Train the keys that ignore the image away, and measure again:",
+            f"kvfix repair --recipe artifacts {trained}",
         )
     if OPEN in tones.values():
         return (
             "Measure more units, so that the differences can be told:",
-            f"kvfix diagnose {named} --limit {_more(run)} --out runs/more",
+            f"kvfix diagnose {measured} --limit {_more(run)} --out runs/more",
         )
-    return "Try it on your own pictures and questions:", f"kvfix diagnose {named} --data NAME=DIR"
+    return (
+        "Try it on your own pictures and questions:",
+        f"kvfix diagnose {measured} --data NAME=DIR",
+    )
 
 
 def _more(run: dict[str, Any]) -> int:

@@ -1,0 +1,89 @@
+"""The verdict: what a run shows clearly, what it cannot tell, and a command that runs."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+from commands import call
+
+from kvfix.report.verdict import LOSS, OPEN, WELL, Verdict, model_name, verdict
+
+MODEL = {"id": "/nowhere/my model", "adapter": None}
+
+
+def finding(name: str, value: float, *, clear: bool = True, n: int = 20) -> dict[str, Any]:
+    about = {"task": "cosegmentation", "dataset": "scenes", "ci": [value - 0.1, value + 0.1]}
+    return {"id": name, "value": value, "clear": clear, "n": n, **about}
+
+
+def surfaced(*, clear: bool, n: int = 20) -> dict[str, Any]:
+    shares = {"of_all": {"value": 0.5}, "shuffled": {"value": 0.1}}
+    named = {"scoring": "generation", "subtask": "Visual_Similarity", "dataset": "scenes"}
+    return {**named, **shares, "clear": clear, "n": n}
+
+
+def of(*findings: dict[str, Any], surfacing: tuple[dict[str, Any], ...] = ()) -> Verdict:
+    run = {"kind": "diagnose", "command": "kvfix diagnose --limit 8", "model": MODEL}
+    return verdict({**run, "findings": list(findings), "surfacing": list(surfacing)}, [])
+
+
+def tones(found: Verdict) -> list[str]:
+    return [point.tone for point in found.points]
+
+
+def test_a_clear_loss_names_its_place_and_its_task() -> None:
+    found = of(finding("flow.late_loss", -0.3), finding("flow.projector", 0.1))
+    assert tones(found) == [LOSS]
+    assert "after the best layer in 1 of 1 task: most in cosegmentation" in found.points[0].text
+
+
+def test_no_clear_loss_is_well_and_too_few_units_are_open() -> None:
+    assert tones(of(finding("flow.late_loss", -0.3, clear=False))) == [WELL]
+    assert tones(of(finding("flow.late_loss", -0.3, clear=False, n=4))) == [OPEN]
+
+
+def test_what_goes_unsaid_stands_beside_luck() -> None:
+    found = of(surfacing=(surfaced(clear=True),))
+    assert tones(found) == [LOSS]
+    assert "50 % of all 20 questions of visual similarity" in found.points[0].text
+    assert "by luck, in 10 %" in found.points[0].text
+    assert tones(of(surfacing=(surfaced(clear=False),))) == [WELL]
+    assert tones(of(surfacing=(surfaced(clear=False, n=3),))) == [OPEN]
+
+
+def test_keys_do_harm_only_where_blocking_them_helps() -> None:
+    share = finding("keys.share", 0.03)
+    assert tones(of(share)) == [OPEN]
+    assert tones(of(share, finding("keys.block_text", 0.1))) == [LOSS]
+    assert tones(of(finding("keys.share", 0.0, clear=False))) == [WELL]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (of(surfacing=(surfaced(clear=True),)), "kvfix repair 'model=/nowhere/my model'"),
+        (
+            of(finding("keys.share", 0.03), finding("keys.block_text", 0.1)),
+            "kvfix repair --recipe artifacts 'model=/nowhere/my model'",
+        ),
+        (
+            of(finding("flow.late_loss", -0.3, clear=False, n=4)),
+            "kvfix diagnose --model '/nowhere/my model' --limit 64 --out runs/more",
+        ),
+    ],
+)
+def test_the_command_is_one_that_kvfix_takes(
+    found: Verdict, words: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found.command == words
+    monkeypatch.chdir(tmp_path)
+    ended = call(*shlex.split(words)[1:])
+    assert ended.code == 1 and "/nowhere/my model" in ended.error  # 2 would be wrong usage
+
+
+def test_a_model_is_named_as_people_name_it() -> None:
+    assert model_name({"id": "llava-hf/llava-1.5-7b-hf"}) == "llava-hf/llava-1.5-7b-hf"
+    assert model_name({"id": "/a/b/nano", "adapter": "runs/x/adapter"}) == "nano + adapter"
+    assert model_name({}) == "unnamed model"
