@@ -58,7 +58,7 @@ class Config:
     talk_batch: int = number(8, least=1)
     talk_lr: float = number(1e-3, above=0)
     turns: int = number(6, least=1)
-    told_ease: int = number(4000, least=1)
+    told_ease: int = number(6000, least=1)
     talk_ease: int = number(400, least=1)
     save_every: int = number(100, least=1)
     measure_every: int = number(500, least=1)
