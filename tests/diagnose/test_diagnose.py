@@ -193,7 +193,7 @@ def test_models_that_cannot_be_diagnosed_get_one_clear_line(model: Path, tmp_pat
     weights = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     for folder, says in [
-        (strange, "expected model_type to be one of llava, "),
+        (strange, "expected model_type to be one of gemma3, "),
         (without(model, "model.safetensors", tmp_path / "a"), "expected weights, found no model."),
         (without(model, "config.json", tmp_path / "b"), "expected a model with config.json"),
         (cut, "expected readable safetensors"),

@@ -192,7 +192,7 @@ def test_an_unknown_hub_id_is_one_line(monkeypatch):
 def test_an_unknown_model_type(copy):
     folder = copy()
     _spoil(folder, "config.json", model_type="gpt2")
-    expected = "expected model_type to be one of llava, llava_next, .*, found 'gpt2'"
+    expected = "expected model_type to be one of gemma3, .*llava, llava_next, .*, found 'gpt2'"
     with pytest.raises(ValueError, match=expected):
         load_mlm(str(folder))
 
