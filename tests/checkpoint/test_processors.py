@@ -51,8 +51,7 @@ def inputs(mlm: Mlm) -> dict[str, torch.Tensor]:
     return mlm.encode([Prompt((tiny.photo(60, 100),), "a cat")]).inputs
 
 
-# Gemma 3's tokens of an image are read from processor_config.json alone; other counts are refused.
-@pytest.mark.parametrize("name", [n for n in tiny.BUILDERS if not n.startswith("gemma3")])
+@pytest.mark.parametrize("name", tiny.BUILDERS)
 def test_every_field_that_the_config_determines_may_be_missing(name, checkpoint, copy) -> None:
     whole, folder = load_mlm(str(checkpoint(name))), flat(copy(name))
     for field in whole.family.fields(whole.config):
