@@ -128,6 +128,8 @@ def samples(trial: Trial, name: str, *, first: str = "a") -> None:
         {"id": first, "correct": 1, "logprob_correct": 1, "answer": "A", "unparsed": False},
         {"id": "b", "correct": 0, "logprob_correct": 0, "answer": "B", "unparsed": True},
     ]
+    for row in rows:
+        row |= {"cluster": row["id"], "letter": None if row["unparsed"] else "A"}
     lines = "".join(json.dumps(shared | row) + "\n" for row in rows)
     (folder / name).write_text(lines)
 

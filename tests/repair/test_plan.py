@@ -27,6 +27,7 @@ from kvfix.repair.base_pass import logits_at
 from kvfix.repair.dry_run import PeakBytes, reading_peak, skeleton, training_peak
 from kvfix.repair.lora import LoraOptions, attach
 from kvfix.repair.plan.make import Plan, PlanOptions, make_plan, plan_batch
+from kvfix.repair.plan.show import LESS_CLOSE
 from kvfix.repair.plan.sizes import lay_out, nf4_bytes, weight_bytes
 from kvfix.repair.terms.kl import kl_anchor
 
@@ -179,7 +180,7 @@ def test_pixel_limits_are_the_processors_or_the_given_ones(checkpoint) -> None:
     ("name", "checkpointing", "dtype"),
     [
         *product(tiny.FAMILIES, (False, True), (torch.float32, torch.bfloat16)),
-        *((name, True, torch.float32) for name in tiny.MORE if name not in SEE_AHEAD),
+        *((name, True, torch.bfloat16) for name in tiny.MORE if name not in SEE_AHEAD),
     ],
 )
 def test_planned_activations_are_those_of_a_real_step(
@@ -226,8 +227,9 @@ def test_planned_activations_are_those_of_a_real_step(
         with torch.no_grad():
             base = logits()
         kl_anchor(logits(), base, torch.ones(8)).value.backward()
-    assert planned == pytest.approx(counter.peak, rel=0.1)
-    assert planned_reading == pytest.approx(reading.peak, rel=0.1)
+    within = LESS_CLOSE.get(mlm.family.model_type, 10) / 100
+    assert planned == pytest.approx(counter.peak, rel=within)
+    assert planned_reading == pytest.approx(reading.peak, rel=within)
 
 
 def test_weights_are_what_a_loaded_model_holds(checkpoint) -> None:
