@@ -71,13 +71,13 @@ def run_steps(work: Work, *, begin: Callable[[], None], end: Callable[[str, floa
         begin()
         start = time.time()
         try:
-            trainer.train(resume_from_checkpoint=None if going.last is None else str(going.last))
+            _take_steps(trainer, going.last)
             step = trainer.state.global_step
             if trainer.flow.lost and step < recipe.steps:
                 raise ValueError(_unreadable(trainer.flow.lost))
             if step >= recipe.steps:
                 _publish(trainer, out)
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, EOFError, RuntimeError) as error:
             end(f"failed: {cause(error)}", time.time() - start)
             raise ValueError(_failed(error, trainer, work)) from error
         seconds = time.time() - start
@@ -221,6 +221,15 @@ def _failed(error: Exception, trainer: Any, work: Work) -> str:
         return f"{text}; no checkpoint had been written"
     again = command_to_go_on(work.command, resume="true")
     return f"{text}; the last checkpoint is {kept[-1]}; go on with: {again}"
+
+
+def _take_steps(trainer: Any, last: Path | None) -> None:
+    """Train; a worker's death may show as a closed connection before torch tells of it."""
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except (ConnectionError, EOFError):
+        time.sleep(1)  # the handler raises in here
+        raise
 
 
 def _losses(trainer: Any, checkpoint: Path) -> str:
