@@ -45,6 +45,20 @@ class Adapter:
         return sha256_of([self.file, *self.beside])
 
 
+def refuse_gate(folder: Path) -> None:
+    """Refuse an adapter that is nothing without biases that kvfix no longer applies.
+
+    Raises:
+        ValueError: A gate lies beside the adapter.
+    """
+    if (folder / _GATE).exists():
+        raise ValueError(
+            f"{folder}: expected an adapter alone, found {_GATE} beside it, whose biases on "
+            "attention kvfix no longer applies; train again, or move the file away to use the "
+            "adapter without them"
+        )
+
+
 def find(path_or_id: str) -> Adapter:
     """Locate an adapter and check its files; nothing heavy is loaded, nothing is unpickled.
 
@@ -56,12 +70,7 @@ def find(path_or_id: str) -> Adapter:
         ValueError: It is not a LoRA adapter, or one that is damaged, empty or does nothing.
     """
     folder, revision = _folder(path_or_id)
-    if (folder / _GATE).exists():
-        raise ValueError(
-            f"{folder}: expected an adapter alone, found {_GATE} beside it, whose biases on "
-            "attention kvfix no longer applies; train again, or move the file away to use the "
-            "adapter without them"
-        )
+    refuse_gate(folder)
     warnings = []
     if folder.name != Path(path_or_id).name and revision is None:
         warnings.append(f"{path_or_id}: the adapter in its subfolder {folder.name} is used")

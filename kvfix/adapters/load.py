@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from kvfix.adapters.beside import load_beside
-from kvfix.adapters.folder import CONFIG, WEIGHTS, Adapter
+from kvfix.adapters.folder import CONFIG, WEIGHTS, Adapter, refuse_gate
 from kvfix.adapters.keys import check_biases, check_keys
 from kvfix.adapters.naming import Naming, naming_of
 from kvfix.adapters.settings import lora_config
@@ -89,10 +89,11 @@ def restore(model: Any, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: The folder has no adapter_model.safetensors.
-        ValueError: The file is damaged, or of another adapter.
+        ValueError: The file is damaged, of another adapter, or has a gate beside it.
     """
     from peft import set_peft_model_state_dict
 
+    refuse_gate(folder)
     file = folder / WEIGHTS
     if not file.is_file():
         raise FileNotFoundError(f"{folder}: expected {WEIGHTS}, found no such file")
