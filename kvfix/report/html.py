@@ -63,14 +63,16 @@ def write_report(folder: Path) -> Path:
     page = _page(run, folder)
     drawn = figures.layer_curves(run, folder / "figures")
     maps = figures.head_maps(run, folder / "figures")
-    svgs = {p.stem: _inline_svg(p.read_text(encoding="utf-8"), p.stem) for p in (drawn + maps)[::2]}
+    inline = {p.stem: _inline_svg(p.read_text(encoding="utf-8"), p.stem) for p in maps[::2]}
     write_text(
         folder / "report.html",
-        html_environment().get_template("report.html.j2").render(svg=svgs, **page),
+        html_environment().get_template("report.html.j2").render(svg=inline, **page),
     )
     write_text(
         folder / "report.md",
-        markdown_environment().get_template("report.md.j2").render(svg=svgs, **page),
+        markdown_environment()
+        .get_template("report.md.j2")
+        .render(drawn={p.stem for p in drawn + maps}, **page),
     )
     return folder / "report.html"
 

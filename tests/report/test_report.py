@@ -303,6 +303,12 @@ def test_ids_of_inline_figures_are_unique(written: Path) -> None:
     assert {a or b for a, b in used} <= set(ids)
 
 
+def test_maps_of_heads_are_on_the_page_of_a_run_without_findings(tmp_path: Path) -> None:
+    run = fake_run(heads=True) | {"findings": [], "kind": "eval"}
+    page = write_report(save(run, tmp_path / "run")).read_text()
+    assert "Heat maps of the score by layer and KV head" in page and "head_maps-" in page
+
+
 def test_figures_are_written_and_leave_matplotlib_alone(tmp_path: Path) -> None:
     import matplotlib
 
