@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from kvfix.mlm.load import Mlm
 
 # CI: the same examples every time, few enough that all fuzzing takes two minutes.
 # `HYPOTHESIS_PROFILE=deep pytest -k fuzz` looks for new ones.
@@ -34,3 +38,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return built[name]
 
     return get
+
+
+@pytest.fixture
+def load(checkpoint: Callable[[str], Path]) -> Callable[..., Mlm]:
+    """Load a tiny checkpoint by its name."""
+    from kvfix.mlm.load import load_mlm
+
+    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)

@@ -13,14 +13,8 @@ from transformers import DynamicCache
 
 from kvfix.mlm import families
 from kvfix.mlm.capture import SITES, Capture, extract, split_heads
-from kvfix.mlm.load import Mlm, Prompt, load_mlm
+from kvfix.mlm.load import Mlm, Prompt
 from kvfix.mlm.renamed import cache_argument, cache_of, recompute_layers
-
-
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
 
 
 def _prompts() -> list[Prompt]:

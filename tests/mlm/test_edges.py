@@ -10,13 +10,6 @@ from micro_batches import KV_HEADS, LAYERS, count_hooks, three_prompts
 
 from kvfix.mlm.edges import Change, Edit, HeadGroup, resolve
 from kvfix.mlm.intervene import intervene
-from kvfix.mlm.load import load_mlm
-
-
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,6 @@ import torch
 from micro_batches import KV_HEADS, LAYERS, three_prompts
 
 from kvfix.mlm.image_keys import on_tokens, random_keys
-from kvfix.mlm.load import load_mlm
-
-
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
 
 
 def test_random_keys_are_as_many_and_uniform():

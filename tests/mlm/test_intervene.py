@@ -27,14 +27,8 @@ from micro_batches import (
 
 from kvfix.mlm.edges import resolve
 from kvfix.mlm.intervene import Edit, intervene, sight_of
-from kvfix.mlm.load import Mlm, Prompt, load_mlm
+from kvfix.mlm.load import Mlm, Prompt
 from kvfix.mlm.renamed import cache_of
-
-
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
 
 
 @causal_models

@@ -21,14 +21,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.checkpoint import CheckpointError
 
 from kvfix.mlm.intervene import Edit, intervene
-from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.mlm.load import Mlm
 from kvfix.mlm.renamed import recompute_layers
-
-
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
 
 
 @every_model

@@ -25,12 +25,6 @@ def copy(checkpoint, tmp_path):
     return lambda name="llava": shutil.copytree(checkpoint(name), tmp_path / name)
 
 
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
-
-
 def _spoil(folder: Path, file: str, **changes) -> None:
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

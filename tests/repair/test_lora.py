@@ -28,12 +28,6 @@ from kvfix.repair.terms.losses import Heads, Losses
 from kvfix.repair.terms.mask import MaskTerm
 
 
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
-
-
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_each_part_is_matched_apart_and_named(name, load) -> None:
     row = load(name).family

@@ -9,124 +9,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from fake_runs import HOSTILE, fake_run
 from PIL import Image
 
-from kvfix.report import figures, table
+from kvfix.report import table
 from kvfix.report.html import write_report
 from kvfix.report.stages import headline_panels, panels
-
-HOSTILE = (
-    "<script>alert(1)</script>\"'><img src=http://evil.test/x onerror=a()> | `x` [a](http://b)"
-)
-LAYERS = 8
-TASKS = {
-    "foreground_segmentation": ("scenes", "IoU", 0.62),
-    "cosegmentation": ("scenes", "Jaccard", 0.51),
-    "semantic_segmentation": ("scenes", "IoU", 0.33),
-    "referring_segmentation": ("scenes", "IoU", 0.29),
-    "semantic_correspondence": ("spair71k", "PCK@0.1", 0.37),
-    "temporal_correspondence": ("davis2017", "J&F", 0.55),
-}
-BY_TEXT = ("semantic_segmentation", "referring_segmentation")
-
-
-def fake_run(*, heads: bool = False) -> dict[str, Any]:
-    """A run of six tasks and eight layers, curves that rise and fall, both controls."""
-    rng = np.random.default_rng(0)
-    results: list[dict[str, Any]] = []
-    for task, (dataset, metric, level) in TASKS.items():
-        same = {"task": task, "dataset": dataset, "metric": metric, "split": "test", "n": 60}
-        same |= {"cluster": "image", "clusters": 24, "chance": 0.11, "ceiling": 0.9}
-
-        def add(
-            site: str,
-            layer: int | None,
-            value: float,
-            *,
-            same: dict[str, Any] = same,
-            control: str | None = None,
-            head: int | None = None,
-            **other: Any,
-        ) -> None:
-            value = float(np.clip(value + rng.normal(0, 0.008), 0, 1))
-            spread = float(0.03 + 0.02 * rng.random())
-            row = {"site": site, "layer": layer, "head": head, "control": control, "value": value}
-            results.append({**same, **row, "ci": [value - spread, value + spread], **other})
-
-        if task not in BY_TEXT:
-            add("vision", None, level)
-            add("projector", None, level - 0.1)
-            add("vision", None, 0.24, control="random_weights")
-        for layer in range(LAYERS):
-            shape = 0.13 * np.sin(np.pi * (layer + 0.6) / LAYERS)
-            add("value", layer, level - 0.12 + shape)
-            add("key", layer, level - 0.17 + 0.8 * shape)
-            add("hidden", layer, level - 0.14 + 0.7 * shape)
-            add("value", layer, 0.2 + 0.004 * layer, control="random_weights")
-            for head in range(2 if heads else 0):
-                add("value", layer, level - 0.2 + shape + 0.05 * head, head=head)
-        add("position", None, 0.17)
-    return {
-        "kvfix": "0.1.0",
-        "kind": "diagnose",
-        "command": "kvfix diagnose --model nano/llava_onevision --data davis2017=/data/DAVIS",
-        "started": "2026-03-01T09:30:00+00:00",
-        "seconds": 71.4,
-        "seed": 0,
-        "complete": True,
-        "reference_encoder": None,
-        "model": {
-            "id": "nano/llava_onevision",
-            "family": "llava_onevision",
-            "revision": None,
-            "sha256": "a3" * 32,
-            "adapter": None,
-            "adapter_sha256": None,
-            "dtype": "float32",
-        },
-        "versions": {
-            "python": "3.12.1",
-            "torch": "2.9.0",
-            "transformers": "5.23.0",
-            "peft": "0.21",
-        },
-        "data": [
-            {"dataset": d, "task": t, "split": "test", "n": 60, "sha256": "0f" * 32}
-            for t, (d, _, _) in TASKS.items()
-        ],
-        "results": results,
-        "findings": findings(),
-        "left_out": [
-            {"task": "cosegmentation", "id": "scenes/test/17", "why": "17.png: truncated image"}
-        ],
-        "overlays": [],
-    }
-
-
-def findings() -> list[dict[str, Any]]:
-    """A peak of each task in a sentence with its numbers, and one finding without them."""
-    found: list[dict[str, Any]] = []
-    for task, (dataset, metric, level) in TASKS.items():
-        low, high = level - 0.041, level + 0.043
-        found.append(
-            {
-                "id": "flow.peak",
-                "text": f"{task.replace('_', ' ').capitalize()}: image values are best at layer 4 "
-                f"of 8 (chosen on the other half of the units): {metric} {level:.3f} "
-                f"[{low:.3f}, {high:.3f}] (n = 30); chance 0.110, ceiling of the grid 0.900.",
-                "task": task,
-                "dataset": dataset,
-                "layer": 4,
-                "value": level,
-                "ci": [low, high],
-                "n": 30,
-                "percent": False,  # the sentence holds them
-            }
-        )
-    last = {"id": "flow.projector", "text": "The projector loses a sixth.", "task": task}
-    return [*found, {**last, "value": -0.101, "ci": [-0.142, -0.063], "n": 60}]
 
 
 def save(run: dict[str, Any], folder: Path) -> Path:
@@ -307,45 +196,6 @@ def test_maps_of_heads_are_on_the_page_of_a_run_without_findings(tmp_path: Path)
     run = fake_run(heads=True) | {"findings": [], "kind": "eval"}
     page = write_report(save(run, tmp_path / "run")).read_text()
     assert "Heat maps of the score by layer and KV head" in page and "head_maps-" in page
-
-
-def test_figures_are_written_and_leave_matplotlib_alone(tmp_path: Path) -> None:
-    import matplotlib
-
-    matplotlib.rcParams["font.size"] = 31.0
-    before = dict(matplotlib.rcParams)
-    run = fake_run()
-    run["results"][0]["dataset"] = "$\\frac{$"  # no formula
-    paths = figures.layer_curves(run, tmp_path / "figures")
-    assert dict(matplotlib.rcParams) == before
-    matplotlib.rcParams["font.size"] = 10.0
-    assert [p.suffix for p in paths] == [".svg", ".png"]
-    svg = paths[0].read_text()
-    assert all(word in svg for word in ("vision", "projector", "random weights (value)", "ceiling"))
-    assert "$\\frac{$" in svg
-    with Image.open(paths[1]) as png:
-        assert png.width >= 1000
-    assert figures.head_maps(run, tmp_path) == []
-    assert figures.layer_curves({"results": []}, tmp_path) == []
-
-
-def test_curve_points_are_the_runs_numbers() -> None:
-    from matplotlib.figure import Figure
-
-    run = fake_run()
-    axis = Figure().subplots()
-    figures._draw_panel(axis, panels(run)[0])
-    drawn = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axis.lines}
-    rows = [r for r in run["results"] if r["task"] == "foreground_segmentation"]
-    for site, control, label in (
-        ("value", None, "value"),
-        ("key", None, "key"),
-        ("value", "random_weights", "random weights (value)"),
-    ):
-        same = [r for r in rows if (r["site"], r["control"]) == (site, control)]
-        assert drawn[label] == [r["value"] for r in same]
-    assert drawn["best value layer"] == [drawn["value"][4]]
-    assert set(drawn["chance"]) == {0.11} and set(drawn["ceiling"]) == {0.9}
 
 
 def rendered(item: Any, width: int = 100) -> str:

@@ -11,18 +11,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from kvfix.diagnose.keys.calibration import dependence
-from kvfix.mlm.load import Prompt, load_mlm
+from kvfix.mlm.load import Prompt
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
 from kvfix.repair.step import StepKeys
 from kvfix.repair.terms import mass
 from kvfix.repair.terms.dependence import dependence_hinge, input_dependence
 from kvfix.repair.terms.mass import SMALL, attention_mass, mass_hinge
-
-
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
 
 
 def _prompts() -> list[Prompt]:
