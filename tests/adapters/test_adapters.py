@@ -13,8 +13,9 @@ import adapter_folders as made
 import pytest
 import tiny
 import torch
+from adapter_checks import refusal
 from commands import call
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from kvfix import adapters
 from kvfix.adapters.naming import TODAY
@@ -36,22 +37,8 @@ OLD = [
 ]
 
 
-@pytest.fixture
-def load(checkpoint):
-    """Load a tiny checkpoint by name, without a warning unless one is allowed."""
-    return lambda name, **options: load_mlm(str(checkpoint(name)), **options)
-
-
 def _same(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def _refusal(load, name: str, folder: Path, **options) -> str:
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
-        load(name, adapter=str(folder), **options)
-    text = str(error.value)
-    assert "\n" not in text and len(text) < 700
-    return text
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -142,12 +129,12 @@ def test_a_regex_of_an_adapter_never_runs_in_peft(key, load, checkpoint, tmp_pat
     monkeypatch.setattr("kvfix.adapters.patterns.SECONDS", 0.2)
     made.change_config(folder, **{key: value})
     if key == "target_modules":
-        assert "expected target_modules that the model has" in _refusal(load, "llava", folder)
+        assert "expected target_modules that the model has" in refusal(load, "llava", folder)
     else:
         _same(made.logits(load("llava", adapter=str(folder))), expected)
     slow = r"(.|.)*(.|..)*(?:.|...)*\.\1="  # `regex` has no short way through this one
     made.change_config(folder, **{key: {slow: 2} if key == "rank_pattern" else slow})
-    assert "a repeat inside a repeat explodes" in _refusal(load, "llava", folder)
+    assert "a repeat inside a repeat explodes" in refusal(load, "llava", folder)
 
 
 # --- empty, zero, not finite ----------------------------------------------------------------------
@@ -165,7 +152,7 @@ def test_layers_without_gradient_may_be_zero_but_not_all(load, checkpoint, tmp_p
     for part in ("lora_B", "lora_A"):
         made.make(checkpoint("llava"), folder)
         made.change_tensors(folder, zero(part))
-        assert "found every update all zero" in _refusal(load, "llava", folder)
+        assert "found every update all zero" in refusal(load, "llava", folder)
 
 
 def test_saved_modules_and_tokens_are_enough(load, checkpoint, tmp_path):
@@ -195,7 +182,7 @@ def test_dora_with_the_base_magnitudes_and_zero_updates_does_nothing(load, check
         return out
 
     made.change_tensors(folder, untrained)
-    assert "found every update all zero" in _refusal(load, "llava", folder)
+    assert "found every update all zero" in refusal(load, "llava", folder)
     made.change_tensors(
         folder, lambda x: {n: t * 1.1 if "magnitude" in n else t for n, t in x.items()}
     )
@@ -211,7 +198,7 @@ def test_what_zero_3_leaves_is_called_empty(load, checkpoint, tmp_path):
         lambda x: {},
     ):
         made.change_tensors(folder, change)
-        text = _refusal(load, "llava", folder)
+        text = refusal(load, "llava", folder)
         assert "EMPTY" in text and '"stage3_gather_16bit_weights_on_model_save": true' in text
         assert "zero_to_fp32.py" in text
 
@@ -226,7 +213,7 @@ def test_what_a_diverged_training_leaves_is_named(value, load, checkpoint, tmp_p
         return tensors
 
     made.change_tensors(folder, spoil)
-    text = _refusal(load, "llava", folder)
+    text = refusal(load, "llava", folder)
     assert "NaN or infinity in" in text and "layers.1.self_attn.v_proj.lora_A" in text
 
 
@@ -240,7 +227,7 @@ def test_the_one_adapter_in_a_subfolder_is_used_and_said(load, checkpoint, tmp_p
     _same(made.logits(mlm), expected)
     assert mlm.adapter.folder.name == "reason" and len(mlm.warnings) == 1
     shutil.copytree(tmp_path / "outer" / "reason", tmp_path / "outer" / "count")
-    text = _refusal(load, "llava", tmp_path / "outer")
+    text = refusal(load, "llava", tmp_path / "outer")
     assert "found 2 in subfolders: count, reason" in text
 
 
@@ -253,10 +240,10 @@ def test_a_training_folder_has_its_own_adapter_beside_its_checkpoints(load, chec
 
 
 def test_other_folders_are_named_for_what_they_are(load, checkpoint, tmp_path):
-    assert "found config.json: a whole model" in _refusal(load, "llava", checkpoint("llava"))
+    assert "found config.json: a whole model" in refusal(load, "llava", checkpoint("llava"))
     (tmp_path / "bare").mkdir()
-    assert "found no such file in it" in _refusal(load, "llava", tmp_path / "bare")
-    assert "found neither" in _refusal(load, "llava", tmp_path / "nowhere")
+    assert "found no such file in it" in refusal(load, "llava", tmp_path / "bare")
+    assert "found neither" in refusal(load, "llava", tmp_path / "nowhere")
 
 
 def test_a_pickle_is_converted_by_the_command_that_is_given(load, checkpoint, tmp_path):
@@ -265,7 +252,7 @@ def test_a_pickle_is_converted_by_the_command_that_is_given(load, checkpoint, tm
     file = folder / "adapter_model.safetensors"
     torch.save(load_file(file), folder / "adapter_model.bin")
     file.unlink()
-    text = _refusal(load, "llava", folder)
+    text = refusal(load, "llava", folder)
     command = text.partition("convert it once: python ")[2]
     subprocess.run(f"{sys.executable} {command}", shell=True, check=True)
     _same(made.logits(load("llava", adapter=str(folder))), expected)
@@ -315,7 +302,7 @@ def test_a_hub_id_is_fetched(load, checkpoint, tmp_path, monkeypatch):
 
 def test_a_hub_id_that_is_not_there_is_one_line(load, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "expected a folder or a hub adapter" in _refusal(load, "llava", Path("nobody/nothing"))
+    assert "expected a folder or a hub adapter" in refusal(load, "llava", Path("nobody/nothing"))
 
 
 # --- which base -----------------------------------------------------------------------------------
@@ -329,7 +316,7 @@ def test_an_adapter_of_other_weights_is_refused_unless_forced(load, checkpoint, 
         json.dumps({"model": {"id": "mine", "sha256": load_mlm(str(other)).sha256}})
     )
     assert load_mlm(str(other), adapter=str(folder)).warnings == ()
-    text = _refusal(load, "llava", folder)
+    text = refusal(load, "llava", folder)
     assert "expected an adapter of" in text and "--force-adapter" in text and "'mine'" in text
     with pytest.warns(adapters.AdapterWarning, match="loaded all the same"):
         mlm = load("llava", adapter=str(folder), force_adapter=True)
@@ -338,18 +325,18 @@ def test_an_adapter_of_other_weights_is_refused_unless_forced(load, checkpoint, 
     inner.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(folder / name, inner / name)
-    assert "expected an adapter of" in _refusal(load, "llava", inner)
+    assert "expected an adapter of" in refusal(load, "llava", inner)
 
 
 def test_an_adapter_of_another_class_is_refused_though_its_shapes_fit(load, checkpoint, tmp_path):
     folder = tmp_path / "adapter"
     made.make(checkpoint("llava_onevision"), folder)
-    assert "LlavaOnevisionForConditionalGeneration" in _refusal(load, "qwen2_5_vl", folder)
+    assert "LlavaOnevisionForConditionalGeneration" in refusal(load, "qwen2_5_vl", folder)
     # Saved with a task type, an adapter names a folder only.
     made.change_config(
         folder, auto_mapping=None, base_model_name_or_path=str(checkpoint("llava_onevision"))
     )
-    assert "LlavaOnevisionForConditionalGeneration" in _refusal(load, "qwen2_5_vl", folder)
+    assert "LlavaOnevisionForConditionalGeneration" in refusal(load, "qwen2_5_vl", folder)
 
 
 @pytest.mark.parametrize(
@@ -394,117 +381,4 @@ def test_a_warning_is_shown_and_recorded(checkpoint, tmp_path):
 # --- trained weights beside it --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["non_lora_state_dict.bin", "vit.safetensors"])
-@pytest.mark.parametrize("old", [False, True])
-def test_weights_beside_it_are_loaded(name, old, load, checkpoint, tmp_path):
-    folder = tmp_path / "adapter"
-    made.make(checkpoint("qwen2_5_vl"), folder)
-    before = load("qwen2_5_vl", adapter=str(folder))
-    naming = FAMILIES["qwen2_5_vl"].old_names[0]
-    full = {
-        made.PREFIX + (naming.then(n) if old else n): t + 0.1
-        for n, t in load("qwen2_5_vl").model.state_dict().items()
-        if ".merger." in n
-    }
-    _save(full, folder / name)
-    mlm = load("qwen2_5_vl", adapter=str(folder))
-    for key, value in mlm.base.state_dict().items():
-        if ".merger." in key:
-            today = key if not old else naming.then(key)
-            assert torch.equal(value, full[made.PREFIX + today])
-    assert not torch.allclose(made.logits(mlm), made.logits(before))
-    assert mlm.adapter.sha256 != before.adapter.sha256
-
-
-def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    if file.suffix == ".safetensors":
-        save_file(tensors, file)
-    else:
-        torch.save(tensors, file)
-
-
-def test_projector_of_the_original_llava_code_is_loaded(load, checkpoint, tmp_path):
-    folder = tmp_path / "adapter"
-    made.make(checkpoint("llava"), folder)
-    naming = FAMILIES["llava"].old_names[-1]
-    made.rename(folder, naming.then)
-    made.change_config(folder, target_modules=r"model\.layers\.\d+\.self_attn\.[qv]_proj")
-    state = load("llava").model.state_dict()
-    full = {n: t + 0.1 for n, t in state.items() if "multi_modal_projector" in n}
-    torch.save(
-        {f"base_model.model.{naming.then(n)}": t for n, t in full.items()},
-        folder / "non_lora_trainables.bin",
-    )
-    names = torch.load(folder / "non_lora_trainables.bin", weights_only=True).keys()
-    assert "base_model.model.model.mm_projector.0.weight" in names
-    loaded = load("llava", adapter=str(folder)).base.state_dict()
-    assert all(torch.equal(loaded[n], t) for n, t in full.items())
-
-
-class Bomb:
-    """What a pickle must not make."""
-
-    def __reduce__(self):
-        """Would write a file."""
-        return (Path.write_text, (Path("/tmp/kvfix-bomb"), "boom"))
-
-
-def test_weights_beside_it_that_do_not_fit_are_refused_by_name(load, checkpoint, tmp_path):
-    folder = tmp_path / "adapter"
-    made.make(checkpoint("qwen2_5_vl"), folder)
-    file = folder / "non_lora_state_dict.bin"
-    weight = "base_model.model.model.visual.merger.ln_q.weight"
-    for content, says in (
-        ({"base_model.model.model.strange.weight": torch.ones(2)}, "such as 'model.strange"),
-        ({weight: torch.ones(3)}, "1 of 1 tensors that it does not have in that shape"),
-        ({weight: torch.full((32,), float("nan"))}, "NaN or infinity in"),
-        ([torch.ones(3)], "as tensors by name, found list"),
-        ({"a": Bomb()}, "as tensors alone, found"),
-    ):
-        torch.save(content, file)
-        text = _refusal(load, "qwen2_5_vl", folder)
-        assert "non_lora_state_dict.bin" in text and says in text
-    assert not Path("/tmp/kvfix-bomb").exists()
-    file.write_bytes(b"PK\x03\x04 torn")
-    assert "non_lora_state_dict.bin" in _refusal(load, "qwen2_5_vl", folder)
-    file.unlink()
-    shutil.copy(checkpoint("qwen2_5_vl") / "model.safetensors", folder / "model.safetensors")
-    assert "a whole model's weights beside it (model.safetensors)" in _refusal(
-        load, "qwen2_5_vl", folder
-    )
-    (folder / "model.safetensors").unlink()
-    for name in ("optimizer.pt", "training_args.bin", "rng_state_0.pth", "scheduler.pt"):
-        (folder / name).write_bytes(b"of a trainer")
-    load("qwen2_5_vl", adapter=str(folder))
-
-
 # --- added tokens ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
-def test_the_tokenizer_of_added_tokens_is_used(name, load, checkpoint, tmp_path):
-    folder = tmp_path / "adapter"
-    expected = made.with_token(checkpoint(name), folder)
-    with pytest.warns(adapters.AdapterWarning, match=r"has 1 tokens .*: '\[SEG\]'"):
-        mlm = load(name, adapter=str(folder))
-    token = len(load(name).processor.tokenizer)
-    assert mlm.processor.tokenizer.convert_tokens_to_ids("[SEG]") == token
-    assert mlm.model.get_output_embeddings().weight.shape[0] == token + 1
-    torch.testing.assert_close(made.logits(mlm), expected)
-    (folder / "tokenizer.json").unlink()
-    assert "put the tokenizer that was trained with beside it" in _refusal(load, name, folder)
-
-
-def test_a_tokenizer_of_another_model_is_refused(load, checkpoint, tmp_path):
-    folder = tmp_path / "adapter"
-    made.make(checkpoint("llava"), folder)
-    load("llava").processor.tokenizer.save_pretrained(folder)
-    assert load("llava", adapter=str(folder)).warnings == ()
-    file = folder / "tokenizer.json"
-    text = json.loads(file.read_text())
-    vocab = text["model"]["vocab"]
-    vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
-    file.write_text(json.dumps(text))
-    assert "it belongs to another model" in _refusal(load, "llava", folder)
-    file.write_text("{")
-    assert "expected a tokenizer in tokenizer.json" in _refusal(load, "llava", folder)

@@ -11,20 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
+from pixels import file_of, photo
 
-from kvfix.data.pictures.read import opened, read_header, read_picture
+from kvfix.data.pictures.read import opened, read_picture
 from kvfix.data.pictures.rgb import grey_of, to_rgb
-from kvfix.data.pictures.turns import TURNS, turn_mask, turn_points, turn_size
 from kvfix.data.units import BadUnit
 
 RAMP_HW = np.arange(32 * 48).reshape(32, 48)  # 0 .. 1535
-
-
-def _bytes(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format, **options)
-    return stream.getvalue()
 
 
 def _grey(data: bytes) -> np.ndarray:
@@ -46,7 +40,7 @@ def _near(found: np.ndarray, expected: np.ndarray, within: float = 1) -> bool:
 @pytest.mark.parametrize("top", [255, 1023, 4095, 16383, 65535])
 def test_integers_count_from_zero_to_the_top_of_the_depth_that_holds_them(top: int) -> None:
     values = (RAMP_HW * (top / RAMP_HW.max())).astype(np.uint16)
-    assert _near(_grey(_bytes(Image.fromarray(values))), 255 * values.astype(float) / top)
+    assert _near(_grey(file_of(Image.fromarray(values))), 255 * values.astype(float) / top)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4", "<f4"])
@@ -61,7 +55,7 @@ def test_a_tiff_of_wide_numbers_shows_all_its_greys(dtype: str, tmp_path: Path) 
 
 def test_a_wide_picture_of_one_value_is_that_grey() -> None:
     for value, grey in ((0, 0), (65535, 255), (30000, 117), (4095, 255)):
-        assert (_grey(_bytes(Image.fromarray(np.full((8, 8), value, np.uint16)))) == grey).all()
+        assert (_grey(file_of(Image.fromarray(np.full((8, 8), value, np.uint16)))) == grey).all()
 
 
 def test_fractions_count_from_zero_to_one_and_other_numbers_by_the_pictures_own_range() -> None:
@@ -77,20 +71,20 @@ def test_what_is_no_number_is_black_and_infinite_values_are_the_ends() -> None:
     values = np.array([[np.nan, -np.inf, np.inf, 0.5, 1.0, 0.0]], np.float32)
     assert grey_of(values).tolist() == [[0, 0, 255, 128, 255, 0]]
     with pytest.raises(BadUnit, match="no value that is a number"):
-        read_picture(_bytes(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"))
+        read_picture(file_of(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"))
 
 
 def test_a_tiff_whose_zero_is_white_is_turned_over() -> None:
     values = (RAMP_HW * 42).astype(np.uint16)
-    plain = _bytes(Image.fromarray(values), "TIFF")
-    turned = _bytes(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
+    plain = file_of(Image.fromarray(values), "TIFF")
+    turned = file_of(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
     assert Image.open(io.BytesIO(turned)).tag_v2[262] == 0
     assert _near(_grey(plain), 255 - _grey(turned))
 
 
 def test_unsigned_32_bits_do_not_become_negative() -> None:
     values = np.array([[0, 2**31, 2**32 - 1]], np.uint32)
-    data = _bytes(Image.fromarray(values.view(np.int32)), "TIFF")
+    data = file_of(Image.fromarray(values.view(np.int32)), "TIFF")
     signed, unsigned = (struct.pack("<HHIHH", 339, 3, 1, kind, 0) for kind in (2, 1))
     assert data.count(signed) == 1  # Pillow writes signed ones only
     data = data.replace(signed, unsigned)
@@ -120,7 +114,7 @@ def _half_transparent(mode: str) -> Image.Image:
 )
 def test_what_is_transparent_is_white(mode: str, format: str) -> None:
     lossless = {"lossless": True} if format == "WEBP" else {}
-    grey_HW = _grey(_bytes(_half_transparent(mode), format, **lossless))
+    grey_HW = _grey(file_of(_half_transparent(mode), format, **lossless))
     assert (grey_HW[:, :8] == 255).all() and (grey_HW[:, 8:] == 0).all()
 
 
@@ -129,7 +123,7 @@ def test_a_half_transparent_pixel_is_composed_as_qwen_composes_it() -> None:
     rgba = Image.fromarray(rng.integers(0, 256, (9, 11, 4), np.uint8))
     white = Image.new("RGB", rgba.size, (255, 255, 255))
     white.paste(rgba, mask=rgba.split()[3])
-    assert read_picture(_bytes(rgba)).image.tobytes() == white.tobytes()
+    assert read_picture(file_of(rgba)).image.tobytes() == white.tobytes()
 
 
 def _png(bits: int, colour: int, rows: list[bytes], trns: bytes, plte: bytes = b"") -> bytes:
@@ -171,7 +165,7 @@ def test_a_gif_with_a_transparent_colour_is_on_white() -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([200, 0, 0, 0, 0, 0, 7, 7, 7])
     image.putpixel((0, 0), 0)
-    grey_HW = _grey(_bytes(image, "GIF", transparency=0))
+    grey_HW = _grey(file_of(image, "GIF", transparency=0))
     assert grey_HW[0, 0] == 255 and (grey_HW.ravel()[1:] == 0).all()
 
 
@@ -186,15 +180,10 @@ def test_premultiplied_colours_are_divided_again() -> None:
 def test_a_picture_that_shows_nothing_is_refused() -> None:
     for image in (Image.new("RGBA", (5, 5)), Image.new("LA", (5, 5))):
         with pytest.raises(BadUnit, match="nothing but transparent pixels"):
-            read_picture(_bytes(image))
+            read_picture(file_of(image))
 
 
 # --- colours ---------------------------------------------------------------------------------
-
-
-def _photo() -> Image.Image:
-    y, x = np.mgrid[0:40, 0:60]
-    return Image.fromarray(np.stack([4 * x, 6 * y, 128 + 0 * x], axis=2).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -214,26 +203,26 @@ def _photo() -> Image.Image:
 def test_colours_come_back_whatever_they_were_stored_as(
     mode: str, format: str, within: int
 ) -> None:
-    image = _photo() if mode == "RGB" else _photo().convert(mode)
+    image = photo() if mode == "RGB" else photo().convert(mode)
     quality = {"quality": 95} if format in ("JPEG", "WEBP") else {}
-    found = read_picture(_bytes(image, format, **quality)).image
+    found = read_picture(file_of(image, format, **quality)).image
     assert found.mode == "RGB"
-    assert _near(np.asarray(found).astype(int), np.asarray(_photo()).astype(int), within)
+    assert _near(np.asarray(found).astype(int), np.asarray(photo()).astype(int), within)
 
 
 @pytest.mark.parametrize(
     ("mode", "format"), [("P", "PNG"), ("P", "GIF"), ("1", "PNG"), ("L", "BMP"), ("LAB", "TIFF")]
 )
 def test_palettes_and_greys_are_read_through_their_colours(mode: str, format: str) -> None:
-    image = _photo().convert(mode)
+    image = photo().convert(mode)
     expected = image.convert("RGB")
-    assert read_picture(_bytes(image, format)).image.tobytes() == expected.tobytes()
+    assert read_picture(file_of(image, format)).image.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_several_frames_the_first_counts(format: str) -> None:
     frames = [Image.new("RGB", (12, 8), (v, v, v)) for v in (40, 200)]
-    data = _bytes(
+    data = file_of(
         frames[0],
         format,
         save_all=True,
@@ -245,70 +234,6 @@ def test_of_several_frames_the_first_counts(format: str) -> None:
 
 
 # --- turns -----------------------------------------------------------------------------------
-
-
-def _turned(turn: int, size: tuple[int, int], format: str) -> bytes:
-    y, x = np.mgrid[0 : size[1], 0 : size[0]]
-    image = Image.fromarray(((3 * x + 5 * y) % 200).astype(np.uint8)).convert("RGB")
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    options = {"exif": exif} if format != "TIFF" else {"tiffinfo": {0x0112: turn}}
-    return _bytes(image, format, **options, **({"lossless": True} if format == "WEBP" else {}))
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("turn", TURNS)
-def test_a_picture_is_upright_in_every_format(turn: int, format: str) -> None:
-    data = _turned(turn, (24, 16), format)
-    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    found = read_picture(data).image
-    header = read_header(data)
-    assert found.tobytes() == expected.tobytes() and found.size == expected.size == header.size
-    assert header.stored == (24, 16) and header.turn == turn
-
-
-@pytest.mark.parametrize("turn", TURNS)
-def test_masks_and_points_turn_with_their_picture(turn: int) -> None:
-    mask_HW = np.zeros((16, 24), np.uint8)
-    mask_HW[3, 5] = 1
-    data = _turned(turn, (24, 16), "PNG")
-    header = read_header(data)
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    stored = Image.open(io.BytesIO(_bytes(Image.fromarray(mask_HW), exif=exif)))
-    expected_HW = np.asarray(ImageOps.exif_transpose(stored))
-    found_HW = header.mask(mask_HW)
-    assert (found_HW == expected_HW).all()
-    (x, y), *_ = header.points(np.array([[5.0, 3.0]]))
-    assert found_HW[int(y), int(x)] == 1
-    assert (turn_mask(mask_HW, turn) == found_HW).all()
-    assert turn_points(np.array([[5, 3]]), turn, (24, 16)).tolist() == [[x, y]]
-    assert turn_size(turn_size((24, 16), turn), turn) == (24, 16)
-
-
-def test_an_annotation_is_of_the_stored_pixels_unless_its_size_says_otherwise() -> None:
-    header = read_header(_turned(6, (24, 16), "JPEG"))
-    shown_HW = np.arange(16 * 24).reshape(24, 16)  # (height, width) of the photo as it is shown
-    assert (header.mask(shown_HW) == shown_HW).all()
-    assert header.points(np.array([[1.0, 2.0]]), (16, 24)).tolist() == [[1, 2]]
-    with pytest.raises(ValueError, match="expected a mask of 24 x 16"):
-        header.mask(np.zeros((5, 5)))
-    square = read_header(_turned(6, (16, 16), "JPEG"))  # size cannot tell: stored pixels
-    mask_HW = np.zeros((16, 16), np.uint8)
-    mask_HW[0, 0] = 1
-    assert square.mask(mask_HW)[0, 15] == 1
-    half = read_header(_turned(3, (24, 16), "JPEG"))
-    mask_HW = np.zeros((16, 24), np.uint8)
-    mask_HW[0, 0] = 1
-    assert half.mask(mask_HW)[15, 23] == 1
-
-
-def test_broken_exif_leaves_the_picture_as_it_is_stored() -> None:
-    data = _bytes(_photo(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01")
-    assert read_picture(data).image.size == (60, 40)
-    exif = Image.Exif()
-    exif[0x0112] = 77
-    assert read_picture(_bytes(_photo(), "JPEG", exif=exif)).image.size == (60, 40)
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -358,7 +283,7 @@ def test_what_is_no_file_is_named_and_nothing_waits(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "secret.png"
-    path.write_bytes(_bytes(_photo()))
+    path.write_bytes(file_of(photo()))
     path.chmod(0)
     assert "may not be read" in _line(path)
 
@@ -367,7 +292,7 @@ def test_too_many_open_files_are_no_fault_of_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(_bytes(_photo()))
+    path.write_bytes(file_of(photo()))
 
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -393,7 +318,7 @@ def test_only_six_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("subprocess.check_call", run)
     for format in ("EPS", "PPM", "TGA", "ICO", "PCX", "SGI", "JPEG2000"):
         path = tmp_path / f"{format}.jpg"
-        path.write_bytes(_bytes(_photo(), format))
+        path.write_bytes(file_of(photo(), format))
         assert "no known format (JPEG, PNG" in _line(path)
 
 
@@ -401,8 +326,8 @@ def test_too_thin_and_too_large_are_told_from_the_header(monkeypatch: pytest.Mon
     def load(self: object) -> None:
         raise AssertionError("decoded")
 
-    thin, long = _bytes(Image.new("RGB", (2, 900))), _bytes(Image.new("L", (5000, 1)))
-    edge = _bytes(Image.new("L", (200, 1)))
+    thin, long = file_of(Image.new("RGB", (2, 900))), file_of(Image.new("L", (5000, 1)))
+    edge = file_of(Image.new("L", (200, 1)))
     assert read_picture(edge).image.size == (200, 1)
     bomb = _png(1, 0, [bytes(1)], b"\0\0")
     head = struct.pack(">IIBBBBB", 100_000, 100_000, 1, 0, 0, 0, 0)
@@ -420,7 +345,7 @@ def test_too_thin_and_too_large_are_told_from_the_header(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_picture_that_is_cut_off_is_refused(format: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    data = _bytes(Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)), format)
+    data = file_of(Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)), format)
     path = tmp_path / "cut.jpg"
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(data[: int(share * len(data))])
@@ -442,5 +367,5 @@ def test_a_png_whose_pixels_were_overwritten_is_refused(start: float) -> None:
 
 def test_the_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "really_a_png.jpg"
-    path.write_bytes(_bytes(_photo()))
-    assert read_picture(path).image.tobytes() == _photo().tobytes()
+    path.write_bytes(file_of(photo()))
+    assert read_picture(path).image.tobytes() == photo().tobytes()

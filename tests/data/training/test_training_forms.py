@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trees
-from PIL import Image
+from training_rows import ANSWER, ASKED, FROM, LLAVA, PARTS, PROMPT, encoded, said, spoken
 
 from kvfix.data.training.conversations import Conversations, read_conversations
-from kvfix.data.training.record import Conversation, Message
+from kvfix.data.training.record import Message
 from kvfix.data.units import BadUnit
-
-ASKED = "<image>What is this?"
-ANSWER = "A flag."
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for k in range(2):
-        trees.photo(tmp_path / f"p/{k}.jpg", 40 * k)
-    return tmp_path
 
 
 def write(folder: Path, *rows: Any, name: str = "train.jsonl", as_list: bool = False) -> Path:
@@ -39,30 +26,10 @@ def read(folder: Path, *rows: Any, **more: Any) -> Conversations:
     return read_conversations(write(folder, *rows), **more)
 
 
-def encoded(k: int = 0) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (32, 24), (40 * k,) * 3).save(out, "PNG")
-    return out.getvalue()
-
-
 def url(k: int = 0) -> str:
     return f"data:image/png;base64,{base64.b64encode(encoded(k)).decode()}"
 
 
-def spoken(*turns: tuple[str, Any], keys: tuple[str, str] = ("role", "content")) -> list[dict]:
-    return [dict(zip(keys, turn, strict=True)) for turn in turns]
-
-
-def said(conversation: Conversation) -> list[tuple[str, str]]:
-    return [(m.role, m.content) for m in conversation.messages]
-
-
-FROM = ("from", "value")
-LLAVA = {
-    "id": "7",
-    "image": "p/0.jpg",
-    "conversations": spoken(("human", ASKED), ("gpt", ANSWER), keys=FROM),
-}
 SHAREGPT = {
     "images": ["p/0.jpg"],
     "conversations": spoken(("human", ASKED), ("gpt", ANSWER), keys=FROM),
@@ -70,18 +37,6 @@ SHAREGPT = {
 MESSAGES = {"messages": spoken(("user", ASKED), ("assistant", ANSWER)), "images": ["p/0.jpg"]}
 QUERY = {"query": ASKED, "response": ANSWER, "images": ["p/0.jpg"]}
 PAIRS = {"conversation": [{"human": ASKED, "assistant": ANSWER}], "images": "p/0.jpg"}
-PARTS = {
-    "messages": spoken(
-        ("user", [{"type": "image"}, {"type": "text", "text": "What is this?"}]),
-        ("assistant", [{"type": "text", "text": ANSWER}]),
-    ),
-    "images": ["p/0.jpg"],
-}
-PROMPT = {
-    "prompt": spoken(("user", "What is this?")),
-    "completion": spoken(("assistant", ANSWER)),
-    "images": ["p/0.jpg"],
-}
 OWN = {"id": "a", **MESSAGES}
 BOTH = "LLaMA-Factory and ms-swift"
 
@@ -394,79 +349,3 @@ def test_a_changed_list_is_noticed(folder) -> None:
     path.write_text(path.read_text().replace('"a"', '"abc"'))
     with pytest.raises(BadUnit, match=r"entry 2: .*the file was changed"):
         data[1]
-
-
-@pytest.fixture
-def tables(folder: Path) -> dict[str, Callable[[], Path]]:
-    """Ways in which a table of `datasets` lies on disk."""
-    from datasets import Dataset, DatasetDict, Image, List
-
-    rows = [PARTS | {"images": [{"bytes": encoded(k), "path": None}]} for k in range(3)]
-    made = Dataset.from_list(rows).cast_column("images", List(Image()))
-
-    def parquet() -> Path:
-        (folder / "data").mkdir()
-        made.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
-        made.select([0]).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
-        return folder / "data"
-
-    def saved() -> Path:
-        made.save_to_disk(folder / "saved")
-        return folder / "saved"
-
-    def split() -> Path:
-        DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(folder / "split")
-        return folder / "split"
-
-    def file() -> Path:
-        made.to_parquet(folder / "x.parquet")
-        return folder / "x.parquet"
-
-    return {"parquet": parquet, "saved": saved, "split": split, "file": file}
-
-
-@pytest.mark.parametrize("way", ["parquet", "saved", "split", "file"])
-def test_tables_of_datasets_are_read(tables, way) -> None:
-    data = read_conversations(tables[way]())
-    assert len(data) == 3 and data.forms == (("TRL", 3),) and data.ids == ("#1", "#2", "#3")
-    assert [c.images[0].getpixel((0, 0)) for c in data] == [(0,) * 3, (40,) * 3, (80,) * 3]
-    assert said(data[2]) == [("user", ASKED), ("assistant", ANSWER)]
-
-
-def test_tables_may_hold_turns_as_json_and_one_image(folder) -> None:
-    from datasets import Dataset, Image
-
-    row = {"conversations": json.dumps(LLAVA["conversations"]), "image": {"bytes": encoded()}}
-    Dataset.from_list([row]).cast_column("image", Image()).to_parquet(folder / "x.parquet")
-    [got] = read_conversations(folder / "x.parquet")
-    assert said(got) == [("user", ASKED), ("assistant", ANSWER)] and len(got.images) == 1
-
-
-def test_a_hub_dataset_that_is_not_there_is_refused(monkeypatch) -> None:
-    import datasets
-
-    def missing(name: str) -> None:
-        raise datasets.exceptions.DatasetNotFoundError(f"{name} doesn't exist on the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", missing)
-    with pytest.raises(FileNotFoundError, match=r"user/none: expected a file, .* doesn't exist"):
-        read_conversations("user/none")
-
-
-def test_a_hub_dataset_gives_its_train_split(monkeypatch) -> None:
-    import datasets
-
-    made = datasets.Dataset.from_list([PROMPT | {"images": None}] * 2)
-    splits = datasets.DatasetDict({"train": made, "test": made.select([0])})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
-    assert len(read_conversations("user/some")) == 2
-    other = datasets.DatasetDict({"a": made, "b": made})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: other)
-    with pytest.raises(ValueError, match="a split called train, found a, b"):
-        read_conversations("user/some")
-
-
-def test_a_broken_table_is_named(folder) -> None:
-    (folder / "x.parquet").write_bytes(b"PAR1" + b"x" * 50)
-    with pytest.raises(ValueError, match=r"x\.parquet: expected a parquet or Arrow file"):
-        read_conversations(folder / "x.parquet")
