@@ -16,23 +16,12 @@ from kvfix.data.readers import episodes, pascal
 from kvfix.data.readers.imagenet_names import NAMES
 from kvfix.data.readers.pascal import pascal_truths
 
-# Pascal-5i: three episodes a fold, of classes 1 and 2 (fold 0), 6 (fold 1), 15 (fold 2), 20.
-SHOWN: dict[str, tuple[int, ...]] = {
-    "a": (1,),
-    "b": (2, 1),
-    "c": (2, 15),
-    "d": (15,),
-    "e": (15, 6),
-    "f": (6, 20),
-    "g": (20,),
-}
-
 
 @pytest.fixture
 def voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     few = partial(episodes.draw_episodes, episodes=3)
     monkeypatch.setattr(pascal, "draw_episodes", few)
-    return trees.pascal(tmp_path / "VOC2012", SHOWN)
+    return trees.pascal(tmp_path / "VOC2012", trees.PASCAL_SHOWN)
 
 
 def truths(voc: Path) -> dict[str, pascal.QueryTruth]:

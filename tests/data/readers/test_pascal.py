@@ -20,20 +20,11 @@ from kvfix.data.readers.episodes import CLASSES, Entry, draw_episodes, fold_of
 from kvfix.data.units import BadUnit, Episode, UnitSet
 
 DATA = SHARED / "data"
-SHOWN: dict[str, tuple[int, ...]] = {
-    "a": (1,),
-    "b": (2, 1),
-    "c": (2, 15),
-    "d": (15,),
-    "e": (15, 6),
-    "f": (6, 20),
-    "g": (20,),
-}
 
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    return trees.pascal(tmp_path / "VOC2012", SHOWN)
+    return trees.pascal(tmp_path / "VOC2012", trees.PASCAL_SHOWN)
 
 
 def _units(folder: Path) -> UnitSet:
@@ -96,7 +87,7 @@ def test_folds_take_turns_and_each_starts_the_generator_anew(voc: Path) -> None:
     assert units.ids[8] == "fold0-0002-b-bicycle"  # by photo, then by class
     entries = [Entry("c", 15), Entry("d", 15), Entry("e", 15)]
     expected = _drawn_by_global_seed(entries, 5)
-    shades = {name: 10 * k for k, name in enumerate(SHOWN)}
+    shades = {name: 10 * k for k, name in enumerate(trees.PASCAL_SHOWN)}
     for k in (0, 1, 999):
         episode = _episode(units, 4 * k + 2)
         assert (episode.cluster, episode.category) == (expected[k][0], "person")
