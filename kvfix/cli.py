@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.text import Text
 
 import kvfix
 from kvfix.commands.data import data_app
@@ -36,6 +35,7 @@ from kvfix.commands.options import (
 from kvfix.commands.repair import merge, plan
 from kvfix.commands.report import report
 from kvfix.commands.score import score_app
+from kvfix.commands.show import show, show_comparison
 from kvfix.commands.train import repair, train
 from kvfix.terminal import (
     DONE,
@@ -44,7 +44,6 @@ from kvfix.terminal import (
     console,
     fail,
     guarded,
-    labelled,
     note,
     one_process,
 )
@@ -245,7 +244,7 @@ def _begin(data: list[str] | None, tasks: list[str] | None, module: str) -> None
 
 def _end(outcome: Outcome, as_json: bool) -> None:
     """Show what a run found, and fail if too much of its data could not be used."""
-    _show(outcome.record, outcome.report)
+    show(outcome.record, outcome.report)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
     if outcome.failed:
@@ -254,34 +253,6 @@ def _end(outcome: Outcome, as_json: bool) -> None:
             "expected at most 5 % of a task's units to be left out, found "
             f"{left} of {total} in all; the others are scored"
         )
-
-
-def _show(record: dict, report: Path) -> None:
-    from kvfix.report import surfacing
-    from kvfix.report.questions import boards, table
-    from kvfix.report.stages import clean, headline_panels
-    from kvfix.report.table import findings, summary
-
-    if any(panel.staged for panel in headline_panels(clean(record))):
-        console.print(summary(record))
-    for board in boards(clean(record)):
-        console.print(table(board))
-    if record.get("surfacing"):
-        console.print(surfacing.table(record))
-    said = [f for f in record["findings"] if not f["id"].startswith("surfacing")]  # in the table
-    clear = [f for f in said if f["clear"]]
-    if clear or not record["findings"]:
-        console.print(findings({**record, "findings": clear}))
-    if unclear := len(said) - len(clear):
-        console.print(Text(f"{unclear} more without a clear difference: in the report", "dim"))
-    for line in record.get("notes") or []:
-        note(line)
-    for entry in record["left_out"][:10]:
-        labelled("left out", "yellow", f"{entry['id']:.200}: {entry['why']}")
-    if len(record["left_out"]) > 10:
-        console.print(f"... and {len(record['left_out']) - 10} more units left out")
-    cost = f"{record['seconds']:.0f} s, at most {record['peak_memory_mib']:.0f} MiB"
-    console.print(f"{cost}. Report: {report}", soft_wrap=True)
 
 
 @app.command()
@@ -333,7 +304,7 @@ def compare(
     options = Options(before, after, out=out or Path("runs/compare"), seed=seed)
     with redirect_stdout(sys.stderr):
         outcome = run(options, command=command_line())
-    _show_comparison(outcome.record, outcome.report)
+    show_comparison(outcome.record, outcome.report)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
     if outcome.failed:
@@ -357,25 +328,6 @@ def _correlate(runs: list[Path], out: Path, as_json: bool) -> None:
     console.print(f"{outcome.record['seconds']:.0f} s. Report: {outcome.report}", soft_wrap=True)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
-
-
-def _show_comparison(record: dict, report: Path) -> None:
-    from kvfix.report.compare_table import sentences, tables
-
-    for table in tables(record):
-        console.print(table)
-    console.print(sentences(record))
-    for line in record["notes"]:
-        note(line)
-    for u in record["units"]:
-        if u["only_before"] or u["only_after"]:
-            ids = ", ".join(f"{i:.60}" for i in [*u["only_before"], *u["only_after"]][:5])
-            line = (
-                f"{u['task']} ({u['dataset']}): {u['shared']} units in both, "
-                f"{len(u['only_before'])} only before, {len(u['only_after'])} only after: {ids}"
-            )
-            labelled("unmatched", "yellow", line)
-    console.print(f"{record['seconds']:.0f} s. Report: {report}", soft_wrap=True)
 
 
 app.command()(plan)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import kill_and_resume
 import pytest
-from commands import Ended, call, launch
+from commands import Ended, call, launch, to_copy
 
 from kvfix.data.scenes.questions import SKILLS
 from kvfix.data.scenes.units import SCENE_TASKS
@@ -87,7 +87,7 @@ def test_a_person_gets_tables_within_100_columns(finished: Finished) -> None:
     err = finished.ended.err
     assert "multiple choice, scenes" in err and "macro" in err and "Traceback" not in err
     shown = err[err.index("dataset") :].splitlines()
-    assert max(len(line) for line in shown if "Report:" not in line) <= 100
+    assert max(len(line) for line in shown if not to_copy(line)) <= 100
     page = (finished.folder / "report.html").read_text()
     assert "Multiple choice: scenes" in page and "Without readout" in page
     assert "Multiple choice: scenes" in (finished.folder / "report.md").read_text()

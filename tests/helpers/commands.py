@@ -31,6 +31,11 @@ class Ended(NamedTuple):
         return line
 
 
+def to_copy(line: str) -> bool:
+    """Whether a printed line stays in one piece however long it is: a command or a path."""
+    return "Report:" in line or line.startswith(("kvfix ", "python ", "deepspeed "))
+
+
 def launch(*args: object, timeout: float = 600) -> Ended:
     """Start the installed command."""
     words = [KVFIX, *map(str, args)]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import tiny_llava
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -158,7 +159,7 @@ def merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mlm:
     words = type(plain.backend_tokenizer).from_str(json.dumps(state))
     made = type(plain)(tokenizer_object=words, pad_token="<pad>", eos_token="<|im_end|>")
     made.add_special_tokens({"additional_special_tokens": tiny.SPECIALS})
-    monkeypatch.setattr(tiny, "tokenizer", lambda: made)
+    monkeypatch.setattr(tiny_llava, "tokenizer", lambda: made)
     return load_mlm(str(tiny.build("llava", tmp_path / "merged")))
 
 
