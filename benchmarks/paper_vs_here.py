@@ -22,7 +22,7 @@ from paper_claims import CLAIMS, UNTESTED, Row, found, percent, plain, short, si
 from kvfix.compare.correlate import CorrelateOptions, correlate
 from kvfix.diagnose.prefix import CONTRASTS
 from kvfix.diagnose.run import diagnose
-from kvfix.runs.folder import read_run
+from kvfix.runs.resume import read_run
 from kvfix.session import Options
 from kvfix.shipped import nano_dir, shipped_families
 from kvfix.terminal import RichWatch

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import fields
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -49,6 +51,8 @@ from kvfix.terminal import (
 )
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from kvfix.session import Outcome
 
 app = typer.Typer(
@@ -118,32 +122,13 @@ def diagnose(
     prefix (what a text before the image changes) and surfacing (questions whose
     answer the model holds while it gives another).
     """
+    typed = locals()
     _begin(data, task, "kvfix.diagnose.run")
     from kvfix.diagnose.run import diagnose as run
     from kvfix.session import Options
 
-    options = Options(
-        model=model,
-        adapter=adapter,
-        processor=processor,
-        force_adapter=force_adapter,
-        data=tuple(data or ("scenes",)),
-        tasks=tuple(task or ()),
-        only=tuple(map(str, only or Diagnosis)),
-        limit=limit,
-        out=out,
-        heads=heads,
-        reference_encoder=reference_encoder,
-        control=control,
-        dtype=dtype,
-        device=device,
-        quant=quant,
-        attn=attn,
-        seed=seed,
-    )
-    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
-        outcome = run(options, command=command_line(), watch=RichWatch())
-    _end(outcome, as_json)
+    options = _options(Options, typed, only=tuple(map(str, only or Diagnosis)))
+    _run(run, options, as_json)
 
 
 @app.command(name="eval")
@@ -204,32 +189,14 @@ def evaluate(
     answers multiple-choice questions; readouts answer them from the features
     alone. Two such runs can be compared by `kvfix compare`.
     """
+    typed = locals()
     _begin(data, task, "kvfix.evaluate")
     from kvfix.eval.mcq.answer import McqProtocol
     from kvfix.evaluate import Options
     from kvfix.evaluate import evaluate as run
 
-    options = Options(
-        model=model,
-        adapter=adapter,
-        processor=processor,
-        force_adapter=force_adapter,
-        data=tuple(data or ("scenes",)),
-        tasks=tuple(task or ()),
-        sites=tuple(map(str, site or Site)),
-        heads=heads,
-        limit=limit,
-        out=out,
-        mcq=McqProtocol(profile=profile, order=order, concat=concat, batch=batch),
-        dtype=dtype,
-        device=device,
-        quant=quant,
-        attn=attn,
-        seed=seed,
-    )
-    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
-        outcome = run(options, command=command_line(), watch=RichWatch())
-    _end(outcome, as_json)
+    mcq = McqProtocol(profile=profile, order=order, concat=concat, batch=batch)
+    _run(run, _options(Options, typed, sites=tuple(map(str, site or Site)), mcq=mcq), as_json)
 
 
 def _begin(data: list[str] | None, tasks: list[str] | None, module: str) -> None:
@@ -242,8 +209,17 @@ def _begin(data: list[str] | None, tasks: list[str] | None, module: str) -> None
             import_module(module)
 
 
-def _end(outcome: Outcome, as_json: bool) -> None:
-    """Show what a run found, and fail if too much of its data could not be used."""
+def _options(kind: type[DataclassInstance], typed: dict[str, Any], **made: Any) -> Any:
+    """Options of a run: what is `made` of the command's words, the others as they were typed."""
+    made |= {"data": tuple(typed["data"] or ("scenes",)), "tasks": tuple(typed["task"] or ())}
+    same = {f.name for f in fields(kind)} & typed.keys() - made.keys()
+    return kind(**made, **{name: typed[name] for name in same})
+
+
+def _run(run: Callable[..., Outcome], options: Any, as_json: bool) -> None:
+    """Run it, show what it found, and fail if too much of its data could not be used."""
+    with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
+        outcome = run(options, command=command_line(), watch=RichWatch())
     show(outcome.record, outcome.report)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))

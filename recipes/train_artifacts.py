@@ -15,61 +15,38 @@ train_artifacts.yaml beside this page, and `key=value` changes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from kvfix.repair.lora import attach
 from kvfix.repair.module import Repair
-from kvfix.repair.train.recipe import (
-    Recipe,
-    from_command_line,
-    keys_to_suppress,
-    load_model,
-    read_examples,
-)
-from kvfix.repair.train.training import Training
+from kvfix.repair.train.recipe import from_command_line
+from kvfix.repair.train.training import Training, in_run_folder
 
 
-def train(recipe: Recipe, *, command: Sequence[str]) -> Path:
-    """Train an adapter; every rank goes through all of it.
+@in_run_folder("train_artifacts")
+def train(training: Training) -> None:
+    """Train an adapter; every rank goes through all of it."""
+    recipe = training.recipe
 
-    Args:
-        recipe: The settings.
-        command: As it was typed, for messages and the card.
+    # The data; `scenes` in the YAML says how often each kind of example and of question comes.
+    examples = training.read_examples()
 
-    Returns:
-        The run folder.
-    """
-    with Training(recipe, "train_artifacts", command=command) as training:
-        if training.done:
-            return training.out
+    # The model. All of its own weights stay as they are.
+    mlm = training.load_model()
 
-        # The data; `scenes` in the YAML says how often each kind of example and of question comes.
-        examples = read_examples(recipe, training.launch)
-        training.tell(examples.said())
+    # The keys: over 64 training images of one size, how much of a key moves with the image (r).
+    # Those below the diagnosis's bound are suppressed; `keys` in the YAML says what to do where
+    # there is none. Every rank measures and finds the same.
+    keys = training.choose_keys(mlm, examples)
 
-        # The model. All of its own weights stay as they are.
-        mlm = load_model(recipe, training.launch)
+    # The adapter: LoRA; `lora.only` in the YAML for 7B models leaves values as they are.
+    mlm, report = training.attach(mlm)
 
-        # The keys: over 64 training images of one size, how much of a key moves with the image (r).
-        # Those below the diagnosis's bound are suppressed; `keys` in the YAML says what to do where
-        # there is none. Every rank measures and finds the same.
-        keys = keys_to_suppress(recipe, mlm, examples)
-        training.tell(keys.said() if keys else [])
+    # The losses. `dependence` raises r of the chosen keys, so that they follow the image again;
+    # `mass` takes the attention of late text away from them; `kl` keeps other text as the base
+    # model, the adapter switched off, would say it.
+    repair = Repair(mlm, recipe.losses, lm=recipe.lm, seed=recipe.seed, keys=keys)
 
-        # The adapter: LoRA; `lora.only` in the YAML for 7B models leaves values as they are.
-        mlm, report = attach(mlm, recipe.lora, zero=training.launch.stage, seed=recipe.seed)
-        training.tell(report.lines())
-
-        # The losses. `dependence` raises r of the chosen keys, so that they follow the image again;
-        # `mass` takes the attention of late text away from them; `kl` keeps other text as the base
-        # model, the adapter switched off, would say it.
-        repair = Repair(mlm, recipe.losses, lm=recipe.lm, seed=recipe.seed, keys=keys)
-
-        # AdamW; checkpoints on the way; then the adapter in plain PEFT form, a record and a card,
-        # in checkpoints/train_artifacts/.
-        training.fit(repair, report, examples)
-    return training.out
+    # AdamW; checkpoints on the way; then the adapter in plain PEFT form, a record and a card, in
+    # checkpoints/train_artifacts/.
+    training.fit(repair, report, examples)
 
 
 if __name__ == "__main__":

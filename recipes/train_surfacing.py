@@ -15,62 +15,42 @@ recipes/experiment/RESULTS.md. Every setting stands in train_surfacing.yaml besi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from kvfix.repair.lora import attach
 from kvfix.repair.module import Repair
-from kvfix.repair.train.recipe import (
-    Recipe,
-    from_command_line,
-    keys_to_suppress,
-    load_model,
-    read_examples,
-)
-from kvfix.repair.train.training import Training
+from kvfix.repair.train.recipe import from_command_line
+from kvfix.repair.train.training import Training, in_run_folder
 
 
-def train(recipe: Recipe, *, command: Sequence[str]) -> Path:
-    """Train an adapter; every rank goes through all of it.
+@in_run_folder("train_surfacing")
+def train(training: Training) -> None:
+    """Train an adapter, and the heads through which its losses read values.
 
-    Args:
-        recipe: The settings.
-        command: As it was typed, for messages and the card.
-
-    Returns:
-        The run folder.
+    Every rank goes through all of it.
     """
-    with Training(recipe, "train_surfacing", command=command) as training:
-        if training.done:
-            return training.out
+    recipe = training.recipe
 
-        # The data. `scenes` in the YAML says how often each kind of example and of question comes:
-        # two of three questions are of Visual Similarity, whose readout is nearly always right, as
-        # an answer surfaces only if it is asked for often. Two kinds are held out for the test.
-        examples = read_examples(recipe, training.launch)
-        training.tell(examples.said())
+    # The data. `scenes` in the YAML says how often each kind of example and of question comes: two
+    # of three questions are of Visual Similarity, whose readout is nearly always right, as an
+    # answer surfaces only if it is asked for often. Two kinds are held out for the test.
+    examples = training.read_examples()
 
-        # The model. All of its own weights stay as they are.
-        mlm = load_model(recipe, training.launch)
+    # The model. All of its own weights stay as they are.
+    mlm = training.load_model()
 
-        # Keys matter here only where `losses` suppress some, too, as train_artifacts.py does.
-        keys = keys_to_suppress(recipe, mlm, examples)
-        training.tell(keys.said() if keys else [])
+    # Keys matter here only where `losses` suppress some, too, as train_artifacts.py does.
+    keys = training.choose_keys(mlm, examples)
 
-        # The adapter: LoRA on the language model, and on projector and vision tower if asked.
-        mlm, report = attach(mlm, recipe.lora, zero=training.launch.stage, seed=recipe.seed)
-        training.tell(report.lines())
+    # The adapter: LoRA on the language model, and on projector and vision tower if asked.
+    mlm, report = training.attach(mlm)
 
-        # The losses, with the heads that they read values through. `evidence` has later values tell
-        # what the readout measures, cell by cell; `distil` makes its answer the model's; `mask`,
-        # `text_value` and `correspondence` have values find objects, names and points; `kl` keeps
-        # other text as the base model, the adapter switched off, would say it.
-        repair = Repair(mlm, recipe.losses, lm=recipe.lm, seed=recipe.seed, keys=keys)
+    # The losses, with the heads that they read values through. `evidence` has later values tell
+    # what the readout measures, cell by cell; `distil` makes its answer the model's; `mask`,
+    # `text_value` and `correspondence` have values find objects, names and points; `kl` keeps
+    # other text as the base model, the adapter switched off, would say it.
+    repair = Repair(mlm, recipe.losses, lm=recipe.lm, seed=recipe.seed, keys=keys)
 
-        # AdamW, a learning rate per part; checkpoints on the way; then the adapter in plain PEFT
-        # form, the heads beside it, a record and a card, in checkpoints/train_surfacing/.
-        training.fit(repair, report, examples)
-    return training.out
+    # AdamW, a learning rate per part; checkpoints on the way; then the adapter in plain PEFT form,
+    # the heads beside it, a record and a card, in checkpoints/train_surfacing/.
+    training.fit(repair, report, examples)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from kvfix.eval.results import Table
 from kvfix.eval.site import Site
 from kvfix.eval.stats.paired import Ratio
 from kvfix.runs.fingerprint import flat, not_recorded
-from kvfix.runs.folder import read_run
+from kvfix.runs.resume import read_run
 from kvfix.runs.rows import (
     AnswerRow,
     LeftOutRow,

@@ -29,10 +29,11 @@ from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.stats.paired import holm
 from kvfix.findings import PLACES as FINDING_PLACES
 from kvfix.findings import Estimate, Finding
-from kvfix.report.correlate import write_correlation
+from kvfix.report.compare import write_pages
+from kvfix.report.correlate import page_of
 from kvfix.runs.fingerprint import versions
-from kvfix.runs.folder import read_run
 from kvfix.runs.lock import locked
+from kvfix.runs.resume import read_run
 from kvfix.runs.rows import READOUT, full_name
 
 PLACES = ("best", "last")
@@ -105,7 +106,8 @@ def _correlate(options: CorrelateOptions, command: str) -> Outcome:
         "notes": _notes(records, gains, probes, answers, questions),
         "versions": versions(),
     }
-    return Outcome(record, write_correlation(options.out, record), failed=False)
+    report = write_pages(options.out, "correlate", record, page_of(record))
+    return Outcome(record, report, failed=False)
 
 
 def _finished(folder: Path) -> Record:

@@ -14,7 +14,7 @@ from kvfix.compare.align import Pairing, Side, differences, fingerprint_of, pair
 from kvfix.compare.answers import answer_changes, answer_findings
 from kvfix.compare.probes import probe_changes
 from kvfix.data.left_out import too_many
-from kvfix.report.compare import write_comparison
+from kvfix.report.compare import page_of, write_pages
 from kvfix.runs.fingerprint import mixed, not_recorded, versions
 from kvfix.runs.lock import locked
 
@@ -90,7 +90,7 @@ def _compare(options: Options, command: str) -> Outcome:
         ],
         "versions": versions(),
     }
-    report = write_comparison(options.out, record)
+    report = write_pages(options.out, "compare", record, page_of(record))
     return Outcome(record, report, _too_many_unmatched(pairing))
 
 

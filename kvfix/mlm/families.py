@@ -95,6 +95,11 @@ def _tiles_row(**row: Any) -> Family:
     return Family(**usual | row)
 
 
+def _llava_row(model_type: str, upstream: str, **row: Any) -> Family:
+    """A family that older checkpoints hold under LLaVA's older names."""
+    return _tiles_row(model_type=model_type, upstream=upstream, old_names=LLAVA_NAMES, **row)
+
+
 def _raster_row(**row: Any) -> Family:
     """A family whose tower is given patches of whole images, with M-RoPE, unless told otherwise."""
     usual: dict[str, Any] = {
@@ -190,35 +195,32 @@ def _paligemma_notes(config: Any) -> tuple[str, ...]:
 
 
 _ROWS = (
-    _tiles_row(
-        model_type="llava",
+    _llava_row(
+        "llava",
+        "llava-hf/llava-1.5-7b-hf",
         cut="one tile",
         layouts=layouts.llava_layouts,
         image_shapes=shapes.one_tile,
         processor="LlavaProcessor",
         fields=fields.llava_fields,
-        upstream="llava-hf/llava-1.5-7b-hf",
-        old_names=LLAVA_NAMES,
     ),
-    _tiles_row(
-        model_type="llava_next",
+    _llava_row(
+        "llava_next",
+        "llava-hf/llava-v1.6-mistral-7b-hf",
         cut="a base tile, then a mosaic of tiles",
         layouts=layouts.llava_next_layouts,
         image_shapes=shapes.tiles,
         processor="LlavaNextProcessor",
         fields=fields.llava_next_fields,
-        upstream="llava-hf/llava-v1.6-mistral-7b-hf",
-        old_names=LLAVA_NAMES,
     ),
-    _tiles_row(
-        model_type="llava_onevision",
+    _llava_row(
+        "llava_onevision",
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
         cut="a base tile, then a mosaic of tiles; of several images a tile each",
         layouts=layouts.llava_onevision_layouts,
         image_shapes=shapes.counted_tiles,
         processor="LlavaOnevisionProcessor",
         fields=fields.llava_onevision_fields,
-        upstream="llava-hf/llava-onevision-qwen2-7b-ov-hf",
-        old_names=LLAVA_NAMES,
     ),
     _raster_row(
         model_type="qwen2_vl",

@@ -76,30 +76,14 @@ GLOSSARY = (
 )
 
 
-def write_comparison(out: Path, record: dict[str, Any]) -> Path:
-    """Write compare.json, compare.html and compare.md.
-
-    Args:
-        out: folder, made if missing; other files in it are left alone.
-        record: what `kvfix.compare.run` found.
-
-    Returns:
-        The path of compare.html.
-    """
-    return write_pages(out, "compare", record, _page(clean(record)))
-
-
 def write_pages(out: Path, name: str, record: dict[str, Any], page: dict[str, Any]) -> Path:
-    """Write NAME.json, NAME.html and NAME.md of the templates of that name.
+    """Write NAME.json, NAME.md and NAME.html, and give the last's path; other files stay.
 
     Args:
-        out: folder, made if missing; other files in it are left alone.
-        name: `compare` or `correlate`.
-        record: for the JSON file.
-        page: for the templates.
-
-    Returns:
-        The path of NAME.html.
+        out: A folder, made if missing.
+        name: Of the templates, `compare` or `correlate`.
+        record: What was found.
+        page: What the templates are filled with.
     """
     from markupsafe import Markup
 
@@ -121,7 +105,9 @@ def _with(env: Environment, kind: Callable[[str], str]) -> Environment:
     return env
 
 
-def _page(record: dict[str, Any]) -> dict[str, Any]:
+def page_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What the templates of a comparison show."""
+    record = clean(record)
     questions, probes = record["questions"], record["probes"]
     for q in questions:
         _lay_out([*q["tasks"], q["macro"], q["micro"]])

@@ -4,11 +4,10 @@ runs. Whatever came from data counts as hostile text, as in the report of one ru
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvfix.findings import PLACES
-from kvfix.report.compare import p_value, task_name, write_pages
+from kvfix.report.compare import p_value, task_name
 from kvfix.report.html import (
     readable_date,
     readable_duration,
@@ -45,20 +44,9 @@ GLOSSARY = (
 )
 
 
-def write_correlation(out: Path, record: dict[str, Any]) -> Path:
-    """Write correlate.json, correlate.html and correlate.md.
-
-    Args:
-        out: folder, made if missing; other files in it are left alone.
-        record: what `kvfix.compare.correlate` found.
-
-    Returns:
-        The path of correlate.html.
-    """
-    return write_pages(out, "correlate", record, _page(clean(record)))
-
-
-def _page(record: dict[str, Any]) -> dict[str, Any]:
+def page_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What the templates of a correlation show."""
+    record = clean(record)
     facts = [
         ("Runs", str(len(record["runs"]))),
         ("Started", readable_date(record["started"])),

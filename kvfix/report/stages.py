@@ -235,7 +235,7 @@ def load(folder: Path) -> dict[str, Any]:
         FileNotFoundError: There is no run.json in the folder.
         ValueError: The file is not a run with results; the message says what was found.
     """
-    from kvfix.runs.folder import read_run
+    from kvfix.runs.resume import read_run
 
     file = Path(folder) / "run.json"
     run = read_run(Path(folder))

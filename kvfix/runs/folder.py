@@ -1,6 +1,4 @@
-"""The run folder: `run.json` at the start and the end, and the check that a resumed run is the same
-run.
-"""
+"""The run folder: who holds it, and `run.json` at the start and the end."""
 
 from __future__ import annotations
 
@@ -15,18 +13,12 @@ from typing import Any
 import kvfix
 from kvfix.data.units import UnitSet
 from kvfix.runs.atomic import write_text
-from kvfix.runs.fingerprint import differences, mixed, not_recorded, start_card, versions
-from kvfix.runs.lock import LOCK, locked
+from kvfix.runs.fingerprint import mixed, start_card, versions
+from kvfix.runs.lock import locked
+from kvfix.runs.resume import earlier_run, earlier_starts, refuse_foreign
 from kvfix.runs.rows import SCHEMA
 
-# What a process that was killed may leave of a run that had not begun.
-LEFTOVERS = (LOCK, "run.json.new", "run.new")
-
 log = logging.getLogger(__name__)
-
-
-class OtherRun(ValueError):
-    """The folder holds a run of something else; the message says what differs."""
 
 
 def model_card(mlm: Any) -> dict[str, Any]:
@@ -62,17 +54,9 @@ def claimed(folder: Path, *, command: str) -> Iterator[None]:
         InUse: another process is writing there.
     """
     if not (folder / "run.json").exists():
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
     with locked(folder, command=command):
         yield
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if folder.is_dir() and any(p.name not in LEFTOVERS for p in folder.iterdir()):
-        raise OtherRun(
-            f"{folder}: expected a new, empty or run folder, found other files; "
-            "choose another --out"
-        )
 
 
 class RunFolder:
@@ -101,7 +85,7 @@ class RunFolder:
         """Claim the folder, or take up the run in it."""
         self.folder, self.file, self.kind = folder, folder / "run.json", kind
         self.fingerprint = json.loads(json.dumps(fingerprint))
-        before = self._before()
+        before = earlier_run(folder, kind, self.fingerprint)
         self.resumed = before is not None
         seconds = (before or {}).get("seconds")
         self._seconds_before = seconds if isinstance(seconds, int | float) else 0.0
@@ -115,38 +99,12 @@ class RunFolder:
             "complete": False,
             "fingerprint": self.fingerprint,
             "versions": versions(),
-            "starts": [*_starts(before), start_card(command, host or {})],
+            "starts": [*earlier_starts(before), start_card(command, host or {})],
         }
         if other := mixed(self.record["starts"]):
             log.warning("%s: units of its starts were scored with %s", folder, "; ".join(other))
         folder.mkdir(parents=True, exist_ok=True)
         self.save()
-
-    def _before(self) -> dict[str, Any] | None:
-        if not self.file.exists():
-            _refuse_foreign(self.folder)
-            return None
-        before = _parse(self.file)
-        found = before.get("fingerprint")
-        old = {"kind": before.get("kind"), **(found if isinstance(found, dict) else {})}
-        now = {"kind": self.kind, **self.fingerprint}
-        unknown = not_recorded(old, now)
-        if differs := differences(old, {k: v for k, v in now.items() if k not in unknown}):
-            raise OtherRun(
-                f"{self.folder} holds another run; choose another --out. " + "; ".join(differs)
-            )
-        if unknown:
-            raise OtherRun(
-                f"{self.folder} was begun by an older kvfix, which did not record "
-                f"{', '.join(unknown)}: whether its units were scored in the same way is unknown; "
-                "choose another --out (kvfix compare still reads it)"
-            )
-        if (schema := before.get("schema", 0)) != SCHEMA:
-            raise OtherRun(
-                f"{self.folder}: expected samples of schema {SCHEMA}, found schema {schema}, of "
-                "another kvfix; choose another --out (kvfix compare still reads a finished run)"
-            )
-        return before
 
     def save(self, *, seconds: float = 0.0, **entries: Any) -> dict[str, Any]:
         """Write `run.json` beside and rename it, so that a reader never sees half a file."""
@@ -155,36 +113,3 @@ class RunFolder:
         text = json.dumps(self.record, indent=1, allow_nan=False)
         write_text(self.file, text + "\n")
         return self.record
-
-
-def _starts(before: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The earlier starts; of an older kvfix's record, the first is all that is known."""
-    if before is None:
-        return []
-    if isinstance(found := before.get("starts"), list):
-        return found
-    known = {"time": before.get("started"), "command": before.get("command")}
-    return [known | {"versions": before.get("versions")}]
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The `run.json` of a finished run.
-
-    Raises:
-        FileNotFoundError: no run there.
-        ValueError: not a JSON object.
-    """
-    file = folder / "run.json"
-    if not file.exists():
-        raise FileNotFoundError(f"{folder}: expected a run folder with run.json, found none")
-    return _parse(file)
-
-
-def _parse(file: Path) -> dict[str, Any]:
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, found {error}") from error
-    if not isinstance(run, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {type(run).__name__}")
-    return run

@@ -25,7 +25,8 @@ from kvfix.runs.fingerprint import (
     start_card,
     versions,
 )
-from kvfix.runs.folder import OtherRun, RunFolder, read_run
+from kvfix.runs.folder import RunFolder
+from kvfix.runs.resume import OtherRun, read_run
 
 OLD = {"weights": "aa", "adapter": None, "dtype": "float32", "protocol": 1}
 NEW = OLD | {"attn": "sdpa", "config": "c", "device": "cpu", "processor": "p"}

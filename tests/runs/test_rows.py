@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kvfix.runs.folder import OtherRun, RunFolder
+from kvfix.runs.folder import RunFolder
+from kvfix.runs.resume import OtherRun
 from kvfix.runs.rows import (
     KINDS,
     SCHEMA,

@@ -14,16 +14,9 @@ import torch
 
 from kvfix.data.scenes.units import scene_units
 from kvfix.runs.fingerprint import versions
-from kvfix.runs.folder import (
-    LEFTOVERS,
-    OtherRun,
-    RunFolder,
-    claimed,
-    data_card,
-    model_card,
-    read_run,
-)
+from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
 from kvfix.runs.lock import InUse
+from kvfix.runs.resume import LEFTOVERS, OtherRun, read_run
 
 SAME = {"weights": "aa", "adapter": None, "heads": False, "data": {"scenes/x/test": "11"}}
 

@@ -1,4 +1,4 @@
-"""One start of a training in its run folder, around the steps that a recipe's page shows.
+"""One start of a training in its run folder, and the steps that a recipe's page takes.
 
 `checkpoints/<run>/` then holds `adapter_model.safetensors` and `adapter_config.json` (plain PEFT
 loads them), the heads, `config.yaml` as resolved, `training.json`, `log.jsonl`, a model card, and
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import torch
 
 from kvfix.config import dump_config
 from kvfix.data.training.examples import Examples
-from kvfix.repair.lora import LoraReport
+from kvfix.mlm.load import Mlm
+from kvfix.repair.key_choice import ChosenKeys
+from kvfix.repair.lora import LoraReport, attach
 from kvfix.repair.module import Repair
 from kvfix.repair.train.card import begin_record, end_record, finish, told, write_record
 from kvfix.repair.train.identity import Identity, adapter_fields, check_same, fields_of
 from kvfix.repair.train.launch import plan_launch
-from kvfix.repair.train.recipe import Recipe
+from kvfix.repair.train.recipe import Recipe, keys_to_suppress, load_model, read_examples
 from kvfix.repair.train.saves import TRAINED_FILES, publish
 from kvfix.repair.train.session import Work, run_steps
 from kvfix.repair.train.shared_memory import SHARED, sweep
@@ -32,6 +35,30 @@ from kvfix.repair.train.show import Monitor
 from kvfix.repair.train.starts import CONFIG, claim, look
 from kvfix.runs.atomic import remove_leftovers, write_text
 from kvfix.shipped import default_out, presets_dir
+
+
+def in_run_folder(name: str) -> Callable[[Callable[[Training], None]], Callable[..., Path]]:
+    """Make the steps of a page, which take an open `Training`, a function of the settings.
+
+    Args:
+        name: The recipe's, which names the folder where the config does not.
+
+    Returns:
+        A decorator. The page's function then takes the `Recipe` and, as keyword `command`, the
+        words that were typed; it returns the run folder. A finished training is not begun again.
+    """
+
+    def around(steps: Callable[[Training], None]) -> Callable[..., Path]:
+        @wraps(steps)
+        def train(recipe: Recipe, *, command: Sequence[str]) -> Path:
+            with Training(recipe, name, command=command) as training:
+                if not training.done:
+                    steps(training)
+            return training.out
+
+        return train
+
+    return around
 
 
 class Training(AbstractContextManager):
@@ -95,6 +122,28 @@ class Training(AbstractContextManager):
         """Print lines, on rank 0."""
         for line in lines:
             self._monitor.say(line)
+
+    def read_examples(self) -> Examples:
+        """What is learned from, without what cannot be read."""
+        examples = read_examples(self.recipe, self.launch)
+        self.tell(examples.said())
+        return examples
+
+    def load_model(self) -> Mlm:
+        """The base model, where this rank computes."""
+        return load_model(self.recipe, self.launch)
+
+    def choose_keys(self, mlm: Mlm, examples: Examples) -> ChosenKeys | None:
+        """The keys that some loss suppresses, alike on every rank; None where no loss does."""
+        keys = keys_to_suppress(self.recipe, mlm, examples)
+        self.tell(keys.said() if keys else [])
+        return keys
+
+    def attach(self, mlm: Mlm) -> tuple[Mlm, LoraReport]:
+        """The model with a fresh adapter."""
+        mlm, report = attach(mlm, self.recipe.lora, zero=self.launch.stage, seed=self.recipe.seed)
+        self.tell(report.lines())
+        return mlm, report
 
     def fit(self, repair: Repair, report: LoraReport, examples: Examples) -> None:
         """Take the steps, with checkpoints on the way; write the adapter, its record and its card.
