@@ -91,28 +91,18 @@ def title(task: str, dataset: str | None) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence.
+    """One sentence."""
 
-    Args:
-        id: its kind, such as `flow.peak`.
-        words: what is said of the subject.
-        estimate: the number that decides, and what it is of.
-        task: what was measured.
-        dataset: on what.
-        subject: what the sentence is about; empty where the words name it.
-        clear: whether it is so for sure; None where nothing was tested.
-        percent: the words round shares to percent, so that the numbers are worth showing beside.
-        more: further entries of run.json, such as the layer.
-    """
-
-    id: str
-    words: str
-    estimate: Estimate
-    task: str
-    dataset: str | None
-    subject: str = ""
-    clear: bool | None = None
+    id: str  # its kind, such as `flow.peak`
+    words: str  # what is said of the subject
+    estimate: Estimate  # the number that decides, and what it is of
+    task: str  # what was measured
+    dataset: str | None  # on what
+    subject: str = ""  # what the sentence is about; empty where the words name it
+    clear: bool | None = None  # whether it is so for sure; None where nothing was tested
+    # the words round shares to percent, so that the numbers are worth showing beside.
     percent: bool = False
+    # further entries of run.json, such as the layer.
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property

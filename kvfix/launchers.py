@@ -22,17 +22,11 @@ MADE_FOR_RANKS = frozenset({"train"})  # commands that share their work out
 
 
 class Rank(NamedTuple):
-    """Which of several processes this is.
+    """Which of several processes this is."""
 
-    Attributes:
-        number: From 0.
-        of: Processes.
-        variable: What says so.
-    """
-
-    number: int
-    of: int
-    variable: str
+    number: int  # from 0
+    of: int  # processes
+    variable: str  # what says so
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> Rank | None:

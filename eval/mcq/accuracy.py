@@ -23,21 +23,13 @@ NONE = "unparsed"  # its name in a letter histogram
 
 
 class Question(NamedTuple):
-    """One question as it was answered.
+    """One question as it was answered."""
 
-    Attributes:
-        id: unique, such as `val_Art_Style_1`.
-        task: what accuracy is averaged over, such as `Art_Style`.
-        answer: the right letter.
-        letter: the letter that was chosen, or UNPARSED.
-        missing: True if there was nothing to parse: the predictions lack the question.
-    """
-
-    id: str
-    task: str
-    answer: str
-    letter: Letter
-    missing: bool = False
+    id: str  # unique, such as `val_Art_Style_1`
+    task: str  # what accuracy is averaged over, such as `Art_Style`
+    answer: str  # the right letter
+    letter: Letter  # the letter that was chosen, or UNPARSED
+    missing: bool = False  # true if there was nothing to parse: the predictions lack the question
 
     @property
     def correct(self) -> bool:
@@ -66,17 +58,11 @@ class TaskScore(NamedTuple):
 
 
 class McqScore(NamedTuple):
-    """All tasks together.
+    """All tasks together."""
 
-    Attributes:
-        macro: mean over tasks of their accuracy.
-        all: every question; its accuracy is the micro average.
-        tasks: by name, in order of appearance.
-    """
-
-    macro: Span
-    all: TaskScore
-    tasks: dict[str, TaskScore]
+    macro: Span  # mean over tasks of their accuracy
+    all: TaskScore  # every question; its accuracy is the micro average
+    tasks: dict[str, TaskScore]  # by name, in order of appearance
 
 
 def score(

@@ -36,21 +36,14 @@ __all__ = [
 
 
 class Answer(NamedTuple):
-    """One question as a model answered it.
+    """One question as a model answered it."""
 
-    Attributes:
-        text: What it wrote.
-        letter: The option that the profile's rules read from that, or UNPARSED.
-        logprobs: One an option, in nats: of the whole answer; its mean over tokens if `per_token`.
-        logprob_letter: The most probable option, the first of equals.
-        per_token: Whether options differ in their number of tokens, so that sums would favour the
-            shorter.
-    """
-
-    text: str
-    letter: Letter
+    text: str  # what it wrote
+    letter: Letter  # the option that the profile's rules read from that, or UNPARSED
+    # One an option, in nats: of the whole answer; its mean over tokens if `per_token`.
     logprobs: tuple[float, ...]
-    logprob_letter: str
+    logprob_letter: str  # the most probable option, the first of equals
+    # Whether options differ in their number of tokens, so that sums would favour the shorter.
     per_token: bool = False
 
 

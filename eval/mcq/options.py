@@ -30,19 +30,14 @@ class Step(NamedTuple):
 
 
 class OptionTree(NamedTuple):
-    """Answers of several questions with their common beginnings merged.
+    """Answers of several questions with their common beginnings merged."""
 
-    Attributes:
-        tokens_T: What to run after the prompt; the last token of an answer needs no run.
-        parents_T: The node before each; -1 is the prompt's end. A parent comes before its children.
-        depth_T: Nodes on the way to each.
-        paths: Steps of each option of each question.
-    """
-
+    # What to run after the prompt; the last token of an answer needs no run.
     tokens_T: tuple[int, ...]
+    # The node before each; -1 is the prompt's end. A parent comes before its children.
     parents_T: tuple[int, ...]
-    depth_T: tuple[int, ...]
-    paths: list[list[list[Step]]]
+    depth_T: tuple[int, ...]  # nodes on the way to each
+    paths: list[list[list[Step]]]  # steps of each option of each question
 
 
 def spelled(letter: str, form: str) -> str:

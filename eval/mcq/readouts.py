@@ -49,18 +49,13 @@ _POINT = re.compile(r"\s*(?:the\s+)?(?:point\s+)?\(?([A-Z])\)?\s*\.?\s*", re.IGN
 
 
 class Readout(NamedTuple):
-    """What each site's features answer.
+    """What each site's features answer."""
 
-    Attributes:
-        choice_S: int64, index of the chosen option; the first of those that tie.
-        margin_S: float64 >= 0, by how much the chosen option's score exceeds the next one's: in
-            cosine; for Gram matrices in distance, as a share of all options' distances.
-        chance: Share of right choices of a readout that knows nothing: 1 / K.
-    """
-
-    choice_S: np.ndarray
+    choice_S: np.ndarray  # int64, index of the chosen option; the first of those that tie
+    # float64 >= 0, by how much the chosen option's score exceeds the next one's: in cosine; for
+    # Gram matrices in distance, as a share of all options' distances.
     margin_S: np.ndarray
-    chance: float
+    chance: float  # share of right choices of a readout that knows nothing: 1 / K
 
 
 class Images(NamedTuple):
@@ -70,17 +65,11 @@ class Images(NamedTuple):
 
 
 class Points(NamedTuple):
-    """Option k is a point of image 1, compared with a point of image 0.
+    """Option k is a point of image 1, compared with a point of image 0."""
 
-    Attributes:
-        reference_12: (1, 2) float64 (x, y) in pixels, pixel centres at integers.
-        options_K2: (K, 2), the same in image 1.
-        found: Whether the points are markers found on the images, not the question's own.
-    """
-
-    reference_12: np.ndarray
-    options_K2: np.ndarray
-    found: bool
+    reference_12: np.ndarray  # (1, 2) float64 (x, y) in pixels, pixel centres at integers
+    options_K2: np.ndarray  # (K, 2), the same in image 1
+    found: bool  # whether the points are markers found on the images, not the question's own
 
 
 class Marked(NamedTuple):

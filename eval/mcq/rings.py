@@ -30,32 +30,21 @@ _STEP = 0.25  # pixels between samples of a ray
 
 
 class Ring(NamedTuple):
-    """A drawn circle.
+    """A drawn circle."""
 
-    Attributes:
-        x: Centre, pixels.
-        y: Centre, pixels.
-        radius: To the outer edge of the line, pixels.
-        line: Purity of the line's weakest tenth, in [0, 1].
-        contrast: By how much that is purer than the purer of its inside and its outside.
-    """
-
-    x: float
-    y: float
-    radius: float
-    line: float
-    contrast: float
+    x: float  # centre, pixels
+    y: float  # centre, pixels
+    radius: float  # to the outer edge of the line, pixels
+    line: float  # purity of the line's weakest tenth, in [0, 1]
+    contrast: float  # by how much that is purer than the purer of its inside and its outside
 
 
 class Redness(NamedTuple):
-    """How red pixels are, float32 (H, W) in [0, 1].
+    """How red pixels are, float32 (H, W) in [0, 1]."""
 
-    Attributes:
-        purity: 1 for (255, 0, 0) only; drops with luminance too, so it is as sharp as the image.
-        chroma: Red over the stronger of green and blue; 0 for every grey, but JPEG blurs it.
-    """
-
+    # 1 for (255, 0, 0) only; drops with luminance too, so it is as sharp as the image.
     purity: np.ndarray
+    # Red over the stronger of green and blue; 0 for every grey, but JPEG blurs it.
     chroma: np.ndarray
 
 

@@ -41,24 +41,16 @@ class Options(NamedTuple):
 
 
 class TrainedReadout(NamedTuple):
-    """A readout of one site.
+    """A readout of one site."""
 
-    Attributes:
-        site: index of the chosen site.
-        penalty: the chosen l2.
-        cv_accuracy: in [0, 1], of the chosen pair on the folds that did not train it; optimistic,
-            as it is the best of all sites and penalties.
-        n: training questions.
-        weight_D: of the options' standardised features.
-        standardise: fitted on the training questions, (1, 1, D).
-    """
-
-    site: int
-    penalty: float
+    site: int  # index of the chosen site
+    penalty: float  # the chosen l2
+    # in [0, 1], of the chosen pair on the folds that did not train it; optimistic, as it is the
+    # best of all sites and penalties.
     cv_accuracy: float
-    n: int
-    weight_D: torch.Tensor
-    standardise: Standardiser
+    n: int  # training questions
+    weight_D: torch.Tensor  # of the options' standardised features
+    standardise: Standardiser  # fitted on the training questions, (1, 1, D)
 
     def choose(self, x_SKD: torch.Tensor) -> int:
         """Index of the option with the highest logit; the first of those that tie."""

@@ -1,8 +1,4 @@
-"""Metrics of the benchmarks as pure functions, float64, equal to their reference implementations.
-
-Scores are in [0, 1]. `kvfix.eval.metrics.faces` gathers batches, as a Trainer's `compute_metrics`
-wants it.
-"""
+"""Metrics of the benchmarks as pure functions: float64, in [0, 1], equal to their references."""
 # ruff: noqa: F401 - what a caller may want of the modules of this folder, under one name
 
 from kvfix.eval.mcq.accuracy import ChoiceAccuracy, choice_accuracy

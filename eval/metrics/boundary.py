@@ -1,12 +1,10 @@
 """The boundary measure F of DAVIS, for S predictions of one truth at once.
 
-Shapes: S predictions, B boundary pixels, D rows of the disk.
-
 Rules of davisvideochallenge/davis2017-evaluation (``db_eval_boundary``): boundaries one pixel wide,
 a boundary pixel is matched when the other boundary has a pixel within ceil(tolerance * image
-diagonal). Instead of dilating whole images by a disk, only boundary pixels look round themselves:
-the disk is a stack of horizontal runs, and a run is empty exactly when a row-wise cumulative sum
-does not grow over it.
+diagonal). Instead of dilating whole images by a disk, only the B boundary pixels look round
+themselves: the disk is a stack of D horizontal runs, and a run is empty exactly when a row-wise
+cumulative sum does not grow over it.
 """
 
 from __future__ import annotations

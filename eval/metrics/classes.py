@@ -43,11 +43,7 @@ class ClassIoU(NamedTuple):
 
 
 def class_ids(rgb_HW3: np.ndarray) -> np.ndarray:
-    """Class ids (height, width) int32 of an official label image, uint8 (height, width, 3 or 4).
-
-    Raises:
-        ValueError: not such an image.
-    """
+    """Class ids (height, width) int32 of an official label image, uint8 (height, width, 3 or 4)."""
     image = np.asarray(rgb_HW3)
     if image.ndim != 3 or image.shape[2] < 3:
         raise ValueError(
@@ -64,10 +60,8 @@ def class_counts(
     """Count the pixels of one image by class, C = `n_classes` without the background.
 
     Both are (height, width) class ids; where the truth is `ignore`, nothing counts. A predicted id
-    beyond C belongs to no class, as in the reference: its pixel counts in the truth's class only.
-
-    Raises:
-        ValueError: the shapes differ, or a true id is beyond C.
+    beyond C belongs to no class, as in the reference: its pixel counts in the truth's class only; a
+    true one is a ValueError.
     """
     if predicted.shape != truth.shape:
         raise ValueError(
@@ -87,11 +81,7 @@ def class_counts(
 
 
 def class_iou(counts: Iterable[ClassCounts]) -> ClassIoU:
-    """MIoU over C + 1 classes from the counts of all images, added up.
-
-    Raises:
-        ValueError: no image.
-    """
+    """MIoU over C + 1 classes from the counts of all images, added up."""
     total: ClassCounts | None = None
     for image in counts:  # one at a time: 919 classes and 12,419 images would fill memory
         total = image if total is None else ClassCounts(*map(np.add, total, image))

@@ -17,9 +17,8 @@ from kvfix.eval.metrics.boundary import boundary_f
 
 
 def region_j(predicted_SHW: torch.Tensor, truth_HW: torch.Tensor) -> torch.Tensor:
-    """Region similarity J of S bool masks of one object, (S,) float64 (``db_eval_iou``).
-
-    A union without a pixel gives 1.
+    """Region similarity J of S bool masks of one object, (S,) float64 (``db_eval_iou``); 1 of
+    nothing.
     """
     inter = (predicted_SHW & truth_HW).sum((1, 2)).double()
     union = (predicted_SHW | truth_HW).sum((1, 2)).double()
@@ -47,11 +46,10 @@ def recall(per_frame: np.ndarray) -> np.ndarray:
 
 
 def decay(per_frame: np.ndarray) -> np.ndarray:
-    """Mean of the first quarter of the frames (first axis) minus that of the last
-    (``db_statistics``).
+    """Mean of the first quarter of the frames (first axis) minus that of the last.
 
-    The quarters share their end frames, as in the reference. Its indices are 8-bit and wrap past
-    256 frames; these do not.
+    The quarters share their end frames, as in the reference (``db_statistics``). Its indices are
+    8-bit and wrap past 256 frames; these do not.
     """
     x = np.asarray(per_frame, dtype=np.float64)
     edges = np.round(np.linspace(1, len(x), 5) + 1e-10).astype(int) - 1
@@ -81,11 +79,7 @@ def davis_objects(
 
     Both are a (height, width) label map for each frame, of which the first and the last do not
     count. In the truth 255 is background, and the objects are the labels up to the first frame's
-    largest.
-
-    Raises:
-        ValueError: frame counts or sizes differ, fewer than 3 frames, no object in the first frame,
-            or a prediction with an object id that the first frame does not have.
+    largest; a prediction beyond them, or fewer than 3 frames, is a ValueError.
     """
     if len(predicted) != len(truth) or len(truth) < 3:
         raise ValueError(

@@ -5,12 +5,10 @@
         metric.add_batch(predictions=predicted, references=true)
     print(metric.compute(empty="lisa"))  # {"ciou": ..., "miou": ..., "P@0.5": ...}
 
-Classes, not names to load: no hub, no network. They combine (`evaluate.combine([BinaryIou(),
-ReferringIou()])`) and gather over processes like every other metric. What they add to the pure
-functions of `kvfix.eval.metrics` is only the gathering: each example is counted when it is added,
-and a few numbers of it are kept, so that masks of a whole split never lie in memory.
-
-Masks and label maps come as arrays or tensors (height, width), in a list where sizes differ.
+Classes, not names to load: no hub, no network. They combine (`evaluate.combine`) and gather over
+processes like every other metric. Each example is counted when it is added, and a few numbers of it
+are kept, so that masks of a whole split never lie in memory. Masks and label maps come as arrays or
+tensors (height, width), in a list where sizes differ.
 """
 
 from __future__ import annotations
@@ -63,12 +61,7 @@ class Face(evaluate.Metric):
         return self._stored()
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **names: Any) -> None:
-        """Count a batch of examples.
-
-        Raises:
-            ValueError: inputs of several lengths or missing ones, or an example that cannot be
-                scored.
-        """
+        """Count a batch of examples; one that cannot be scored is a ValueError."""
         given = {"predictions": predictions, "references": references, **names}
         if missing := [k for k in self.inputs if given.get(k) is None]:
             raise ValueError(f"expected {', '.join(self.inputs)}, found no {', '.join(missing)}")
@@ -116,10 +109,7 @@ class BinaryIou(_Masks):
 
 
 class Pascal5iIou(_Masks):
-    """MIoU and FB-IoU of Pascal-5i, means over folds; truths of 255 count nowhere.
-
-    `classes` are VOC class ids 1 to 20, one for each episode.
-    """
+    """MIoU and FB-IoU over folds, of VOC `classes` 1 to 20 for each episode; 255 is void."""
 
     source = "juhongm999/hsnet"
     inputs: ClassVar[dict[str, Any]] = Face.inputs | {"classes": datasets.Value("int32")}
@@ -170,8 +160,7 @@ class Cosegmentation(_Masks):
 class ImageNetSIou(Face):
     """MIoU pooled over the dataset; class ids from 1, 0 background, truths of 1000 ignored.
 
-    Args:
-        config_name: number of classes, "50", "300" or "919"; other numbers serve other datasets.
+    `config_name` is the number of classes: "50", "300" or "919", or that of another dataset.
     """
 
     source = "LUSSeg/ImageNet-S"
@@ -252,9 +241,7 @@ class DavisJf(Face):
 class ChoiceAccuracy(Face):
     """Macro and micro accuracy of multiple-choice answers; `tasks` names each question's task.
 
-    Args:
-        config_name: whose rules read the letter out of the text: kvfix, official, lmms-eval or
-            vlmevalkit.
+    `config_name` says whose rules read the letter: kvfix, official, lmms-eval or vlmevalkit.
     """
 
     source = "zeyofu/BLINK_Benchmark"

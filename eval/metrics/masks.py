@@ -1,8 +1,7 @@
 """Metrics of binary masks: foreground IoU, Pascal-5i, referring segmentation, co-segmentation.
 
 All start from the pixel counts of one prediction against one truth (`overlap`), so that a run need
-not keep masks. Masks are (height, width), scores in [0, 1]. A function of nothing at all raises
-ValueError.
+not keep masks. Masks are (height, width). A function of nothing at all raises ValueError.
 """
 
 from __future__ import annotations
@@ -88,17 +87,11 @@ class Cosegmentation(NamedTuple):
 
 
 def overlap(predicted: np.ndarray, truth: np.ndarray, *, void: int | None = VOID) -> Overlap:
-    """Pixel counts; anything but 0 is foreground.
+    """Pixel counts of two (height, width) masks; anything but 0 is foreground.
 
-    Args:
-        predicted: (height, width) bool or integers.
-        truth: same size.
-        void: pixels of this value in the truth count in neither mask, the rule of Pascal-5i
-            (juhongm999/hsnet, ``common/evaluation.py``). None where there is no such value, as in
-            RefCOCO: a truth of 0 and 255 would be all void otherwise.
-
-    Raises:
-        ValueError: the shapes differ.
+    Pixels that are `void` in the truth count in neither mask, the rule of Pascal-5i
+    (juhongm999/hsnet, ``common/evaluation.py``). None where there is no such value, as in RefCOCO:
+    a truth of 0 and 255 would be all void otherwise.
     """
     if predicted.shape != truth.shape:
         raise ValueError(
@@ -145,22 +138,14 @@ def fb_iou(overlaps: Sequence[Overlap]) -> float:
 
 
 def fold_of(category: int) -> int:
-    """The fold 0..3 of a VOC class id 1..20.
-
-    Raises:
-        ValueError: another id.
-    """
+    """The fold 0..3 of a VOC class id 1..20."""
     if not 1 <= category <= FOLDS * PER_FOLD:
         raise ValueError(f"expected a VOC class id 1 to 20, found {category}")
     return (category - 1) // PER_FOLD
 
 
 def pascal5i(overlaps: Sequence[Overlap], classes: Sequence[int]) -> Pascal5i:
-    """Pascal-5i (juhongm999/hsnet) of episodes and their VOC class ids 1 to 20.
-
-    Raises:
-        ValueError: no episode, another class id, or lengths that differ.
-    """
+    """Pascal-5i (juhongm999/hsnet) of episodes and their VOC class ids 1 to 20."""
     members: dict[int, list[int]] = {}
     for i, category in enumerate(classes):
         members.setdefault(fold_of(category), []).append(i)
@@ -182,8 +167,8 @@ def pascal5i(overlaps: Sequence[Overlap], classes: Sequence[int]) -> Pascal5i:
 def referring(overlaps: Sequence[Overlap], *, empty: float = EMPTY_IS["lisa"]) -> ReferringScore:
     """CIoU, mIoU and P@0.5..0.9 of referring segmentation.
 
-    The rules of yz93/LAVT-RIS (``test.py``) and dvlab-research/LISA (``validate``), which differ
-    in what nothing against nothing scores (`empty`, see `EMPTY_IS`). LISA adds 1e-5 pixels to each
+    The rules of yz93/LAVT-RIS (``test.py``) and dvlab-research/LISA (``validate``), which differ in
+    what nothing against nothing scores (`empty`, see `EMPTY_IS`). LISA adds 1e-5 pixels to each
     union; that is left out here.
     """
     iou_N = np.array([o.iou_or(empty) for o in _some(overlaps)])

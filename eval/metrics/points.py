@@ -1,7 +1,4 @@
-"""Percentage of correct keypoints (PCK), per image and per point.
-
-Shapes: K keypoints. Scores are in [0, 1], distances in pixels of the original target image.
-"""
+"""Percentage of correct keypoints (PCK): K keypoints in pixels of the original target image."""
 
 from __future__ import annotations
 
@@ -37,9 +34,6 @@ def pck_hits(predicted_K2: np.ndarray, truth_K2: np.ndarray, size: float, alpha:
     """Keypoints (x, y) within alpha * size pixels of the truth, the bound included (DIFT, HPF).
 
     `size` is the longer side of the target box (PCK bbox) or of the target image (PCK img).
-
-    Raises:
-        ValueError: other than one prediction a keypoint.
     """
     mine, true = np.asarray(predicted_K2, float), np.asarray(truth_K2, float)
     if mine.shape != true.shape or true.ndim != 2 or true.shape[1] != 2:

@@ -14,27 +14,20 @@ to it."""
 
 
 class UnitScore(NamedTuple):
-    """Scores of one unit at S sites.
+    """Scores of one unit at S sites."""
 
-    Attributes:
-        score_S: float64 in [0, 1].
-        chance_S: float64, the score that the probe's stated chance rule expects at each site.
-        ceiling: what the truth itself scores after passing through the model's grid. Strict for
-            points; for masks it is what perfect patch labels attain, which a lucky boundary may
-            exceed.
-        inter_S: foreground intersection in pixels, for pooled IoU; None when the metric has none.
-        union_S: foreground union in pixels, same.
-        extra: further per-site numbers by name, first axis S (or without a site axis if so
-            documented).
-        kept: the prediction of the one site asked for with ``keep``, for overlays.
-    """
-
-    score_S: np.ndarray
+    score_S: np.ndarray  # float64 in [0, 1]
+    # float64, the score that the probe's stated chance rule expects at each site.
     chance_S: np.ndarray
+    # what the truth itself scores after passing through the model's grid. Strict for points; for
+    # masks it is what perfect patch labels attain, which a lucky boundary may exceed.
     ceiling: float
+    # foreground intersection in pixels, for pooled IoU; None when the metric has none.
     inter_S: np.ndarray | None = None
-    union_S: np.ndarray | None = None
+    union_S: np.ndarray | None = None  # foreground union in pixels, same
+    # further per-site numbers by name, first axis S (or without a site axis if so documented).
     extra: dict[str, np.ndarray] = {}  # noqa: RUF012 - a NamedTuple default, never mutated
+    # the prediction of the one site asked for with ``keep``, for overlays.
     kept: np.ndarray | tuple[np.ndarray, ...] | None = None
 
 

@@ -24,8 +24,7 @@ _BLOCK = 2**24  # float64 elements of one block of resampled statistics (128 MiB
 
 
 class Interval(NamedTuple):
-    """The statistic on all units and its interval at each site, with the units and clusters that
-    count there.
+    """The statistic and its interval at each site, with the units and clusters that count there.
 
     The value is NaN where no unit does, both ends where fewer than two clusters do.
     """
@@ -48,9 +47,6 @@ def clustered_bootstrap(
     """Mean over units of (N, S) or (N,) scores with its interval; a score of NaN is left out.
 
     One seed gives one set of resamples, the same for every site.
-
-    Raises:
-        ValueError: no unit, or clusters and values differ in length.
     """
     values = _units_by_sites(values_NS)
     present = ~np.isnan(values)
@@ -73,11 +69,7 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean of after - before over the same units; one that lacks either score (NaN) is left out.
-
-    Raises:
-        ValueError: the shapes differ, or as ``clustered_bootstrap``.
-    """
+    """Mean of after - before over the same units; one that lacks either score (NaN) is left out."""
     before, after = _units_by_sites(before_NS), _units_by_sites(after_NS)
     if before.shape != after.shape:
         raise ValueError(f"before {before.shape} and after {after.shape} must hold the same units")
@@ -109,9 +101,6 @@ def pooled_ratio_bootstrap(
         level: of the interval.
         resamples: B.
         seed: of the resamples.
-
-    Raises:
-        ValueError: no unit, or lengths differ.
     """
     part, whole = np.broadcast_arrays(_units_by_sites(part_NS), _units_by_sites(whole_NS))
     n_units, n_sites = part.shape

@@ -1,9 +1,6 @@
 """Before against after on the same units: exact tests, stratified intervals, what could be seen.
 
-Shapes: N units, T tasks, B resamples, S sites.
-
-A difference is always after - before, so positive is better after. Scores are shares in [0, 1], and
-so are their differences; nothing here is in percent.
+Shapes: N units, T tasks, B resamples, S sites. A difference is after - before, of shares in [0, 1].
 """
 
 from __future__ import annotations
@@ -55,11 +52,7 @@ class Ratio(NamedTuple):
 
 
 def flips(before_N: np.ndarray, after_N: np.ndarray) -> Flips:
-    """Count what was fixed and what was broken, from 0 (wrong) or 1 (right) of the same questions.
-
-    Raises:
-        ValueError: other shapes, no question, or values beside 0 and 1.
-    """
+    """Count what was fixed and what was broken, from 0 (wrong) or 1 (right) of each question."""
     before, after = np.asarray(before_N), np.asarray(after_N)
     if before.shape != after.shape or before.ndim != 1 or not before.size:
         raise ValueError(
@@ -75,9 +68,6 @@ def mcnemar(fixed: int, broken: int) -> float:
     """Exact two-sided McNemar p: the binomial test of `fixed` out of fixed + broken at 1/2.
 
     Questions count as independent. No changed answer gives 1.
-
-    Raises:
-        ValueError: a negative count.
     """
     if min(fixed, broken) < 0:
         raise ValueError(f"expected counts of at least 0, got fixed {fixed}, broken {broken}")
@@ -86,11 +76,7 @@ def mcnemar(fixed: int, broken: int) -> float:
 
 
 def holm(p_T: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values, in the order given (Holm 1979).
-
-    Raises:
-        ValueError: a value outside [0, 1].
-    """
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979)."""
     p = np.asarray(p_T, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"expected p-values in [0, 1], got {p.tolist()}")
@@ -105,23 +91,13 @@ def holm(p_T: Sequence[float] | np.ndarray) -> np.ndarray:
 def minimum_detectable(
     changes: Sequence[Flips], *, macro: bool = False, power: float = 0.8, level: float = 0.95
 ) -> float | None:
-    """The smallest true difference that so many questions would show with this power.
+    """The smallest true difference, a share, that so many questions would show with this power.
 
     `(z_level + z_power) * sqrt(sum_t w_t^2 q_t / n_t)` with q_t the observed discordance: the
     normal approximation of McNemar's test with the null's variance (Miettinen 1968, without the
-    small term -difference^2). Questions count as independent.
-
-    Args:
-        changes: one for each task.
-        macro: every task weighs the same (w = 1/T); else every question does (w = n_t / N).
-        power: chance to see the difference if it is there.
-        level: 1 - size of the two-sided test.
-
-    Returns:
-        A share; None when no answer changed, as nothing can be inferred from that.
-
-    Raises:
-        ValueError: no task.
+    small term -difference^2). Questions count as independent. With `macro` every task weighs the
+    same (w = 1/T), else every question does (w = n_t / N); `level` is 1 - size of the two-sided
+    test. None when no answer changed, as nothing can be inferred from that.
     """
     if not changes:
         raise ValueError("expected at least one task, got none")
@@ -150,19 +126,8 @@ def stratified_paired_bootstrap(
     never drawn, and micro weighs a task by its real number of questions. Percentile intervals; each
     task's draws are stretched by sqrt(G / (G - 1)) for its G clusters and the tail is that of a t
     with Welch and Satterthwaite's degrees of freedom, so that few questions a task do not give too
-    short an interval.
-
-    Args:
-        before_N: scores before, in [0, 1].
-        after_N: scores of the same units after.
-        tasks: a label for each unit.
-        clusters: a label for each unit; the same label in two tasks means two clusters.
-        level: of the intervals.
-        resamples: B.
-        seed: of the resamples.
-
-    Raises:
-        ValueError: lengths differ, no unit, or a score that is not finite.
+    short an interval. `clusters` are labels of units; the same label in two tasks means two
+    clusters.
     """
     before, after = np.asarray(before_N, float), np.asarray(after_N, float)
     if not (before.shape == after.shape == (len(tasks),) == (len(clusters),)) or not before.size:
@@ -203,9 +168,6 @@ def paired_ratio_bootstrap(
     """Difference of two pooled ratios of the same units, both recomputed in each resample.
 
     The other arguments are those of `pooled_ratio_bootstrap`.
-
-    Raises:
-        ValueError: lengths differ, or no unit.
     """
     n = len(clusters)
     if {len(x) for x in (*before, *after)} != {n}:

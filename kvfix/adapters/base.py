@@ -26,20 +26,12 @@ class AdapterWarning(UserWarning):
 
 
 def check_base(adapter: Adapter, weights: Weights, *, name: str, force: bool) -> Adapter:
-    """Compare what the adapter says of its base with the model that is about to be loaded.
+    """Compare what the adapter says of its base with the model, called `name`, that is to be
+    loaded.
 
-    The weights' hash decides where it is known. Without it, another class of model is refused; a
-    name proves nothing, as the same model has many. Where the base may be another one, the adapter
-    comes back with a warning.
-
-    Args:
-        adapter: The adapter that `find` found.
-        weights: The model's.
-        name: The name under which the model was asked for.
-        force: Whether to warn where the adapter would be refused.
-
-    Raises:
-        OtherBase: It is sure to be another model.
+    The weights' hash decides where it is known. Without it, another class of model is refused with
+    OtherBase; a name proves nothing, as the same model has many. Where the base may be another one,
+    or `force` is set, the adapter comes back with a warning.
     """
     warnings = _doubts(adapter, weights, name, force)
     return replace(adapter, warnings=(*adapter.warnings, *warnings))

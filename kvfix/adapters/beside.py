@@ -19,15 +19,10 @@ _PARTS = (".base_layer.", ".original_module.", ".modules_to_save.default.")
 
 
 def load_beside(model: Any, files: Iterable[Path], known: Iterable[Naming]) -> None:
-    """Copy them into the base model, every tensor or none, before the adapter is put on it.
+    """Copy trained weights into the base model, every tensor or none, before it gets the adapter.
 
-    Args:
-        model: The base.
-        files: safetensors, or pickles of tensors alone, which are read with torch's safe loader.
-        known: Older names of the family's modules.
-
-    Raises:
-        ValueError: A file cannot be read, or has a tensor that is not the model's.
+    Files are safetensors, or pickles of tensors alone, read with torch's safe loader; `known` are
+    older names of the family's modules. A tensor that is not the model's is a ValueError.
     """
     known = tuple(known)
     state = dict(model.state_dict(keep_vars=True))

@@ -46,11 +46,7 @@ class Adapter:
 
 
 def refuse_gate(folder: Path) -> None:
-    """Refuse an adapter that is nothing without biases that kvfix no longer applies.
-
-    Raises:
-        ValueError: A gate lies beside the adapter.
-    """
+    """Refuse an adapter that is nothing without biases (a gate) that kvfix no longer applies."""
     if (folder / _GATE).exists():
         raise ValueError(
             f"{folder}: expected an adapter alone, found {_GATE} beside it, whose biases on "
@@ -63,11 +59,7 @@ def find(path_or_id: str) -> Adapter:
     """Locate an adapter and check its files; nothing heavy is loaded, nothing is unpickled.
 
     It may be in a folder, alone in a folder's subfolder, or on the hub (owner/name, or
-    owner/name/subfolder).
-
-    Raises:
-        FileNotFoundError: There is no such folder or repository, or it lacks a file.
-        ValueError: It is not a LoRA adapter, or one that is damaged, empty or does nothing.
+    owner/name/subfolder). One that is damaged, empty, does nothing or is no LoRA is a ValueError.
     """
     folder, revision = _folder(path_or_id)
     refuse_gate(folder)
@@ -150,10 +142,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _beside(folder: Path) -> tuple[Path, ...]:
-    """Files that may hold trained weights and are not the adapter's own.
-
-    A whole model is refused: nothing says whether it holds the adapter already.
-    """
+    """Files that may hold trained weights beside the adapter; a whole model is refused."""
     files = [
         path
         for path in sorted(folder.iterdir())

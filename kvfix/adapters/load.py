@@ -31,16 +31,10 @@ class Loaded(NamedTuple):
 
 
 def load(model: Any, adapter: Adapter, *, processor: Any, known: Iterable[Naming]) -> Loaded:
-    """Wrap a model with an adapter, exactly as PEFT does where PEFT can.
+    """Wrap a model, in place, with an adapter that `find` found, as PEFT does where PEFT can.
 
-    Args:
-        model: The base, changed in place.
-        adapter: The adapter that `find` found.
-        processor: The model's, given the adapter's tokenizer where tokens were added.
-        known: Older names of the family's modules (`Family.old_names`).
-
-    Raises:
-        ValueError: The adapter does not fit.
+    The processor gets the adapter's tokenizer where tokens were added; `known` are older names of
+    the family's modules (`Family.old_names`). An adapter that does not fit is a ValueError.
     """
     from peft import PeftModel
 
@@ -85,12 +79,7 @@ def load(model: Any, adapter: Adapter, *, processor: Any, known: Iterable[Naming
 
 
 def restore(model: Any, folder: Path) -> None:
-    """Put a folder's weights into the adapter that a model has, as when a training goes on.
-
-    Raises:
-        FileNotFoundError: The folder has no adapter_model.safetensors.
-        ValueError: The file is damaged, of another adapter, or has a gate beside it.
-    """
+    """Put a folder's weights into the adapter that a model has, as when a training goes on."""
     from peft import set_peft_model_state_dict
 
     refuse_gate(folder)

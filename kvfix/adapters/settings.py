@@ -17,12 +17,7 @@ _REFUSED = ("layer_replication", "megatron_config", "alora_invocation_tokens", "
 
 
 def read_settings(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The settings that this PEFT knows, and a warning on those that it does not.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is of another kind of adapter, or a setting is of the wrong kind.
-    """
+    """The settings that this PEFT knows, and warnings on those that it does not."""
     from peft import LoraConfig
 
     settings: Any = read_json(file)

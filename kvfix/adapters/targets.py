@@ -1,7 +1,4 @@
-"""Which modules an adapter changes: its patterns, matched under the names that they were made for.
-
-PEFT is given today's names of what was found, so that a regex of an adapter never runs in PEFT.
-"""
+"""Which modules an adapter changes: its patterns, matched here and never in PEFT."""
 
 from __future__ import annotations
 
@@ -21,16 +18,11 @@ _LAYER = r"[^.]*"
 def resolve(
     settings: dict[str, Any], modules: Sequence[str], naming: Naming, *, where: Path
 ) -> dict[str, Any]:
-    """The settings with plain names of today.
+    """The settings with today's names of the modules in place of patterns of the adapter's own
+    names.
 
-    Args:
-        settings: Settings that `kvfix.adapters.settings` has checked.
-        modules: Names of the model's modules.
-        naming: What the adapter's modules were called.
-        where: The file that messages name.
-
-    Raises:
-        ValueError: A pattern matches nothing, or takes too long.
+    A pattern that matches nothing, or takes too long, is a ValueError; `where` is the file it
+    names.
     """
     now_of = {naming.then(name): name for name in modules}
     names = _Names(now_of, old=naming is not TODAY, where=where)

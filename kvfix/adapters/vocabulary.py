@@ -14,11 +14,7 @@ _FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def fit_vocabulary(model: Any, processor: Any, adapter: Adapter, naming: Naming) -> list[str]:
-    """Give model and processor, in place, the adapter's vocabulary; say in sentences what was done.
-
-    Raises:
-        ValueError: The tokenizer is of another vocabulary, or longer embeddings lack theirs.
-    """
+    """Give model and processor, in place, the adapter's vocabulary; say what was done."""
     rows = _rows(adapter, naming, model)
     now = model.get_input_embeddings().weight.shape[0]
     said = []

@@ -60,15 +60,9 @@ def sha256_of(files: Iterable[Path]) -> str:
 def find(id_or_dir: str, *, weights: bool, seed: int | None = None) -> Weights:
     """Locate a checkpoint and check that it is one, before anything heavy is loaded.
 
-    Args:
-        id_or_dir: A folder, or a hub id (downloaded unless cached).
-        weights: Whether its weights are needed.
-        seed: Seed of the random weights that will stand in for them.
-
-    Raises:
-        FileNotFoundError: There is no such folder, or it lacks config.json or weights.
-        ValueError: The weights are no safetensors, or config.json is no JSON, or one of the
-            original LLaVA code.
+    A hub id is downloaded unless cached; `seed` is that of random weights that stand in for its
+    own. No config.json or weights are a FileNotFoundError; weights that are no safetensors, and the
+    original LLaVA code's, a ValueError.
     """
     folder, revision = locate(id_or_dir, weights=weights)
     if not (folder / "config.json").is_file() and (why := not_a_checkpoint(folder)):
@@ -98,16 +92,9 @@ def locate(id_or_dir: str, *, weights: bool) -> tuple[Path, str | None]:
 
 
 def fetch(name: str, *, patterns: list[str], ignore: list[str], what: str) -> Path:
-    """A folder, named by the commit, with files of a hub repository, downloaded unless cached.
+    """Files of a hub repository in a folder named by the commit, downloaded unless cached.
 
-    Args:
-        name: owner/name.
-        patterns: Patterns of the files that are wanted.
-        ignore: Patterns of files among them that are not.
-        what: What it should be, for the message.
-
-    Raises:
-        FileNotFoundError: The hub did not give it.
+    `patterns` are wanted, but for those that `ignore` matches; `what` is for the message.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -196,12 +183,8 @@ def load_model(
     attn: str | None,
     keep: tuple[str, ...],
 ) -> Any:
-    """Load the weights of a checked folder.
-
-    The options are those of `kvfix.load_mlm`; `keep` are paths of modules that are not quantised.
-
-    Raises:
-        ValueError: The weights do not fill the model.
+    """Load a checked folder as `kvfix.load_mlm` says; modules at the paths `keep` are not
+    quantised.
     """
     from transformers import AutoModelForImageTextToText
 

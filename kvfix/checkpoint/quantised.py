@@ -127,10 +127,7 @@ def stored_bytes(folder: Path) -> int | None:
 def estimated_bytes(found: Quantised, model: nn.Module, nf4_bytes: Any) -> int:
     """Bytes of all weights as the config describes them, or a ValueError if it does not say.
 
-    Args:
-        found: The method.
-        model: The model unquantised, on the meta device.
-        nf4_bytes: From the numbers in a weight to its bytes (`kvfix.repair.plan.sizes.nf4_bytes`).
+    `model` is unquantised, on the meta device; `nf4_bytes` tells bytes by the numbers in a weight.
     """
     if found.bits is None:
         raise ValueError(

@@ -1,6 +1,5 @@
-"""What is given as a model and is something else: said with the way out.
-
-Each function looks at names and JSON only and gives a sentence, or None for what it does not know.
+"""What is given as a model and is something else: a sentence on the way out, from names and JSON
+only.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ _ANY_HF = "one of llava-hf (huggingface.co/llava-hf)"
 
 
 def original_llava(config: Mapping[str, Any], name: str) -> str | None:
-    """A config.json of the original LLaVA code, whose model types transformers means otherwise.
-
-    `name` is the id or folder that was asked for.
+    """Of the original LLaVA code, whose model types transformers means otherwise; `name` was asked
+    for.
     """
     if "vision_config" in config or not any(key.startswith("mm_") for key in config):
         return None

@@ -1,8 +1,6 @@
 """Two run folders, unit by unit: what may be compared, and what is in one of them only.
 
-Rows of a control are left alone.
-
-Shapes: N units that both runs scored, S sites that both scored.
+Rows of a control are left alone. Shapes: N units that both runs scored, S sites that both scored.
 """
 
 from __future__ import annotations
@@ -111,12 +109,7 @@ class Pairing:
 
 
 def read_side(folder: Path) -> Side:
-    """Read a finished run.
-
-    Raises:
-        FileNotFoundError: no run or no samples there.
-        ValueError: an unfinished run, or a line that is no sample; file and line are named.
-    """
+    """Read a finished run; a line that is no sample is a ValueError with file and line."""
     side = Side(folder, read_run(folder))
     if side.record.get("complete") is False:
         raise ValueError(
@@ -139,8 +132,7 @@ def read_side(folder: Path) -> Side:
 def pair(before: Side, after: Side) -> Pairing:
     """Align two runs by (task, dataset, site, layer, head, id).
 
-    Raises:
-        ValueError: other data or rules of scoring, or nothing that both runs scored.
+    Other data or rules of scoring, or nothing that both runs scored, are a ValueError.
     """
     _same_rules(before, after)
     _same_data(before, after)

@@ -34,13 +34,7 @@ LOGPROB = "logprob_correct"  # 0 or 1: the most probable option letter is the ri
 
 
 def answer_changes(pair: QuestionPair, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Everything that `compare.json` says about one set of questions; shares in [0, 1].
-
-    Args:
-        pair: the same questions twice.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-    """
+    """Everything that `compare.json` says about one set of questions; shares in [0, 1]."""
     tasks = [r.subtask for r in pair.before]
     clusters = [r.cluster for r in pair.before]
     was, now = (_column(rows, "correct") for rows in (pair.before, pair.after))

@@ -1,12 +1,10 @@
 """`kvfix compare --correlate`: does a model that gains more on its projector also answer better?
 
 The paper (arXiv 2510.04819) finds that how much the language model adds to what the projector
-passes in goes with the model's overall perception. Here a run is one point: on one side a probe's
-score of the image values minus its score of the projector, on the other the accuracy of the
-answers, both out of run.json. Spearman's rho over the runs, with an interval over runs: it says
-what other models of the same kind would show, not what other units would.
-
-Shapes: N runs.
+passes in goes with the model's overall perception. Here a run is one point: a probe's score of the
+image values minus its score of the projector, against the accuracy of the answers, both out of
+run.json. Spearman's rho has an interval over the N runs: it says what other models of the same kind
+would show, not what other units would.
 """
 
 from __future__ import annotations
@@ -71,10 +69,7 @@ class Gain(NamedTuple):
 def correlate(options: CorrelateOptions, *, command: str) -> Outcome:
     """Correlate over runs and write correlate.json, correlate.html and correlate.md.
 
-    Raises:
-        ValueError: Runs measured other things, are of the same model, or lack one side.
-        FileNotFoundError: A folder holds no run.
-        InUse: Another process is writing `out`.
+    Runs that measured other things, are of one model, or lack one side are a ValueError.
     """
     with locked(options.out, command=command):
         return _correlate(options, command)

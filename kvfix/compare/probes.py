@@ -44,15 +44,9 @@ def probe_changes(
 ) -> ProbeChanges:
     """Compare every probe.
 
-    Args:
-        pairs: one a task and dataset.
-        choice_seed: the seed of the run BEFORE: the halves are those of its own report.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        Headline rows carry `ci`, a 95 % interval, and `ci_all`, which holds for all tasks at once
-        (Bonferroni); a finding is a difference whose `ci_all` leaves out 0.
+    `choice_seed` is the seed of the run BEFORE: the halves are those of its own report. Headline
+    rows carry `ci`, a 95 % interval, and `ci_all`, which holds for all tasks at once (Bonferroni);
+    a finding is a difference whose `ci_all` leaves out 0.
     """
     out = ProbeChanges([], [], [], [])
     together = 1 - 0.05 / max(len(pairs), 1)

@@ -1,7 +1,4 @@
-"""Spearman's rho of a few points, with an interval and a p-value that hold for few points, too.
-
-Shapes: N points.
-"""
+"""Spearman's rho of N points, with an interval and a p-value that hold for few points, too."""
 
 from __future__ import annotations
 
@@ -29,8 +26,6 @@ def rank_correlation(x_N: np.ndarray, y_N: np.ndarray, *, level: float = 0.95) -
 
     Where rho is 1 or -1 Fisher's z is infinite: the inner end is then that of the next smaller rho
     that N points without ties can have, 1 - 12 / (N^3 - N), and the outer end is rho itself.
-
-    Lengths that differ and numbers that are not finite are a ValueError.
     """
     x, y = (np.asarray(v, dtype=np.float64) for v in (x_N, y_N))
     if x.shape != y.shape or x.ndim != 1:

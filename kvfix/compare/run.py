@@ -45,10 +45,7 @@ class Outcome:
 def compare(options: Options, *, command: str) -> Outcome:
     """Compare two finished runs and write compare.json, compare.html and compare.md.
 
-    Raises:
-        ValueError: runs that may not be compared; the message says what differs.
-        FileNotFoundError: a folder without a run.
-        InUse: another process is writing `out`.
+    Runs that may not be compared are a ValueError that says what differs; InUse: see `locked`.
     """
     with locked(options.out, command=command):
         return _compare(options, command)

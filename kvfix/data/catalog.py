@@ -1,7 +1,4 @@
-"""The table of datasets: what kvfix can read, where it comes from, and the folder tree it expects.
-
-A dataset is asked for by a spec: `scenes`, or `davis2017=DIR` for one that lies on disk.
-"""
+"""The table of datasets. One is asked for by a spec: `scenes`, or `davis2017=DIR` on disk."""
 
 from __future__ import annotations
 
@@ -182,15 +179,12 @@ def load_units(
     """One unit set for each task of each dataset; no photo is decoded yet.
 
     Args:
-        specs: Specs such as `scenes` or `davis2017=DIR`; each dataset at most once.
+        specs: `scenes`, `davis2017=DIR` and the like; each dataset at most once.
         tasks: Names of the tasks to keep; None for all that the datasets offer.
         limit: The most units of a set; scenes, which never run out, give exactly that many.
         questions: Whether the caller can answer questions (task `mcq`), which no probe scores.
 
-    Raises:
-        WrongSpec: What is asked for cannot be meant.
-        ValueError: A dataset is empty.
-        FileNotFoundError: The folder or parts of its tree do not exist.
+    What cannot be meant is a WrongSpec; an empty dataset a ValueError.
     """
     if limit is not None and limit < 1:
         raise WrongSpec(f"limit: expected at least 1, found {limit}")
@@ -266,8 +260,7 @@ def notes(spec: str) -> list[str]:
 def check(spec: str) -> list[str]:
     """What is wrong with a dataset's folder, in plain words; empty when it is fine.
 
-    Every listed file is opened and decoded, so this takes up to a minute on an official dataset. A
-    spec that cannot be meant is a WrongSpec.
+    Every listed file is decoded: up to a minute on an official dataset. May raise WrongSpec.
     """
     dataset, folder = _parse(spec)
     if dataset.read is None:

@@ -1,8 +1,4 @@
-"""What readers of benchmarks share: the folder, its lists and images, and a digest of it all.
-
-Everything that is read from files on disk is checked here once, and one clear line says what is
-wrong: a name in a list must be a plain name, an image must decode to its last byte.
-"""
+"""What readers of benchmarks share: the folder, its lists and images, checked as they are read."""
 
 from __future__ import annotations
 
@@ -52,11 +48,7 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def find_root(folder: Path, *, name: str, holds: Sequence[str]) -> Path:
-    """The dataset's own folder: `folder`, or `folder/name` when the parent was given.
-
-    Raises:
-        FileNotFoundError: There is no such folder, or it lacks one of the paths it must hold.
-    """
+    """The dataset's own folder: `folder`, or `folder/name` when the parent was given."""
     check_folder(folder, name)
     root = min((folder, folder / name), key=lambda r: sum(not (r / h).exists() for h in holds))
     missing = [h for h in holds if not (root / h).exists()]
@@ -77,11 +69,7 @@ def read_lines(path: Path, expected: str) -> list[str]:
 
 
 def read_list(path: Path) -> tuple[str, ...]:
-    """The names in a split's list file, in order; what no file can be called is cut.
-
-    Raises:
-        ValueError: It has no name, a name twice, or a name that would leave its folder.
-    """
+    """The names in a split's list, in order: each once, and none that leads out of its folder."""
     lines = read_lines(path, "one name a line")
     names = [bounded(line.strip()) for line in lines if line.strip()]
     if not names:
@@ -136,10 +124,7 @@ def read_photo(path: Path) -> Image.Image:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """A label image, uint8 (height, width): palette indices (mode P) or grey values (mode L).
-
-    A colour image is a BadUnit, because its labels would be guesses.
-    """
+    """A label image, uint8 (height, width): palette indices or grey values; else a BadUnit."""
     with opened(path, expected="a mask") as image:
         mode = image.mode
         labels_HW = np.array(image) if mode in ("P", "L") else None

@@ -1,16 +1,15 @@
 """The rule of leaving out: a unit that fails costs itself, not the run.
 
-Whatever one unit raises while it is read, encoded, answered, read out, scored or drawn leaves that
-unit out, with its cause on one line. Two kinds of faults are not the unit's and end the run: what
-the machine lacks (memory, room on the disk, files that may be open), and a fault that hits every
-unit. If the first three units (or all, if there are fewer) fail alike, by the same exception from
-the same line, and none has succeeded, then that exception is raised and nothing is left out; a
-`BadUnit` never counts there, because only a reader that looked at the unit raises it.
+Whatever one unit raises while it is read, answered, scored or drawn leaves that unit out, with its
+cause on one line. Two kinds of faults end the run instead: what the machine lacks (memory, room on
+the disk, open files), and a fault that hits every unit. If the first three units (or all, if there
+are fewer) fail alike, by the same exception from the same line, and none has succeeded, that
+exception is raised and nothing is left out; a `BadUnit` never counts there, because only a reader
+that looked at the unit raises it.
 
-A batch in which anything fails is done again unit by unit, to find whose fault it was; then the
-others are done again as one batch. So their numbers are those of the batch without the bad ones,
-whatever was done before: in low precision, which units share a batch moves last bits. Only if the
-others fail together and not apart, each keeps what it gave alone.
+A batch in which anything fails is done again unit by unit, to find whose fault it was, and then the
+others as one batch: in low precision, which units share a batch moves last bits. Only if the others
+fail together and not apart, each keeps what it gave alone.
 """
 
 from __future__ import annotations
@@ -63,13 +62,7 @@ class Attempts:
         return self.proven or not self._failed
 
     def do(self, what: Callable[[], T]) -> T | LeftOut:
-        """Do one unit.
-
-        Raises:
-            MemoryError: The machine has not enough memory.
-            OSError: The machine has no room on the disk, or too many files are open.
-            Exception: All units fail alike; this is what the first of them raised.
-        """
+        """Do one unit; faults that are not the unit's are raised (see the top)."""
         got = self._try(what)
         self.proven |= not isinstance(got, LeftOut)
         return got
@@ -80,9 +73,8 @@ class Attempts:
         load: Callable[[K], L],
         what: Callable[[list[L]], list[T]],
     ) -> list[T | LeftOut]:
-        """Read units one by one with `load`, and do them together; raises as `do`.
-
-        `what` gives one result for each unit that was read, in order.
+        """Read units one by one, and do those that were read together, one result for each, in
+        order.
         """
         found: list[Any] = [self._try(partial(load, unit)) for unit in units]
         good = [i for i, unit in enumerate(found) if not isinstance(unit, LeftOut)]

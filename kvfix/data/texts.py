@@ -37,9 +37,8 @@ def check_askable(value: str, where: str, what: str) -> None:
 
 
 def bounded(name: str) -> str:
-    """A name of data as it may become an id: itself, or both its ends and a hash if it is long.
-
-    No file has a name of more than 255 bytes, so none is found under the shortened one either.
+    """A name as it may become an id: itself, or both its ends and a hash if no file may be so
+    called.
     """
     data = name.encode("utf-8", "surrogateescape")
     if len(data) <= LONGEST_NAME:

@@ -1,10 +1,8 @@
 """The units that probes score, and the lazy sets they come in.
 
 Units of one `cluster` are resampled together by the bootstrap, because their scores are not
-independent (two sentences on one photo).
-
-Images are PIL RGB; masks are numpy (height, width); points are (x, y) in original pixels, pixel
-centres at integers.
+independent (two sentences on one photo). Images are PIL RGB; masks are numpy (height, width);
+points are (x, y) in original pixels, pixel centres at integers.
 """
 
 from __future__ import annotations

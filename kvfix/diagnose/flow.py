@@ -34,21 +34,13 @@ RANDOM_KINDS = ("vision", "projector", "value")  # where the random-weights cont
 
 @dataclass(frozen=True)
 class Curve:
-    """What one task of one dataset measured.
+    """What one task of one dataset measured."""
 
-    Args:
-        task: task name.
-        dataset: dataset name.
-        metric: of the scores.
-        table: scores of the model itself.
-        controls: scores of the same units under a control (`random_weights`) or another encoder
-            (`reference`).
-    """
-
-    task: str
-    dataset: str
-    metric: str
-    table: Table
+    task: str  # task name
+    dataset: str  # dataset name
+    metric: str  # of the scores
+    table: Table  # scores of the model itself
+    # scores of the same units under a control (`random_weights`) or another encoder (`reference`).
     controls: dict[str, Table] = field(default_factory=dict)
 
 

@@ -41,38 +41,21 @@ class Difference(NamedTuple):
 
 
 def words_of(mlm: Mlm, *, like: Words | None = None) -> Words:
-    """Ask a model.
-
-    Args:
-        mlm: With an adapter, or with one merged.
-        like: What another model said; this one is asked the same.
-    """
+    """Ask a model, `like` another one whose words these are the same questions as."""
     ids_L = _tokens(mlm) if like is None else like.ids_L
     products = sum(isinstance(module, nn.Linear) for module in mlm.base.modules())
     return Words(ids_L, _on_text(mlm, ids_L), _on_image(mlm), products)
 
 
 def compare(tuned: Words, merged: Words, saved: Words, dtype: torch.dtype) -> list[Difference]:
-    """Refuse a merged model that does not say what the adapter's says.
+    """How far the saved model is from the adapter's by prompt; a ValueError where it is too far.
 
     What was loaded from disk has to say what was merged in memory: to `EXACT`, or to the last bit
     of the largest logit. In float32 both agree with the adapter's to `EXACT`, too. Below that the
     sum of weight and update is rounded, by at most u = 2^-9 of it in bfloat16, and so is every
-    product after it; over n of them such errors add up like a random walk, to u sqrt(n) of
-    the largest logit. They may differ by 4 u sqrt(n): right merges of tiny models reach 2.6 of it,
-    a model without its adapter differs by more than ten times the bound (see test_merge.py).
-
-    Args:
-        tuned: Of the model with its adapter.
-        merged: Of the merged model in memory.
-        saved: Of the merged model as loaded from what was saved.
-        dtype: Of the model.
-
-    Returns:
-        How far the saved model is from the adapter's, by prompt.
-
-    Raises:
-        ValueError: They differ by more.
+    product after it; over n of them such errors add up like a random walk, to u sqrt(n) of the
+    largest logit. They may differ by 4 u sqrt(n): right merges of tiny models reach 2.6 of it, a
+    model without its adapter differs by more than ten times the bound (see test_merge.py).
     """
     u = _ROUNDING.get(dtype, 0.0)
     _check(_differences(merged, saved, 2 * u), "the merged model in memory")

@@ -34,8 +34,8 @@ def merge(
 ) -> Merged:
     """Write merged weights and processor; needs a process that has not started DeepSpeed.
 
-    What was saved is loaded again and compared with the model and its adapter; one of the two is
-    in memory at a time. Nothing is left behind where anything fails.
+    What was saved is loaded again and compared with the model and its adapter; one of the two is in
+    memory at a time. Nothing is left behind where anything fails.
 
     Args:
         model: Hub id or folder; None is the shipped nano.
@@ -45,11 +45,6 @@ def merge(
         processor: Hub id or folder of a processor; None is the model's own.
         force_adapter: Merge an adapter that was trained on another model, too.
         command: For a second process that would write the same folder.
-
-    Raises:
-        FileNotFoundError: No such model or adapter.
-        ValueError: A folder that holds something, a quantised checkpoint, an adapter that does not
-            fit, or a merged model that gives other logits.
     """
     with atomic_folder(out, command=command) as folder:
         tuned, merged = _save(

@@ -28,18 +28,12 @@ LM_SITES = ("hidden", "key", "value")
 
 @dataclass(frozen=True, eq=False)
 class SampleFeatures:
-    """Features of one prompt.
+    """Features of one prompt."""
 
-    Attributes:
-        images: One dict an image: site -> f_SHWC, S = 1 for vision and projector, else one per
-            layer.
-        layouts: One an image; the same grid for all sites.
-        text: Site -> t_SC at the last token of the text, for hidden, key and value; None if not
-            asked.
-    """
-
+    # One dict an image: site -> f_SHWC, S = 1 for vision and projector, else one per layer.
     images: list[dict[str, Tensor]]
-    layouts: list[Layout]
+    layouts: list[Layout]  # one an image; the same grid for all sites
+    # Site -> t_SC at the last token of the text, for hidden, key and value; None if not asked.
     text: dict[str, Tensor] | None
 
 

@@ -33,26 +33,20 @@ class Edit:
 
     Exactly one of `scale` and `bias_SH` is given. Edits of one edge add up: scales multiply, and a
     blocked edge stays blocked.
-
-    Attributes:
-        queries: "text": the tokens after a sample's LAST image, and all that is generated (what
-            stands between two images is left alone, as the later image reads it). "image": all
-            image tokens.
-        keys: Which image keys (see `kvfix.mlm.image_keys`); None is every image token.
-        scale: Factor of the attention weight before normalisation, 0..1; 0 blocks, 1 changes
-            nothing.
-        bias_SH: Nats added to the logits of each layer and KV head; it may ask for a gradient. One
-            that does not is read when the block is entered.
-        layers: 0-based decoder layers; None is all.
-        heads: KV heads; None is all.
     """
 
+    # "text": the tokens after a sample's LAST image, and all that is generated (what stands between
+    # two images is left alone, as the later image reads it). "image": all image tokens.
     queries: Queries
+    # Which image keys (see `kvfix.mlm.image_keys`); None is every image token.
     keys: Keys | None = None
+    # Factor of the attention weight before normalisation, 0..1; 0 blocks, 1 changes nothing.
     scale: float | None = None
+    # Nats added to the logits of each layer and KV head; it may ask for a gradient. One that does
+    # not is read when the block is entered.
     bias_SH: Tensor | None = None
-    layers: Sequence[int] | None = None
-    heads: Sequence[int] | None = None
+    layers: Sequence[int] | None = None  # 0-based decoder layers; None is all
+    heads: Sequence[int] | None = None  # KV heads; None is all
 
     def __post_init__(self) -> None:
         """Refuse what names no change."""
@@ -87,28 +81,18 @@ class Change(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Query rows of a pass.
+    """Query rows of a pass."""
 
-    Attributes:
-        index_R: Rows that change in at least one sample.
-        changed_BR: In which samples.
-    """
-
-    index_R: Tensor
-    changed_BR: Tensor
+    index_R: Tensor  # rows that change in at least one sample
+    changed_BR: Tensor  # in which samples
 
 
 class Sight(NamedTuple):
-    """What the queries of one layer see; padding aside, which nothing sees.
+    """What the queries of one layer see; padding aside, which nothing sees."""
 
-    Attributes:
-        first_BL: The first position that each encoded position sees.
-        last_BL: The last one.
-        window: Positions that what is generated looks back on, its own included; None for all.
-    """
-
-    first_BL: Tensor
-    last_BL: Tensor
+    first_BL: Tensor  # the first position that each encoded position sees
+    last_BL: Tensor  # the last one
+    # Positions that what is generated looks back on, its own included; None for all.
     window: int | None
 
     def counted(self, keys_BL: Tensor, start: int, count: int) -> Tensor:
@@ -136,23 +120,14 @@ class Sight(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class HeadGroup:
-    """KV heads of one layer whose edges change alike: one mask serves them all.
+    """KV heads of one layer whose edges change alike: one mask serves them all."""
 
-    Attributes:
-        heads: KV heads.
-        queries_BL: Encoded positions that are such queries.
-        generated: Whether later positions are, too.
-        first_B: Position of each sample's first changed key; past the end where it has none.
-        changes: What is added.
-        sight: Which keys the queries see; None: all earlier ones.
-    """
-
-    heads: tuple[int, ...]
-    queries_BL: Tensor
-    generated: bool
-    first_B: Tensor
-    changes: tuple[Change, ...]
-    sight: Sight | None = None
+    heads: tuple[int, ...]  # KV heads
+    queries_BL: Tensor  # encoded positions that are such queries
+    generated: bool  # whether later positions are, too
+    first_B: Tensor  # position of each sample's first changed key; past the end where it has none
+    changes: tuple[Change, ...]  # what is added
+    sight: Sight | None = None  # which keys the queries see; None: all earlier ones
 
     def rows(self, start: int, count: int) -> Rows:
         """Which of the queries at positions start, ..., start + count - 1 have a changed edge."""

@@ -44,20 +44,16 @@ _FUSED_MLP = r"self_attn\.[qkvo]_proj|mlp\.(gate_up|down)_proj"
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """One kind of language model.
+    """One kind of language model."""
 
-    Attributes:
-        lora: LoRA targets of a decoder layer, a regex on the names inside it.
-        fused: One `qkv_proj` makes queries, keys and values; else `q_proj`, `k_proj`, `v_proj`.
-        norm: Shape in which `q_norm` and `k_norm` see heads; empty: there are no such norms.
-        turn: RoPE on the channels that it turns (the first ones, where it does not turn all).
-        rotates: Whether a layer applies RoPE at all, from the text config and the layer.
-    """
-
-    lora: str = _SEPARATE
+    lora: str = _SEPARATE  # LoRA targets of a decoder layer, a regex on the names inside it
+    # One `qkv_proj` makes queries, keys and values; else `q_proj`, `k_proj`, `v_proj`.
     fused: bool = False
+    # Shape in which `q_norm` and `k_norm` see heads; empty: there are no such norms.
     norm: Literal["", "BLHD", "BHLD"] = ""
+    # RoPE on the channels that it turns (the first ones, where it does not turn all).
     turn: Callable[[Tensor, Tensor, Tensor], Tensor] = turn_halves
+    # Whether a layer applies RoPE at all, from the text config and the layer.
     rotates: Callable[[Any, int], bool] = lambda config, layer: True
 
     def rotate(self, x_SNC: Tensor, cos_ND: Tensor, sin_ND: Tensor, *, head_dim: int) -> Tensor:
@@ -114,16 +110,12 @@ def language_model_of(model_type: str, *, where: str) -> LanguageModel:
 
 
 class Reading(NamedTuple):
-    """Where queries, keys or values of a layer are read.
+    """Where queries, keys or values of a layer are read."""
 
-    Attributes:
-        module: Whose output holds them.
-        take: That output as (B, L, C); from a fused projection its part, also of a bias.
-        bias: What is added to every one of them; None where nothing is, or a norm follows.
-    """
-
-    module: nn.Module
+    module: nn.Module  # whose output holds them
+    # That output as (B, L, C); from a fused projection its part, also of a bias.
     take: Callable[[Tensor], Tensor]
+    # What is added to every one of them; None where nothing is, or a norm follows.
     bias: Tensor | None
 
 

@@ -48,30 +48,20 @@ class GridPoint(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The map between one image's tokens and a 2-D grid over its original pixels.
+    """The map between one image's tokens and a 2-D grid over its original pixels."""
 
-    Attributes:
-        index_HW: Which of this image's tokens (0..V-1, in sequence order) holds each cell.
-        rows_HW: Which of this image's projector rows (0..R-1) holds each cell. Larger than
-            `index_HW` where the model shrinks the mosaic (anyres_max_9): resize bilinearly to
-            `grid_hw`.
-        box: Original pixels spanned by the whole grid: smaller than the image after a centre crop,
-            larger where cells hold padding.
-        ys_H: Centre of each grid row, original pixels.
-        xs_W: Centre of each grid column, original pixels.
-        image_hw: Size of the original image.
-        n_tokens: V, all image tokens of this image, the base tile's and newlines included.
-        n_rows: R, all rows this image puts through the projector.
-    """
-
-    index_HW: Tensor
+    index_HW: Tensor  # which of this image's tokens (0..V-1, in sequence order) holds each cell
+    # Which of this image's projector rows (0..R-1) holds each cell. Larger than `index_HW` where
+    # the model shrinks the mosaic (anyres_max_9): resize bilinearly to `grid_hw`.
     rows_HW: Tensor
+    # Original pixels spanned by the whole grid: smaller than the image after a centre crop, larger
+    # where cells hold padding.
     box: Box
-    ys_H: np.ndarray
-    xs_W: np.ndarray
-    image_hw: ImageSize
-    n_tokens: int
-    n_rows: int
+    ys_H: np.ndarray  # centre of each grid row, original pixels
+    xs_W: np.ndarray  # centre of each grid column, original pixels
+    image_hw: ImageSize  # size of the original image
+    n_tokens: int  # V, all image tokens of this image, the base tile's and newlines included
+    n_rows: int  # R, all rows this image puts through the projector
 
     @property
     def grid_hw(self) -> tuple[int, int]:

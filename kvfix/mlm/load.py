@@ -35,27 +35,18 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Mlm:
-    """A loaded multimodal language model.
+    """A loaded multimodal language model."""
 
-    Attributes:
-        id: The id or folder it was asked for as.
-        model: What to call: the Hugging Face model, or the PEFT model around it.
-        processor: Its processor.
-        family: Its row of the family table.
-        weights: The checkpoint folder and what was read from it.
-        adapter: The adapter folder, None without one.
-        dtype: Of activations.
-        processor_id: Whose processor it is; None: the checkpoint's own.
-    """
-
-    id: str
+    id: str  # the id or folder it was asked for as
+    # What to call: the Hugging Face model, or the PEFT model around it.
     model: Any = field(repr=False)
-    processor: Any = field(repr=False)
-    family: Family = field(repr=False)
+    processor: Any = field(repr=False)  # its processor
+    family: Family = field(repr=False)  # its row of the family table
+    # The checkpoint folder and what was read from it.
     weights: checkpoint.Weights = field(repr=False)
-    adapter: adapters.Adapter | None
-    dtype: torch.dtype
-    processor_id: str | None = None
+    adapter: adapters.Adapter | None  # the adapter folder, None without one
+    dtype: torch.dtype  # of activations
+    processor_id: str | None = None  # whose processor it is; None: the checkpoint's own
 
     @property
     def base(self) -> Any:

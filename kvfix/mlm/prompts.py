@@ -31,35 +31,24 @@ class Prompt(NamedTuple):
 
 
 class ImageSpan(NamedTuple):
-    """Where one image is.
+    """Where one image is."""
 
-    Attributes:
-        positions_V: Its tokens' positions in the (padded) sequence.
-        layout: Which of them holds which cell.
-        first_row: Its first row among the projector's rows of the whole batch.
-    """
-
-    positions_V: Tensor
-    layout: Layout
-    first_row: int
+    positions_V: Tensor  # its tokens' positions in the (padded) sequence
+    layout: Layout  # which of them holds which cell
+    first_row: int  # its first row among the projector's rows of the whole batch
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A batch, ready for the model.
+    """A batch, ready for the model."""
 
-    Attributes:
-        inputs: All that the forward pass needs, on the model's device.
-        images: One list a sample of one span an image.
-        text_end_B: Position of the last token of each `text`, before the template's suffix. For an
-            empty text the last token before that suffix.
-        order_texts: The rendered prompts, one placeholder an image: the exact order of system
-            prompt, prefix, images, text and suffix.
-    """
-
-    inputs: dict[str, Tensor]
-    images: list[list[ImageSpan]]
+    inputs: dict[str, Tensor]  # all that the forward pass needs, on the model's device
+    images: list[list[ImageSpan]]  # one list a sample of one span an image
+    # Position of the last token of each `text`, before the template's suffix. For an empty text the
+    # last token before that suffix.
     text_end_B: Tensor
+    # The rendered prompts, one placeholder an image: the exact order of system prompt, prefix,
+    # images, text and suffix.
     order_texts: tuple[str, ...]
 
 

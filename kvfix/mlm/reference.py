@@ -22,17 +22,11 @@ from kvfix.quiet import no_bars
 
 @dataclass(frozen=True)
 class Encoder:
-    """One kind of vision encoder.
+    """One kind of vision encoder."""
 
-    Attributes:
-        classname: transformers class that holds the vision part alone.
-        leading: Tokens before the first patch (CLS, registers), from its config.
-        dynamic: The processor chooses the grid for each image (NaFlex).
-    """
-
-    classname: str
-    leading: Any
-    dynamic: bool = False
+    classname: str  # transformers class that holds the vision part alone
+    leading: Any  # tokens before the first patch (CLS, registers), from its config
+    dynamic: bool = False  # the processor chooses the grid for each image (NaFlex)
 
 
 _SIGLIP = Encoder("SiglipVisionModel", TOWERS["siglip_vision_model"].leading)

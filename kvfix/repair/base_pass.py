@@ -32,7 +32,7 @@ def run_base(
     sites: Iterable[str] = (),
     layers: Sequence[int] | None = None,
 ) -> BaseOutputs:
-    """One forward pass of the base model inside the tuned one.
+    """One forward pass of the base model inside the tuned one, which must have an adapter.
 
     Run it BEFORE the tuned pass and outside its `Capture` and `intervene` blocks: switching an
     adapter off and on sets `requires_grad` of its weights, and hooks would count the pass.
@@ -43,9 +43,6 @@ def run_base(
         rows_N: Flat positions b * L + l whose next-word logits are wanted; the model's dtype.
         sites: To capture, out of `kvfix.mlm.capture.SITES`.
         layers: 0-based layers of the LM sites; None is all.
-
-    Raises:
-        ValueError: A model without an adapter: it would be compared with itself.
     """
     if not hasattr(mlm.model, "disable_adapter"):
         raise ValueError(
@@ -81,15 +78,10 @@ def forward_inputs(mlm: Mlm, encoded: Encoded) -> dict[str, Tensor]:
 
 
 def logits_at(mlm: Mlm, hidden_BLC: Tensor, rows_N: Tensor) -> Tensor:
-    """Next-word logits at some positions, in the model's dtype; the head runs once.
+    """Next-word logits_NW, in the model's dtype, at flat positions b * L + l; the head runs once.
 
-    Args:
-        mlm: The model.
-        hidden_BLC: Its last hidden states.
-        rows_N: Flat positions b * L + l; at least one, or ranks would part at the head.
-
-    Returns:
-        logits_NW. All B * L rows of a vocabulary of 150,000 would be gigabytes.
+    There must be one row at least, or ranks would wait for each other at the head. All B * L rows
+    of a vocabulary of 150,000 would be gigabytes.
     """
     if not len(rows_N):
         raise ValueError("expected at least one position, found none")

@@ -62,13 +62,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples -> `Batch`; on the CPU, also in a loader's worker.
+    """Examples -> `Batch`, on the CPU, also in a loader's worker.
 
-    Args:
-        processor: The model's.
-        config: Its Hugging Face config.
-        family: Its row of the family table.
-        choices: Find the option letters of questions (a loss needs them).
+    With `choices` it finds the option letters of questions, which some losses need.
     """
 
     processor: Any
@@ -77,12 +73,7 @@ class Collator:
     choices: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """Render, tokenise, lay out and label.
-
-        Raises:
-            ValueError: An example that cannot be printed (see `render`), or a tokenizer that is
-                not consistent with the processor.
-        """
+        """Render, tokenise, lay out and label; an example that cannot be printed is refused."""
         self._check(examples)
         chats = [render(example, self.processor) for example in examples]
         images = [list(example.images) or [STAND_IN] for example in examples]

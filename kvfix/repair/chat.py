@@ -28,9 +28,8 @@ class Chat(NamedTuple):
 def render(example: Example, processor: Any) -> Chat:
     """Print a conversation.
 
-    Raises:
-        ValueError: An empty answer before the last turn, placeholders that are not as many as the
-            images, or a template that does not print a conversation in the order of its turns.
+    An empty answer before the last turn, placeholders that are not as many as the images, and a
+    template that does not print a conversation in the order of its turns are ValueErrors.
     """
     check(example, processor)
     messages = _system(example)

@@ -41,12 +41,7 @@ class Batch(NamedTuple):
 
 
 class PeakBytes(TorchDispatchMode):
-    """Bytes that tensors made inside the block hold together.
-
-    Attributes:
-        now: At this moment.
-        peak: The most so far.
-    """
+    """Bytes that tensors made inside the block hold together, `now` and at their `peak`."""
 
     def __init__(self, known: Iterable[Tensor] = ()):
         """Leave out the storage of `known` tensors, such as weights."""
@@ -77,17 +72,7 @@ class PeakBytes(TorchDispatchMode):
 
 
 def skeleton(config: Any, *, name: str, dtype: torch.dtype, processor: Any = None) -> Mlm:
-    """The model on the meta device: every module with its shapes, no memory.
-
-    Args:
-        config: Hugging Face config.
-        name: Of the model, for messages.
-        dtype: Of its weights.
-        processor: Its processor; only Mlm's own field.
-
-    Raises:
-        ValueError: A model or language model that kvfix does not know.
-    """
+    """The model of a Hugging Face config on the meta device: every module, no memory."""
     from transformers import AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
 
@@ -103,12 +88,8 @@ def skeleton(config: Any, *, name: str, dtype: torch.dtype, processor: Any = Non
 def training_peak(mlm: Mlm, batch: Batch, *, checkpointing: bool) -> int:
     """Bytes of one step beyond weights, gradients and optimizer states.
 
-    The base model's pass for the anchors, then the tuned pass, KL on the logits and backward.
-
-    Args:
-        mlm: From `skeleton`, with an adapter; its tensors become fake.
-        batch: What a step sees.
-        checkpointing: Recompute layers in backward.
+    The base model's pass for the anchors, then the tuned pass, KL on the logits and backward. `mlm`
+    is from `skeleton`, with an adapter; its tensors become fake.
     """
     model = mlm.model.train()
     if checkpointing:
@@ -127,12 +108,7 @@ def training_peak(mlm: Mlm, batch: Batch, *, checkpointing: bool) -> int:
 
 
 def reading_peak(mlm: Mlm, batch: Batch) -> int:
-    """Bytes of one pass without gradients and without the head, as diagnoses run it.
-
-    Args:
-        mlm: From `skeleton`; its tensors become fake.
-        batch: What a pass sees.
-    """
+    """Bytes of one pass without gradients and head, as diagnoses run it; tensors become fake."""
     with _without_data(mlm.model.eval()) as known, torch.no_grad(), PeakBytes(known) as counter:
         _hidden(mlm, batch)
         return counter.peak

@@ -19,11 +19,6 @@ class GradientProbe:
     """
 
     def __init__(self, module: nn.Module):
-        """Watch every trainable parameter.
-
-        Args:
-            module: What is trained.
-        """
         self.largest: dict[str, float] = {}
         self._handles = [
             parameter.register_hook(self._watch(name))
@@ -43,11 +38,7 @@ class GradientProbe:
         return hook
 
     def pool(self, largest: Callable[[Tensor], Tensor]) -> None:
-        """Take in what other ranks saw: one whose examples reach less must not stop alone.
-
-        Args:
-            largest: Of a tensor over ranks.
-        """
+        """Take in what other ranks saw: one whose examples reach less must not stop alone."""
         seen = torch.tensor([self.largest.get(name, 0.0) for name in self._names])
         self.largest = dict(zip(self._names, largest(seen).tolist(), strict=True))
 
@@ -65,11 +56,7 @@ class GradientProbe:
         ]
 
     def check(self) -> None:
-        """Refuse to go on where part of the adapter learns nothing.
-
-        Raises:
-            ValueError: A `lora_B`, or all of the heads, without a gradient.
-        """
+        """Refuse to go on where a `lora_B`, or all of the heads, learn nothing."""
         adapter = [name for name in self.without() if "lora_" in name]
         if adapter:
             raise ValueError(

@@ -58,12 +58,9 @@ class ChosenKeys(NamedTuple):
 
 
 def choose_keys(mlm: Mlm, examples: Examples, options: KeyOptions, *, seed: int) -> ChosenKeys:
-    """Measure the keys of the model as it stands, on training images.
+    """Measure the keys of the model as it stands, on training images; alike on every rank.
 
-    Every rank does the same and finds the same.
-
-    Raises:
-        ValueError: Too few images, or no agnostic key where `lowest` is 0.
+    Too few images, or no agnostic key where `lowest` is 0, are a ValueError.
     """
     images = list(_images(examples, options.images))
     if len(images) < options.images:

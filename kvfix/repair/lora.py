@@ -98,11 +98,7 @@ class Attached(NamedTuple):
 
 
 def match_modules(mlm: Mlm, options: LoraOptions) -> dict[str, tuple[str, ...]]:
-    """Names of the modules that the adapter would change, by part; nothing is changed.
-
-    Raises:
-        ValueError: A part in which no module matches.
-    """
+    """Names of the modules that the adapter would change, by part; a part has one at least."""
     linear = [name for name, module in mlm.base.named_modules() if isinstance(module, nn.Linear)]
     modules = {}
     for part in options.parts:
@@ -127,20 +123,11 @@ def _targets(mlm: Mlm, options: LoraOptions, modules: dict[str, tuple[str, ...]]
 
 
 def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> Attached:
-    """Put a fresh adapter on a model; everything else is frozen.
+    """Put a fresh adapter on a loaded model, wrapped in place; everything else is frozen.
 
-    The model then gives what it gave before, as `lora_B` starts at zero. The loaded model is
-    wrapped in place: use the returned one from now on.
-
-    Args:
-        mlm: Loaded without an adapter.
-        options: What to change.
-        zero: ZeRO stage that it will be trained under.
-        seed: Of `lora_A`; the global random state is left as it was.
-
-    Raises:
-        ValueError: An adapter already there, a part without modules, or a combination that cannot
-            be trained (see `kvfix.repair.quant`).
+    It then gives what it gave before, as `lora_B` starts at zero. Use the returned model from now
+    on. The global random state is left as it was. A combination that cannot be trained under ZeRO
+    stage `zero` (see `kvfix.repair.quant`) is a ValueError.
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -219,11 +206,7 @@ def setup_of(mlm: Mlm, options: LoraOptions, *, zero: int, offload_params: bool 
 def adapter_parameters(
     mlm: Mlm, modules: dict[str, tuple[str, ...]]
 ) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """(part, name, parameter) of everything that the adapter trains.
-
-    Raises:
-        ValueError: A trainable parameter that belongs to no matched module.
-    """
+    """(part, name, parameter) of everything that the adapter trains."""
     part_of = {name: part for part, names in modules.items() for name in names}
     for name, parameter in mlm.model.named_parameters():
         if not parameter.requires_grad:
@@ -246,14 +229,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The optimizer's groups: each trainable parameter in exactly one, under its part's rate.
 
-    Args:
-        mlm: With the adapter, without heads hanging on it.
-        report: Of `attach`.
-        rates: By part.
-        heads: Of the losses.
-
-    Returns:
-        Groups with a `name`, for the log; empty parts have none.
+    The model has no heads hanging on it. Groups have a `name`, for the log; empty parts have none.
     """
     of: dict[str, list[nn.Parameter]] = {part: [] for part in report.modules}
     for part, _, parameter in adapter_parameters(mlm, report.modules):
@@ -275,10 +251,8 @@ def merge(mlm: Mlm) -> Mlm:
     """The adapter added into the weights, for serving; the model is changed in place.
 
     In a process without DeepSpeed: its partitioned weights have nothing to add to. Below float32
-    the sum is rounded once more than in training.
-
-    Raises:
-        ValueError: No adapter, or a quantised base, which would round the adapter away.
+    the sum is rounded once more than in training. A quantised base, which would round the adapter
+    away, is a ValueError.
     """
     if not hasattr(mlm.model, "merge_and_unload"):
         raise ValueError("expected a model with an adapter to merge, found none")

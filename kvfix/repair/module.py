@@ -53,9 +53,6 @@ class Repair(nn.Module):
             lm: Weight of the language model's own loss on answers.
             seed: Of the heads' start.
             keys: To suppress; needed by some terms.
-
-        Raises:
-            ValueError: Nothing to train by, a layer that the model lacks, or keys that are missing.
         """
         super().__init__()
         needs = losses.needs()
@@ -117,11 +114,7 @@ class Repair(nn.Module):
         return (total_T * factor_T).sum(), torch.stack((total_T.detach(), weight_T), dim=1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """A DeepSpeed checkpoint holds what is trained: the frozen base alone may be missing.
-
-        Raises:
-            ValueError: Something trained is missing.
-        """
+        """A DeepSpeed checkpoint holds what is trained: the frozen base alone may be missing."""
         found = super().load_state_dict(state_dict, strict=False)
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         lost = sorted(trained.intersection(found.missing_keys))

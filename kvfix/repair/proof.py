@@ -1,8 +1,8 @@
 """Whether a model's processor takes a conversation: told without the model's weights.
 
-Texts are looked at one by one. A chat template fails by the kind of a conversation (a system turn,
-several turns, images that do not stand first), and an image processor by the shape of an image; the
-first conversation of each kind and with each unusual shape is turned into a batch as in training.
+A chat template fails by the kind of a conversation (a system turn, several turns, images that do
+not stand first), and an image processor by the shape of an image. So every text is looked at, and
+the first conversation of each kind and unusual shape is turned into a batch as in training.
 """
 
 from __future__ import annotations
@@ -24,16 +24,7 @@ _TURNS = 3  # that tell a conversation's kind
 
 
 def collator_of(id_or_dir: str, processor: str | None = None) -> Collator:
-    """What makes batches for a model, from its config and processor alone.
-
-    Args:
-        id_or_dir: Hub id or folder.
-        processor: Hub id or folder whose processor is taken; None: the model's own.
-
-    Raises:
-        FileNotFoundError: No such folder, or it lacks a file.
-        ValueError: An unknown model type.
-    """
+    """What makes batches for a model, from its config and processor alone."""
     found = checkpoint.find(id_or_dir, weights=False)
     family = family_of(found.config.get("model_type"), where=str(found.folder / "config.json"))
     config = checkpoint.load_config(found.folder)
@@ -47,20 +38,11 @@ class Proof:
     """Looks at conversations one after the other; remembers what has worked."""
 
     def __init__(self, collator: Collator):
-        """Nothing is known yet.
-
-        Args:
-            collator: The model's.
-        """
         self.collator = collator
         self._known: set[Any] = set()
 
     def __call__(self, line: Conversation, sizes: tuple[Size, ...]) -> None:
-        """See `kvfix.data.training.verify`.
-
-        Raises:
-            ValueError: A conversation that training would stop at.
-        """
+        """Refuse a conversation that training would stop at (see `kvfix.data.training.verify`)."""
         turns, system = turns_of(line)
         check(Example(line.id, (STAND_IN,) * len(sizes), turns, system=system), self._processor)
         kind = (

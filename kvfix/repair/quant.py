@@ -72,11 +72,7 @@ def refusal(setup: Setup) -> str | None:
 
 
 def check_setup(setup: Setup) -> None:
-    """Refuse a setup that would fail or, worse, not train what it says.
-
-    Raises:
-        ValueError: With the one line of `refusal`.
-    """
+    """Refuse, in one line, a setup that would fail or, worse, not train what it says."""
     why = refusal(setup)
     if why is not None:
         raise ValueError(why)

@@ -33,21 +33,12 @@ class Attention(NamedTuple):
 class QueryKeys(AbstractContextManager):
     """Hooks for ONE forward pass of one encoded batch; they exist inside the `with` block only.
 
-    Gradients flow through what is collected; with gradient checkpointing (non-reentrant) layers
-    run again in backward, and what the first run gave is kept.
+    Gradients flow through what is collected; with gradient checkpointing (non-reentrant) layers run
+    again in backward, and what the first run gave is kept.
     """
 
     def __init__(self, mlm: Mlm, encoded: Encoded, *, layers: Sequence[int]):
-        """Say which layers to read.
-
-        Args:
-            mlm: The model.
-            encoded: The batch that will be run.
-            layers: 0-based decoder layers; none reads nothing.
-
-        Raises:
-            ValueError: A layer that does not exist, or a sliding window shorter than the batch.
-        """
+        """Say which 0-based decoder layers to read; a sliding window must span the batch."""
         wrong = [layer for layer in layers if not 0 <= layer < mlm.n_layers]
         if wrong:
             raise ValueError(f"expected layers 0..{mlm.n_layers - 1}, found {wrong}")
@@ -74,11 +65,7 @@ class QueryKeys(AbstractContextManager):
         self._kept.clear()
 
     def collect(self) -> dict[int, list[Attention]]:
-        """Of each layer, one entry per sample; call it inside the block, after the pass.
-
-        Raises:
-            ValueError: No pass has run inside the block.
-        """
+        """Of each layer, one entry per sample; call it inside the block, after the pass."""
         if self.layers and ("cos", self.layers[0]) not in self._kept:
             raise ValueError("expected collect() after a forward pass inside the block, found none")
         return {layer: self._of(layer) for layer in self.layers}
@@ -149,9 +136,6 @@ def key_biases(mlm: Mlm, layers: Iterable[int]) -> dict[int, Tensor | None]:
     """What each layer adds to every key, None where nothing; copies, float32.
 
     A constant added to every key makes all of them look input-agnostic, so statistics subtract it.
-
-    Raises:
-        ValueError: A bias that ZeRO-3 has partitioned.
     """
     biases = {layer: mlm.key_bias(layer) for layer in layers}
     for layer, bias in biases.items():

@@ -48,11 +48,7 @@ class Readable(Sequence[Any]):
 
 
 def collate(make: Callable[[list[Example]], Batch]) -> Callable[[list], dict[str, Any]]:
-    """In a dict, which the Trainer and accelerate pass through as it is.
-
-    Args:
-        make: Examples -> batch.
-    """
+    """In a dict, which the Trainer and accelerate pass through as it is."""
 
     def collated(found: list[Example | Replaced]) -> dict[str, Any]:
         lost = [one.why for one in found if isinstance(one, Replaced)]

@@ -23,9 +23,9 @@ from kvfix.repair.terms.mean import Mean
 class StepKeys:
     """Keys of the earlier micro-batches of the same step, without a graph.
 
-    All of them are of the same weights. A mean over earlier steps is not: keys move away from it
-    by training alone, and a loss that asks for distance from it is met by keys that drift and
-    depend on no image. That was seen: see `kvfix.repair.suppression`.
+    All of them are of the same weights. A mean over earlier steps is not: keys move away from it by
+    training alone, and a loss that asks for distance from it is met by keys that drift and depend
+    on no image. That was seen.
     """
 
     def __init__(self) -> None:
@@ -129,10 +129,8 @@ class Step:
     earlier: StepKeys = field(default_factory=StepKeys)
 
     def image(self, site: str, layers: Sequence[int], sample: int, image: int) -> Tensor:
-        """f_SHWC of an image of the tuned model at some of the captured layers.
-
-        Raises:
-            ValueError: A layer or site that was not captured, or features cut off from the graph.
+        """f_SHWC of an image of the tuned model at captured layers; features without a graph are
+        refused.
         """
         f_SHWC = _taken(self.features[sample].images[image], site, self._at(layers))
         return _with_graph(f_SHWC, site)
@@ -151,11 +149,7 @@ class Step:
         return _with_graph(_taken(of, site, self._at(layers)), site)
 
     def attended(self, layer: int) -> list[Attention]:
-        """Queries and keys of a layer, one entry per sample.
-
-        Raises:
-            ValueError: A layer that was not read, or nothing in it that can be learned.
-        """
+        """Queries and keys of a layer, one entry per sample; with something that can be learned."""
         if layer not in self.attention:
             raise ValueError(
                 f"expected attention of layers {sorted(self.attention)}, found {layer} asked for"
@@ -176,11 +170,7 @@ class Step:
         ]
 
     def zero(self, site: str, layers: Sequence[int]) -> Mean:
-        """Of a term that finds nothing in this batch: 0 of 0, with the graph of a stand-in image.
-
-        Raises:
-            ValueError: A batch without any image.
-        """
+        """Of a term that finds nothing in this batch: 0 of 0, with the graph of a stand-in."""
         for sample, of in enumerate(self.features):
             for image in range(len(of.images)):
                 x = self.image(site, layers, sample, image).float().sum() * 0

@@ -57,13 +57,7 @@ class WithoutReadoutRow:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """The score of a unit at a site; without a site where the prediction was made elsewhere.
-
-    Args:
-        control: the control that it was measured under; None for the model itself.
-        more: further numbers of this unit and site, by name.
-        rows: how many lines the unit has in its file; None before it is written.
-    """
+    """The score of a unit at a site; without a site where the prediction was made elsewhere."""
 
     id: str
     cluster: str
@@ -76,10 +70,11 @@ class ProbeRow:
     score: float
     chance: float | None = None
     ceiling: float | None = None
-    control: str | None = None
+    control: str | None = None  # the control that it was measured under; None for the model itself
     category: str | None = None
+    # further numbers of this unit and site, by name.
     more: Mapping[str, Any] = field(default_factory=dict)
-    rows: int | None = None
+    rows: int | None = None  # how many lines the unit has in its file; None before it is written
     kind: ClassVar[str] = "probe"
     subtask: ClassVar[str | None] = None
 
@@ -90,12 +85,7 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class ReadoutRow:
-    """The option that a readout takes at a site; `score` says whether it is right.
-
-    Args:
-        choice: index of the option.
-        training: what a trained readout learned from; None for one without training.
-    """
+    """The option that a readout takes at a site; `score` says whether it is right."""
 
     id: str
     cluster: str
@@ -107,10 +97,11 @@ class ReadoutRow:
     head: int | None
     metric: str
     score: float
-    choice: int
+    choice: int  # index of the option
     chance: float | None = None
     ceiling: float | None = None
     control: str | None = None
+    # what a trained readout learned from; None for one without training.
     training: Mapping[str, Any] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     rows: int | None = None
@@ -124,33 +115,27 @@ class ReadoutRow:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """A question as it was asked and answered, in writing and by option log-probability.
-
-    Args:
-        correct: 1 if the written answer is right.
-        letter: what was read from the text; None where nothing could be.
-        answer: the right letter.
-        logprobs: nats for each option: of the whole answer, of its mean token if `per_token`.
-        images: a name for each image, see `kvfix.eval.mcq.answer.image_names`.
-    """
+    """A question as it was asked and answered, in writing and by option log-probability."""
 
     id: str
     cluster: str
     task: str
     subtask: str
-    correct: int
-    letter: str | None
-    answer: str
+    correct: int  # 1 if the written answer is right
+    letter: str | None  # what was read from the text; None where nothing could be
+    answer: str  # the right letter
     unparsed: bool
     dataset: str | None = None
     control: str | None = None
     logprob_correct: int | None = None
     logprob_letter: str | None = None
+    # nats for each option: of the whole answer, of its mean token if `per_token`.
     logprobs: tuple[float, ...] | None = None
     per_token: bool | None = None
     text: str | None = None
     question: str | None = None
     options: tuple[str, ...] | None = None
+    # a name for each image, see `kvfix.eval.mcq.answer.image_names`.
     images: tuple[str, ...] | None = None
     missing: bool | None = None  # of predictions made elsewhere: there is none
     more: Mapping[str, Any] = field(default_factory=dict)

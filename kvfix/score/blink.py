@@ -1,8 +1,4 @@
-"""BLINK: multiple-choice accuracy of answers that were written elsewhere.
-
-A question without a prediction is wrong, as in the official scorer. For the forms that predictions
-come in, see `kvfix.score.dumps.read`.
-"""
+"""BLINK: multiple-choice accuracy of answers written elsewhere, of which a missing one is wrong."""
 
 from __future__ import annotations
 

@@ -34,12 +34,7 @@ _LIST, _MASKS = "ImageSets/2017/val.txt", "Annotations/480p"
 
 
 class Sequences:
-    """Result masks in a folder for each sequence of the truth; all of them must be there.
-
-    Raises:
-        ValueError: a sequence without a folder.
-        FileNotFoundError: no such folder.
-    """
+    """Result masks in a folder for each sequence of the truth; all of them must be there."""
 
     def __init__(self, folder: Path, truths: Truths[Masks]):
         if not folder.is_dir():
@@ -56,11 +51,7 @@ class Sequences:
         )
 
     def counted(self, true: Masks) -> tuple[Masks, tuple[str, ...]]:
-        """The results of a sequence, and its frames that count: all but the first and the last.
-
-        Raises:
-            ValueError: no masks, too few frames, or a frame that counts without a result.
-        """
+        """The results of a sequence, and its frames that count: all but the first and the last."""
         mine = masks_of(self.folder / true.folder.name)
         if mine is None:
             raise ValueError(_no_masks(self.folder / true.folder.name))
@@ -89,12 +80,7 @@ _Job = Scoring[Masks, Sequences]
 
 
 def truths(folder: Path, rules: Mapping[str, Any]) -> Truths[Masks]:
-    """The sequences of val in a DAVIS folder, or all of a folder of masks alike.
-
-    Raises:
-        ValueError: no masks, or none of a sequence that is listed.
-        FileNotFoundError: no such folder.
-    """
+    """The sequences of val in a DAVIS folder, or all of a folder of masks alike."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected the ground truth, found no such folder")
     year, names, below = rules["year"], None, folder
@@ -123,10 +109,10 @@ def truths(folder: Path, rules: Mapping[str, Any]) -> Truths[Masks]:
 
 
 def rows(job: _Job, name: str, truth: Masks) -> Iterator[ProbeRow]:
-    """One for each object, because the official means are over objects.
+    """A row for each object of the truth's first frame, as the official means are over objects.
 
-    255 in the truth is background; the objects are those of its first frame. One that the results
-    lack scores as an empty mask, an object beyond them is an error.
+    255 in the truth is background. An object that the results lack scores as an empty mask, one
+    beyond those of the first frame is an error.
     """
     mine, counted = job.predictions.counted(truth)
     read = _one_object if job.units.dataset == "davis2016" else _objects

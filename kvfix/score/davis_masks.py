@@ -18,12 +18,8 @@ from kvfix.data.units import VOID, BadUnit
 
 
 class Masks(NamedTuple):
-    """The masks of a sequence.
-
-    Attributes:
-        folder: of the sequence.
-        frames: file names of all frames, in order.
-        objects: label -> folder of its masks; empty where a frame's labels stand in one file.
+    """The masks of a sequence: file names of all frames in order, and, where each object has masks
+    of its own, a folder for each label.
     """
 
     folder: Path
@@ -36,11 +32,7 @@ class Masks(NamedTuple):
 
 
 def masks_of(folder: Path) -> Masks | None:
-    """How a sequence's masks lie in its folder; None if there are none.
-
-    Raises:
-        ValueError: folders of objects that are not numbered from 1, or two of one label.
-    """
+    """How a sequence's masks lie in its folder; None if there are none."""
     if flat := listed(folder, ".png"):
         return Masks(folder, tuple(p.name for p in flat), {})
     if not folder.is_dir():
@@ -62,12 +54,7 @@ def masks_of(folder: Path) -> Masks | None:
 
 
 def read_masks(masks: Masks, frame: str) -> np.ndarray:
-    """The labels of a frame, uint8 (height, width).
-
-    Raises:
-        BadUnit: a file that is missing or no mask, objects' masks of different sizes, or one with
-            other values than 0 and 1, or 0 and 255.
-    """
+    """The labels of a frame, uint8 (height, width), or a BadUnit."""
     if not masks.objects:
         return read_labels(masks.folder / frame)
     joined_HW: np.ndarray | None = None

@@ -20,15 +20,8 @@ T = TypeVar("T")
 class Lines(Generic[T]):
     """Predictions of a file with a JSON object in each line, by unit id.
 
-    Args:
-        path: the file.
-        ids: units that there are to predict.
-        key: the field that names the unit.
-        read: the object and its place -> prediction; raises ValueError for another form.
-
-    Raises:
-        ValueError: a line that is no such object, a unit twice, or no unit of `ids`.
-        FileNotFoundError: no such file.
+    `key` is the field that names a unit of `ids`, each of which may come once; `read` takes the
+    object and its place, and raises a ValueError for another form.
     """
 
     def __init__(
@@ -68,14 +61,7 @@ class Lines(Generic[T]):
 class MaskFolder:
     """Predicted mask images by unit id: `<folder>/<id>.png`, where an id may be `group/image`.
 
-    Args:
-        folder: is listed; images are read when they are asked for.
-        ids: units that there are to predict; empty where those are that will be asked for.
-        suffixes: of the images.
-
-    Raises:
-        ValueError: one id twice, or no unit of `ids`.
-        FileNotFoundError: no such folder.
+    `ids` are the units that there are to predict; empty where those are that will be asked for.
     """
 
     def __init__(
@@ -111,11 +97,7 @@ class MaskFolder:
     def read(
         self, name: str, read: Callable[[Path], np.ndarray], like_HW: np.ndarray
     ) -> np.ndarray:
-        """The mask of a unit, of its truth's size; all zero if there is none.
-
-        Raises:
-            ValueError: what `read` raises, or another size.
-        """
+        """The mask of a unit, of its truth's size; all zero if there is none."""
         self.ids.setdefault(name)
         path = self._paths.get(name)
         if path is None:
@@ -147,11 +129,7 @@ class Pixels(NamedTuple):
 
 
 def read_pixels(path: Path, modes: Sequence[str]) -> Pixels:
-    """The stored values of a mask (palette indices, grey values or colours) of one of the modes.
-
-    Raises:
-        ValueError: no image, or one of another mode.
-    """
+    """The stored values of a mask (palette indices, grey values or colours) of one of the modes."""
     try:
         with opened(path, expected="a mask") as image:
             mode = image.mode
@@ -166,12 +144,8 @@ def read_pixels(path: Path, modes: Sequence[str]) -> Pixels:
 def read_binary(path: Path, *, soft: bool = False) -> np.ndarray:
     """A predicted binary mask, bool (height, width), from an image of 0 and 1, or 0 and 255.
 
-    Args:
-        path: of mode 1, L or P (a palette's indices count, not its colours).
-        soft: also take an anti-aliased mask, in colours of grey too: above 127 is foreground.
-
-    Raises:
-        ValueError: no image, or one with other values.
+    Of a palette the indices count, not the colours. `soft` also takes an anti-aliased mask, in
+    colours of grey too: above 127 is foreground.
     """
     mode, values = read_pixels(path, ("1", "L", "P", *(("RGB", "RGBA") if soft else ())))
     if mode == "1":
@@ -188,11 +162,7 @@ def read_binary(path: Path, *, soft: bool = False) -> np.ndarray:
 
 
 def check_size(path: Path, predicted_HW: np.ndarray, truth_HW: np.ndarray) -> None:
-    """Refuse a mask that is not of its truth's size.
-
-    Raises:
-        ValueError: another size.
-    """
+    """Refuse a mask that is not of its truth's size."""
     if predicted_HW.shape[:2] != truth_HW.shape[:2]:
         (h, w), (found_h, found_w) = truth_HW.shape[:2], predicted_HW.shape[:2]
         raise ValueError(

@@ -1,9 +1,8 @@
 """What every benchmark of `kvfix score` shares: the loop over units, the record, the scored folder.
 
-A benchmark turns each unit's truth and prediction into rows as a probe writes them, but of no site
-of a model, and the rows into results by the functions of `kvfix.eval.pooled`. From these come the
-record that `--json` prints and the folder that `--out` names, which `kvfix compare` takes like any
-run.
+A benchmark turns each unit's truth and prediction into rows as a probe writes them, but of no site,
+and the rows into results by `kvfix.eval.pooled`. From these come the record that `--json` prints
+and the folder that `--out` names, which `kvfix compare` takes like any run.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SCORE_PROTOCOL = 1  # raised whenever a change here moves a score
 
 
 class Predictions(Protocol):
-    """What a benchmark's prediction reader returns; how one is asked for is the benchmark's own.
+    """What a benchmark's prediction reader returns.
 
     Of the `ids` that there were to predict some are `missing`; `unknown` are predictions of
     anything else. `card` says where they lie, how many there are, and their digest.
@@ -110,39 +109,32 @@ def _nothing(scoring: Scoring, results: Sequence[Result] = ()) -> Any:
 
 @dataclass(frozen=True)
 class Benchmark(Generic[T, P]):
-    """How a benchmark is scored.
+    """How a benchmark is scored."""
 
-    Args:
-        title: of its table.
-        truths: its reader: the folder or file and the rules -> units and their truths.
-        predictions: its prediction reader: the folder or file and the truths -> predictions.
-        rows: a unit's id and truth -> its rows; those that are written carry `metric`.
-        results: the rows -> its figures, the headline first.
-        details: the rows and the results -> further entries of the record.
-        notes: what else the reader must know, a sentence each.
-        metric: of the rows that are written; the others only serve the figures.
-        recorded: names of rules that decide a score and are recorded.
-        protocol: version of the rules, or their name.
-        oddities: entry of the record -> the sentence in front of the ids in it.
-        lacking: the error where more than 5 % of the predictions are missing.
-    """
-
-    title: str
+    title: str  # of its table
+    # its reader: the folder or file and the rules -> units and their truths.
     truths: Callable[[Path, Mapping[str, Any]], Truths[T]]
+    # its prediction reader: the folder or file and the truths -> predictions.
     predictions: Callable[[Path, Truths[T]], P]
+    # a unit's id and truth -> its rows; those that are written carry `metric`.
     rows: Callable[[Scoring[T, P], str, T], Iterable[Row]]
+    # the rows -> its figures, the headline first.
     results: Callable[[Scoring[T, P]], Iterable[Result]]
+    # the rows and the results -> further entries of the record.
     details: Callable[[Scoring[T, P], list[Result]], dict[str, Any]] = _nothing
+    # what else the reader must know, a sentence each.
     notes: Callable[[Scoring[T, P]], Iterable[str]] = _nothing
-    metric: str | None = None
-    recorded: tuple[str, ...] = ()
-    protocol: int | str = SCORE_PROTOCOL
+    metric: str | None = None  # of the rows that are written; the others only serve the figures
+    recorded: tuple[str, ...] = ()  # names of rules that decide a score and are recorded
+    protocol: int | str = SCORE_PROTOCOL  # version of the rules, or their name
+    # entry of the record -> the sentence in front of the ids in it.
     oddities: Mapping[str, str] = field(
         default_factory=lambda: {
             "missing": "no prediction, counted as empty",
             "unknown": "predictions of no unit of this data, left out",
         }
     )
+    # the error where more than 5 % of the predictions are missing.
     lacking: str = (
         "expected at least 95 % of {n} predictions, found {found}; the others count as empty ones"
     )
@@ -157,18 +149,9 @@ class Scored:
 
 
 def score(benchmark: Benchmark, options: ScoreOptions, *, command: str, watch: Watch) -> Scored:
-    """Score predictions; a unit without one counts as an empty one.
+    """Score predictions by a row of `BENCHMARKS`; a unit without one counts as an empty one.
 
-    Args:
-        benchmark: a row of `kvfix.score.benchmarks.BENCHMARKS`.
-        options: of the command line.
-        command: the command line, for the record.
-        watch: is told how far it is.
-
-    Raises:
-        ValueError: predictions of another form or of other units, no truth that can be read, or an
-            `out` that holds something else.
-        OSError: a file or folder that is not there.
+    Predictions of another form or of other units are a ValueError.
     """
     start = time.monotonic()
     truths = benchmark.truths(options.truth, options.rules)

@@ -97,10 +97,7 @@ def read_picture(
 ) -> Picture:
     """A picture as RGB, upright, decoded to its last byte, or a BadUnit (see the top).
 
-    Args:
-        source: The file, or what it holds.
-        where: What messages call it; None for the file's path.
-        expected: What it should be, for messages.
+    `where` and `expected` are for messages: what it is called (None for its path) and should be.
     """
     with opened(source, where=where, expected=expected) as image:
         header = _header(image)
@@ -129,10 +126,7 @@ def source_of(image: Image.Image) -> str | None:
 def opened(
     source: Path | bytes, *, where: str | None = None, expected: str = "an image"
 ) -> Iterator[Image.Image]:
-    """An image file whose header was checked, not decoded yet; what breaks inside is a BadUnit.
-
-    This is for masks, whose stored numbers count, and takes what `read_picture` takes.
-    """
+    """An image whose header was checked, not decoded yet: for masks, whose stored numbers count."""
     wanted = f"{_name(source, where)}: expected {expected}"
     try:
         with _stream(source, wanted) as stream, Image.open(stream, formats=FORMATS) as image:

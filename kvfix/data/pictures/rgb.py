@@ -38,10 +38,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scale_key(image: Image.Image) -> None:
-    """Bring the value that a PNG calls transparent to 8 bits, as Pillow brings the pixels.
-
-    Call it before the image is decoded: afterwards its depth is not known any more.
-    """
+    """Bring the value that a PNG calls transparent to 8 bits; only before it is decoded."""
     key = image.info.get("transparency")
     tiles = getattr(image, "tile", None)
     raw_mode = tiles[0].args if tiles else None

@@ -60,9 +60,8 @@ def check_rle(size: tuple[int, int], counts: str | Sequence[int]) -> list[int]:
 
 
 def decode_rle(size: tuple[int, int], counts: str | Sequence[int]) -> np.ndarray:
-    """A mask, uint8 (height, width), 0 or 1; raises as `check_rle`.
-
-    Compare `size` with the photo's first: memory grows with it.
+    """A mask, uint8 (height, width), 0 or 1. Compare `size` with the photo's first: memory grows
+    with it.
     """
     runs = check_rle(size, counts)
     labels = (np.arange(len(runs)) % 2).astype(np.uint8)

@@ -1,8 +1,4 @@
-"""EXIF turns of photos, and of the masks and points that belong to them.
-
-A camera stores its sensor's rows and writes into EXIF how to turn them. Numbers are EXIF's own: 1
-is upright, 6 means that the stored photo is shown turned clockwise by a quarter.
-"""
+"""EXIF turns of photos, masks and points: 1 is upright, 6 shown turned clockwise by a quarter."""
 
 from __future__ import annotations
 
@@ -42,10 +38,7 @@ def turn_mask(mask_HW: np.ndarray, turn: int) -> np.ndarray:
 
 
 def turn_points(xy_K2: np.ndarray, turn: int, size: tuple[int, int]) -> np.ndarray:
-    """Points (x, y) of the stored photo, pixel centres at integers, on the photo as it is shown.
-
-    `size` is width and height of the stored photo.
-    """
+    """Points (x, y) of a stored photo of `size` (width, height), on the photo as it is shown."""
     xy_K2 = np.array(xy_K2, dtype=np.float64)
     if turn in _SWAP:
         xy_K2 = xy_K2[:, ::-1]

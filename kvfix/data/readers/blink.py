@@ -93,9 +93,9 @@ class _Entry(NamedTuple):
 
 
 def blink_questions(folder: Path) -> UnitSet:
-    """The val questions; reads every file once for ids, clusters and digest, decodes no image.
+    """The val questions of a folder, of one config's, or of any parquet files with BLINK's columns.
 
-    The folder may also be one config's, or any one of parquet files with BLINK's columns.
+    Every file is read once for ids, clusters and digest; no image is decoded.
     """
     entries = _scan(folder)
     clusters = _clusters(entries)

@@ -23,10 +23,8 @@ _LONGEST = 20_000  # characters of options that stand in one text
 
 
 def read_choices(value: object) -> tuple[str, ...]:
-    """The options of a question, without letters before them.
-
-    The value is a list, a mapping from letters, or either written as JSON or as Python writes it;
-    anything else is a ValueError.
+    """The options of a question, without letters before them: of a list, a mapping, or a text of
+    these.
     """
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         value = _unpacked(value)
@@ -44,10 +42,7 @@ def read_choices(value: object) -> tuple[str, ...]:
 
 
 def lettered_lines(text: str) -> tuple[str, ...]:
-    """The options that a text lists on lines of their own; empty where it lists none.
-
-    The last list counts that begins with (A) and goes on without a gap.
-    """
+    """The options in a text's last list from (A) on without a gap, a line each, if it has one."""
     found: list[str] = []
     for match in _LINE.finditer(text):
         letter = match[1] or match[2]

@@ -1,8 +1,4 @@
-"""Few-shot episodes on the 20 classes of Pascal VOC, drawn as HSNet draws them.
-
-Rule: juhongm999/hsnet (`data/pascal.py`, `test.py`); see `pascal.py` for the whole protocol. Names
-only: nothing here reads a file.
-"""
+"""Few-shot episodes on Pascal VOC as HSNet draws them (see `pascal.py`); reads no file."""
 
 from __future__ import annotations
 
@@ -69,10 +65,7 @@ def fold_of(name: str) -> int:
 def draw_episodes(
     entries: Sequence[Entry], fold: int, *, episodes: int = EPISODES, shots: int = SHOTS
 ) -> list[Draw]:
-    """Episodes of one fold by HSNet's rule, seed 0; none for an empty list.
-
-    The entries are the fold's list in order; every class in it has two or more photos.
-    """
+    """Episodes of one fold by HSNet's rule, seed 0, from its list of two or more photos a class."""
     rng = np.random.RandomState(0)  # the legacy generator that np.random.seed and choice use
     photos: dict[int, list[str]] = {}
     for entry in entries:

@@ -150,10 +150,7 @@ def _root(folder: Path) -> Path:
 
 
 def _classes(root: Path, found: list[str]) -> list[str]:
-    """The subset's WordNet ids, sorted: from the official list, or the folders of a whole subset.
-
-    The list counts where it lies in the tree, because it also covers a part of the classes.
-    """
+    """The subset's WordNet ids, sorted: of the official list, or the folders of a whole subset."""
     named = {f"ImageNetS{n}": n for n in SUBSETS}.get(root.name)
     sizes = SUBSETS if named is None else (named,)
     for size in sizes:

@@ -28,12 +28,9 @@ class NumberedRow(NamedTuple):
 def read_rows(
     path: Path, *, required: Sequence[str], optional: Sequence[str] = (), first: int = 0
 ) -> Iterator[NumberedRow]:
-    """Rows of a parquet file from row `first` on; row groups before it are skipped unread.
+    """Rows of a parquet file from row `first` on, with these columns; row groups before are unread.
 
-    Only the required columns and those of the optional ones that are there are read.
-
-    Raises:
-        ValueError: The file is broken, or lacks a required column.
+    A broken file, or one without a required column, is a ValueError.
     """
     import pyarrow as pa  # 0.1 s to import, and only wanted here
     import pyarrow.parquet as pq
@@ -69,9 +66,8 @@ class _Position(NamedTuple):
 
 @dataclass
 class RowReader:
-    """Rows of several files in any order; every file is kept open at the row read last.
-
-    The next row costs nothing but itself, and the same one again nothing at all.
+    """Rows of several files in any order; in each, the next row and the same one again cost
+    nothing.
     """
 
     required: Sequence[str]  # columns, as in `read_rows`

@@ -76,10 +76,7 @@ class QueryTruth(NamedTuple):
 
 
 def pascal_episodes(folder: Path) -> UnitSet:
-    """The episodes of all four folds, in turn; reads masks for the lists, no photo.
-
-    A mask that cannot be read while lists are derived ends it: a gap would change later draws.
-    """
+    """The episodes of all four folds, in turn; reads masks for the lists, no photo."""
     root = _root(folder)
     by_fold = [draw_episodes(usable(e).kept, fold) for fold, e in enumerate(_lists(root))]
     draws = tuple(d for turn in zip(*filter(None, by_fold), strict=True) for d in turn)

@@ -1,7 +1,6 @@
 """Training data of any form as a sequence of conversations, checked when it is opened.
 
-Bad records are left out and listed; more than 5 % of them are an error. Memory holds an offset and
-an id for each record; records, photos and masks are read on access.
+Memory holds an offset and an id for each record; records, photos and masks are read on access.
 """
 
 from __future__ import annotations
@@ -101,11 +100,8 @@ def read_conversations(
         source: A JSONL file, a JSON list, a parquet or Arrow file, a folder of them or of
             `save_to_disk`, or a hub id.
         images: The folder that image names are relative to; None for the file's own.
-        most_bad: The share of records that may be bad; with 1, none need be good.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: No record is good, or too many are bad; the message quotes the first of them.
+        most_bad: The share of records that may be bad; with 1, none need be good. More of them are
+            a ValueError that quotes the first.
     """
     name = str(source)
     records, root = open_records(name)

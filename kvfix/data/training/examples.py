@@ -1,6 +1,5 @@
-"""What a repair learns from: one conversation about images, and what is known about them beside it.
-
-Made of procedural scenes, or of training data of any form (`kvfix.data.training`).
+"""What a repair learns from, of scenes or data: a conversation about images, and what is known
+beside.
 """
 
 from __future__ import annotations

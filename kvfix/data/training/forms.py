@@ -171,10 +171,7 @@ class ReadRecord(NamedTuple):
 
 
 def read_record(row: object, places: Places, *, look: bool) -> ReadRecord:
-    """Tell the form of a record, as JSON or a table has it, and read it, or raise a ValueError.
-
-    `look` says whether masks and points are checked against their photos.
-    """
+    """Tell the form of a record and read it; `look`: check its regions against the photos, too."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {shown(row)}")
     row = {key: value for key, value in row.items() if value is not None}

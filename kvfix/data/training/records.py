@@ -106,10 +106,9 @@ class Table:
 
 
 def open_records(name: str, *, splits: Sequence[str] = ("train",)) -> tuple[Records, Path]:
-    """The records behind a name, and the folder that relative names of images start from.
+    """The records of a file, a folder or a hub dataset, and the folder of relative image names.
 
-    The name is that of a file, a folder or a hub dataset; of several splits the first that is there
-    is taken. What does not exist is a FileNotFoundError, what holds no records a ValueError.
+    Of several splits the first that is there is taken.
     """
     if not name:
         raise FileNotFoundError("expected a file, folder or hub id of training data, found none")

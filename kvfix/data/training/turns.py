@@ -56,10 +56,7 @@ class Composed(NamedTuple):
 
 
 def read_turns(value: object, key: str, *, learned: bool = True) -> Turns:
-    """Read the list of turns that a record has under `key`.
-
-    Where a turn does not say so itself, `learned` is whether its answer is trained on.
-    """
+    """A record's turns; `learned`: whether answers are trained on where a turn does not say so."""
     messages: list[Message] = []
     slots: list[Slot] = []
     ignored: set[str] = set()
@@ -82,10 +79,7 @@ def read_turns(value: object, key: str, *, learned: bool = True) -> Turns:
 
 
 def compose(turns: Turns, images: object, *, system: object = None) -> Composed:
-    """Put turns, the record's own images (one, a list or None) and its system text together.
-
-    Refused are turns out of order, and images that are not as many as their placeholders.
-    """
+    """Put turns, the record's own images (one, a list or None) and its system text together."""
     said = []
     messages = list(turns.messages)
     if system is not None and system != "":

@@ -1,8 +1,4 @@
-"""Every picture of training data, decoded before the first step: a bad one must not end a training.
-
-Pictures are decoded in threads (Pillow lets go of the interpreter while it decodes), each file once
-however many records name it.
-"""
+"""Every picture of training data, decoded once and in threads before the first step."""
 
 from __future__ import annotations
 
@@ -41,8 +37,8 @@ def verify(
 
     Args:
         lines: The conversations.
-        look: Checks what else there is to check of a conversation, in order and in this thread; it
-            is given the sizes of the pictures and raises a ValueError.
+        look: Checks the rest of a conversation, in order and in this thread, given the sizes of
+            its pictures; raises a ValueError.
         tick: Called after each conversation.
         threads: How many decode; None for as many as there are cores.
     """

@@ -38,91 +38,54 @@ METRIC = "share input-agnostic"
 
 
 class Shares(NamedTuple):
-    """Shares of agnostic keys, with 95 % intervals over the choice of images.
+    """Shares of agnostic keys, with 95 % intervals over the choice of images."""
 
-    Attributes:
-        model: Of all keys; one number.
-        layer_L: By layer.
-        head_LH: By head, flattened: layer * H + head.
-        clear_L: Whether the layer's share lies above the stated false-positive rate, at a level of
-            1 - 0.05 / L so that all layers together are wrong once in twenty.
-    """
-
-    model: Interval
-    layer_L: Interval
-    head_LH: Interval
+    model: Interval  # of all keys; one number
+    layer_L: Interval  # by layer
+    head_LH: Interval  # by head, flattened: layer * H + head
+    # Whether the layer's share lies above the stated false-positive rate, at a level of 1 - 0.05 /
+    # L so that all layers together are wrong once in twenty.
     clear_L: np.ndarray
 
 
 class Cosines(NamedTuple):
-    """Mean cosines, in [-1, 1]; NaN where there are no two cells.
+    """Mean cosines, in [-1, 1]; NaN where there are no two cells."""
 
-    Attributes:
-        images_LHP: Between the keys of two images at one cell.
-        cells_LH: Between the mean keys of two cells.
-        agnostic_LH: The same among agnostic cells.
-        dependent_LH: The same among the others.
-    """
-
-    images_LHP: np.ndarray
-    cells_LH: np.ndarray
-    agnostic_LH: np.ndarray
-    dependent_LH: np.ndarray
+    images_LHP: np.ndarray  # between the keys of two images at one cell
+    cells_LH: np.ndarray  # between the mean keys of two cells
+    agnostic_LH: np.ndarray  # the same among agnostic cells
+    dependent_LH: np.ndarray  # the same among the others
 
 
 class Sinks(NamedTuple):
-    """Massive activations in the hidden state that a layer's keys are made of.
+    """Massive activations in the hidden state that a layer's keys are made of."""
 
-    Attributes:
-        rate_LP: Share of images in which the cell has one, in [0, 1].
-        sink_LP: Cells that have one in at least half of the images.
-        both: Keys at sinks that are agnostic.
-        agnostic_only: Agnostic keys that are not at a sink.
-        sink_only: Keys at sinks that are not agnostic.
-    """
-
-    rate_LP: np.ndarray
-    sink_LP: np.ndarray
-    both: int
-    agnostic_only: int
-    sink_only: int
+    rate_LP: np.ndarray  # share of images in which the cell has one, in [0, 1]
+    sink_LP: np.ndarray  # cells that have one in at least half of the images
+    both: int  # keys at sinks that are agnostic
+    agnostic_only: int  # agnostic keys that are not at a sink
+    sink_only: int  # keys at sinks that are not agnostic
 
 
 @dataclass(frozen=True, eq=False)
 class KeyDiagnosis:
-    """Which image keys of a model are input-agnostic.
+    """Which image keys of a model are input-agnostic."""
 
-    Attributes:
-        dataset: Name of the images' dataset.
-        n: Images.
-        groups: Groups of images that the intervals rest on.
-        grid_hw: Rows and columns of the grid; cell p is row p // columns, column p % columns.
-        alpha: Stated false-positive rate.
-        r_LHP: Ratio r in [0, 1]; 0: the key never changes.
-        agnostic_LHP: r < tau.
-        calibration: Tau, and the measured false-positive rate on shuffled keys.
-        shares: Shares of agnostic keys with intervals.
-        halves: Agreement of what two halves of the images find.
-        cosines: Of keys and mean keys.
-        sinks: Massive activations.
-        split_L: Layers whose keys fall into two groups.
-        split_from: The layer from which on later layers split; None: they do not.
-    """
-
-    dataset: str
-    n: int
-    groups: int
+    dataset: str  # name of the images' dataset
+    n: int  # images
+    groups: int  # groups of images that the intervals rest on
+    # Rows and columns of the grid; cell p is row p // columns, column p % columns.
     grid_hw: tuple[int, int]
-    alpha: float
-    r_LHP: np.ndarray
-    agnostic_LHP: np.ndarray
-    calibration: Calibration
-    shares: Shares
-    halves: Halves
-    cosines: Cosines
-    sinks: Sinks
-    split_L: np.ndarray
-    split_from: int | None
+    alpha: float  # stated false-positive rate
+    r_LHP: np.ndarray  # ratio r in [0, 1]; 0: the key never changes
+    agnostic_LHP: np.ndarray  # r < tau
+    calibration: Calibration  # tau, and the measured false-positive rate on shuffled keys
+    shares: Shares  # shares of agnostic keys with intervals
+    halves: Halves  # agreement of what two halves of the images find
+    cosines: Cosines  # of keys and mean keys
+    sinks: Sinks  # massive activations
+    split_L: np.ndarray  # layers whose keys fall into two groups
+    split_from: int | None  # the layer from which on later layers split; None: they do not
 
     def share_map(self) -> np.ndarray:
         """(L, rows, columns) share of KV heads whose key at the cell is agnostic, in [0, 1]."""

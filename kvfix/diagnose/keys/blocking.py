@@ -41,23 +41,15 @@ TASK = "key_blocking"
 
 @dataclass
 class Effects:
-    """Scores of the same units under each condition.
+    """Scores of the same units under each condition."""
 
-    Attributes:
-        metric: of the scores.
-        unit: what a unit is.
-        scores: condition -> one number a unit.
-        clusters: one label a unit.
-        skipped: units of another grid than the keys', which no condition scores.
-        left_out: why units have no score, by id.
-    """
-
-    metric: str
-    unit: str
+    metric: str  # of the scores
+    unit: str  # what a unit is
+    # condition -> one number a unit.
     scores: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in CONDITIONS})
-    clusters: list[str] = field(default_factory=list)
-    skipped: int = 0
-    left_out: dict[str, str] = field(default_factory=dict)
+    clusters: list[str] = field(default_factory=list)  # one label a unit
+    skipped: int = 0  # units of another grid than the keys', which no condition scores
+    left_out: dict[str, str] = field(default_factory=dict)  # why units have no score, by id
 
 
 def _blocked(mlm: Mlm, queries: str, keys_of: Callable[[Encoded], Keys] | None) -> Around:

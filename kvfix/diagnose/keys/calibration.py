@@ -47,22 +47,15 @@ EVEN_THIRD = 1 / 3  # of keys spread evenly between two points, those in the mid
 
 
 class Calibration(NamedTuple):
-    """Tau and where it comes from.
+    """Tau and where it comes from."""
 
-    Attributes:
-        tau: In (0, 0.1]; keys with r below it are agnostic.
-        fence: Rule 1.
-        shuffled_quantile: Rule 2; 1 where no head is left to shuffle.
-        null_fpr: Share of shuffled keys below tau, on shuffles that tau has not seen; NaN where no
-            head is left to shuffle.
-        heads_left_out: Heads with at least half of their cells agnostic.
-    """
-
-    tau: float
-    fence: float
-    shuffled_quantile: float
+    tau: float  # in (0, 0.1]; keys with r below it are agnostic
+    fence: float  # rule 1
+    shuffled_quantile: float  # rule 2; 1 where no head is left to shuffle
+    # Share of shuffled keys below tau, on shuffles that tau has not seen; NaN where no head is left
+    # to shuffle.
     null_fpr: float
-    heads_left_out: int
+    heads_left_out: int  # heads with at least half of their cells agnostic
 
 
 class Detection(NamedTuple):
@@ -74,17 +67,11 @@ class Detection(NamedTuple):
 
 
 class Halves(NamedTuple):
-    """Agreement of the keys found on two halves of the images.
+    """Agreement of the keys found on two halves of the images."""
 
-    Attributes:
-        jaccard: Of the two sets; NaN where both are empty.
-        chance: What two random sets of their sizes would have.
-        sizes: Keys found on each half.
-    """
-
-    jaccard: float
-    chance: float
-    sizes: tuple[int, int]
+    jaccard: float  # of the two sets; NaN where both are empty
+    chance: float  # what two random sets of their sizes would have
+    sizes: tuple[int, int]  # keys found on each half
 
 
 def dependence(variance_LHP: np.ndarray, mean_square_LHP: np.ndarray, n: int) -> np.ndarray:

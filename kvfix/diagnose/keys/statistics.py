@@ -42,17 +42,11 @@ class BadKeys(ValueError):
 
 @dataclass(eq=False)
 class Moments:
-    """Count, mean and summed squared distance from the mean, by Welford's update, in float64.
+    """Count, mean and summed squared distance from the mean, by Welford's update, in float64."""
 
-    Attributes:
-        n: Images.
-        mean_LHPD: Mean key of each cell.
-        m2_LHP: Sum over images of |k - mean|^2; over n - 1 it is the trace of the covariance.
-    """
-
-    n: int
-    mean_LHPD: Tensor
-    m2_LHP: Tensor
+    n: int  # images
+    mean_LHPD: Tensor  # mean key of each cell
+    m2_LHP: Tensor  # sum over images of |k - mean|^2; over n - 1 it is the trace of the covariance
 
     @classmethod
     def empty(cls, like_LHPD: Tensor) -> Moments:
@@ -93,20 +87,13 @@ def merged(parts: Sequence[Moments]) -> Moments:
 
 @dataclass(eq=False)
 class KeyStatistics:
-    """What is left of the images' keys.
+    """What is left of the images' keys."""
 
-    Attributes:
-        groups: Moments of each group of images; images of one cluster are in one group.
-        unit_sum_LHPD: Sum over images of the keys' directions, k / |k|.
-        massive_LP: Images in which the hidden state that the layer reads at the cell has a massive
-            activation.
-        layout: Of the first image; all have its grid.
-    """
-
-    groups: list[Moments]
-    unit_sum_LHPD: Tensor
+    groups: list[Moments]  # moments of each group of images; images of one cluster are in one group
+    unit_sum_LHPD: Tensor  # sum over images of the keys' directions, k / |k|
+    # Images in which the hidden state that the layer reads at the cell has a massive activation.
     massive_LP: Tensor
-    layout: Layout
+    layout: Layout  # of the first image; all have its grid
 
     @property
     def n(self) -> int:

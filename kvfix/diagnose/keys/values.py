@@ -36,29 +36,21 @@ DRAWS = 16
 
 @dataclass(frozen=True, eq=False)
 class CellScores:
-    """Patch accuracy of values at chosen keys and at others.
+    """Patch accuracy of values at chosen keys and at others."""
 
-    Attributes:
-        chosen: What the chosen keys are, for the findings ("input-agnostic keys").
-        ids: One an episode.
-        clusters: One an episode.
-        cells_L: Cells of each layer at which some heads are chosen and some are not.
-        accuracy: Plain shares of cells called right, in [0, 1], over all episodes and layers:
-            values at `chosen` keys, at all `other` keys of their layers, and at the chosen cells by
-            a classifier that sees the cell's `place` only. These differ by how easy cells are.
-        gap_NL: Accuracy at chosen keys less that of other heads at the same cells; NaN in layers
-            without such cells.
-        random_gap_NL: The same for equally many random keys, mean over draws.
-        left_out: Why other episodes have no score, by id.
-    """
-
-    chosen: str
-    ids: list[str]
-    clusters: list[str]
-    cells_L: np.ndarray
+    chosen: str  # what the chosen keys are, for the findings ("input-agnostic keys")
+    ids: list[str]  # one an episode
+    clusters: list[str]  # one an episode
+    cells_L: np.ndarray  # cells of each layer at which some heads are chosen and some are not
+    # Plain shares of cells called right, in [0, 1], over all episodes and layers: values at
+    # `chosen` keys, at all `other` keys of their layers, and at the chosen cells by a classifier
+    # that sees the cell's `place` only. These differ by how easy cells are.
     accuracy: dict[str, float]
+    # Accuracy at chosen keys less that of other heads at the same cells; NaN in layers without such
+    # cells.
     gap_NL: np.ndarray
-    random_gap_NL: np.ndarray
+    random_gap_NL: np.ndarray  # the same for equally many random keys, mean over draws
+    # Why other episodes have no score, by id.
     left_out: dict[str, str] = field(default_factory=dict)
 
     def gap(self, *, seed: int = 0) -> Interval | None:

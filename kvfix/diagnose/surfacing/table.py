@@ -47,59 +47,34 @@ class Share(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """One subtask under one scoring of the answers.
+    """One subtask under one scoring of the answers."""
 
-    Attributes:
-        ids: N question ids.
-        clusters: N labels.
-        answer_N: index of the right option.
-        answered_N: bool, the model's answer is right.
-        choice_NS: the option that the readout of each site takes.
-        options_N: number of options.
-    """
-
-    ids: list[str]
-    clusters: list[str]
-    answer_N: np.ndarray
-    answered_N: np.ndarray
-    choice_NS: np.ndarray
-    options_N: np.ndarray
+    ids: list[str]  # N question ids
+    clusters: list[str]  # N labels
+    answer_N: np.ndarray  # index of the right option
+    answered_N: np.ndarray  # bool, the model's answer is right
+    choice_NS: np.ndarray  # the option that the readout of each site takes
+    options_N: np.ndarray  # number of options
 
 
 @dataclass(frozen=True)
 class Surfacing:
-    """What surfaced of one subtask, at the site whose readout was best on other questions.
+    """What surfaced of one subtask, at the site whose readout was best on other questions."""
 
-    Attributes:
-        column: index of the site.
-        held_out: False if too few clusters were there to choose the site on other questions.
-        counts: both right, unsurfaced, answer right alone, neither.
-        readout: accuracy of the readout.
-        answer: accuracy of the answers.
-        chance: of a guess among the options.
-        of_all: unsurfaced / all questions.
-        of_wrong: unsurfaced / questions that were answered wrong.
-        shuffled: unsurfaced / all with the features of other questions.
-        beyond: `of_all` minus `shuffled`.
-        clear: the interval of `beyond` leaves 0 out, and there are clusters enough to tell.
-        examples: ids of unsurfaced questions.
-        ids: of the questions that all figures are of.
-    """
-
-    column: int
-    held_out: bool
+    column: int  # index of the site
+    held_out: bool  # false if too few clusters were there to choose the site on other questions
     n: int
-    counts: tuple[int, int, int, int]
-    readout: Share
-    answer: Share
-    chance: float
-    of_all: Share
-    of_wrong: Share
-    shuffled: Share
-    beyond: Share
-    clear: bool
-    examples: tuple[str, ...]
-    ids: tuple[str, ...]
+    counts: tuple[int, int, int, int]  # both right, unsurfaced, answer right alone, neither
+    readout: Share  # accuracy of the readout
+    answer: Share  # accuracy of the answers
+    chance: float  # of a guess among the options
+    of_all: Share  # unsurfaced / all questions
+    of_wrong: Share  # unsurfaced / questions that were answered wrong
+    shuffled: Share  # unsurfaced / all with the features of other questions
+    beyond: Share  # `of_all` minus `shuffled`
+    clear: bool  # the interval of `beyond` leaves 0 out, and there are clusters enough to tell
+    examples: tuple[str, ...]  # ids of unsurfaced questions
+    ids: tuple[str, ...]  # of the questions that all figures are of
 
 
 def surfacing(

@@ -24,19 +24,12 @@ from kvfix.mlm.layout import (
 
 @dataclass(frozen=True)
 class LayoutRequest:
-    """What a family needs to lay out one sample's images.
+    """What a family needs to lay out one sample's images."""
 
-    Attributes:
-        sizes: (height, width) of each image, original pixels.
-        config: The model's config.
-        processor: The model's processor.
-        grids_thw: Qwen's `image_grid_thw` rows of these images; None for others.
-    """
-
-    sizes: list[tuple[int, int]]
-    config: Any
-    processor: Any
-    grids_thw: Tensor | None = None
+    sizes: list[tuple[int, int]]  # (height, width) of each image, original pixels
+    config: Any  # the model's config
+    processor: Any  # the model's processor
+    grids_thw: Tensor | None = None  # qwen's `image_grid_thw` rows of these images; None for others
 
 
 def processed_view(image_hw: tuple[int, int], image_processor: Any) -> PixelView:

@@ -33,9 +33,6 @@ def correspondence_nce(
         cells_SNC: Unit features of all cells of the other image: the negatives.
         near_KN: Bool, cells that a positive is interpolated from; they are not its negatives.
         valid_K: Bool, points seen in both images.
-
-    Returns:
-        Mean over points of the mean over layers.
     """
     source_SKC, target_SKC = source_SKC.float(), target_SKC.float()
     positive_SK = (source_SKC * target_SKC).sum(-1)

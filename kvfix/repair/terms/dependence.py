@@ -19,19 +19,14 @@ from kvfix.repair.terms.term import Head, LayerTerm, Needs, _given
 
 
 def input_dependence(k_IMD: Tensor, *, earlier_JMD: Tensor | None = None) -> Tensor:
-    """Differentiable r of each key; see the module for the estimate.
+    """Differentiable r of each key, float32, 1 and more where keys share nothing; see the module.
 
     Args:
         k_IMD: Pre-RoPE keys of images, the bias of `k_proj` subtracted; M may be any dimensions.
         earlier_JMD: Of J other images, of the same weights, without a graph; None needs I >= 2.
 
-    Returns:
-        r_M, float32, at least 0, 1 and more where keys share nothing. Its gradient is scaled by
-        all images over those of this micro-batch: micro-batches that each give theirs come, in the
-        mean, to that of one batch.
-
-    Raises:
-        ValueError: One image and no other.
+    The gradient is scaled by all images over those of this micro-batch: micro-batches that each
+    give theirs come, in the mean, to that of one batch.
     """
     all_NMD = k_IMD.float()
     if earlier_JMD is not None:
@@ -46,11 +41,8 @@ def input_dependence(k_IMD: Tensor, *, earlier_JMD: Tensor | None = None) -> Ten
 
 
 def dependence_hinge(r_M: Tensor, *, floor: float) -> Tensor:
-    """max(0, ln(floor / r)), mean over keys: how far they are below the floor, nats.
-
-    Args:
-        r_M: Of `input_dependence`, counted as 1e-8 at least.
-        floor: In (0, 1].
+    """max(0, ln(floor / r)), mean over keys, nats; the floor is in (0, 1], r counts as 1e-8 at
+    least.
     """
     return (math.log(floor) - r_M.clamp(min=1e-8).log()).clamp(min=0).mean()
 

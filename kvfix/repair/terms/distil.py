@@ -35,9 +35,6 @@ def distil_choice(
         options_QO: Bool, options that exist.
         use_Q: Weight of each question, 0 for one without a readout.
         temperature: Divides the scores; the smaller, the surer the teacher. (0, inf)
-
-    Returns:
-        Mean over questions of KL(readout || language model); 0 where both say the same.
     """
     missing = ~options_QO.to(letters_QO.device)
     least = torch.finfo(torch.float32).min  # -inf would make 0 * inf of a missing option

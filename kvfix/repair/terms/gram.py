@@ -19,22 +19,16 @@ from kvfix.repair.terms.term import Anchor, Head, LayerTerm, Needs
 def gram_anchor(
     v_SNC: Tensor, base_SNC: Tensor, counts: Sequence[int], *, chunk: int = 256
 ) -> Mean:
-    """Squared change of the cell-by-cell cosine Gram matrix of an image's values.
+    """Squared change of the cell-by-cell cosine Gram matrix of an image's values, in [0, 4].
 
-    It holds which parts of an image look alike and leaves the values free to turn as a whole
-    (Gram anchoring, as in DINOv3 and LaVer, arXiv 2512.06281, there on a teacher's patches).
+    It holds which parts of an image look alike and leaves the values free to turn as a whole (Gram
+    anchoring, as in DINOv3 and LaVer, arXiv 2512.06281, there on a teacher's patches).
 
     Args:
         v_SNC: Values of the tuned model, cells of all images side by side.
         base_SNC: Values of the base model at the same cells.
         counts: Cells of each image; pairs are formed inside an image only.
         chunk: Rows of a Gram matrix at a time.
-
-    Returns:
-        Mean over images of the mean over layers and pairs of (cos - base cos)^2, in [0, 4].
-
-    Raises:
-        ValueError: Shapes that differ.
     """
     if v_SNC.shape != base_SNC.shape:
         raise ValueError(

@@ -34,12 +34,8 @@ class MaskHead(nn.Module):
     ):
         """Start as `nn.Linear` does; all zero would give values no gradient in the first step.
 
-        Args:
-            channels: C.
-            layers: S.
-            outputs: O, kinds of foreground.
-            shared: One weight for all layers instead of one each.
-            generator: On the CPU.
+        `outputs` are kinds of foreground; `shared` is one weight for all layers instead of one
+        each.
         """
         super().__init__()
         bound = 1 / math.sqrt(channels)
@@ -63,20 +59,13 @@ class MaskHead(nn.Module):
 class TextProjection(nn.Module):
     """The value of an expression's last token -> a query of unit length over a temperature.
 
-    It starts as the identity: the dot product that reads image values out without any training.
+    It starts as the identity: the dot product that reads image values out without any training. The
+    temperature is learned, and stays above 0.01.
     """
 
     def __init__(
         self, channels: int, layers: int, *, shared: bool = False, temperature: float = 0.07
     ):
-        """Start as the identity.
-
-        Args:
-            channels: C.
-            layers: S.
-            shared: One matrix for all layers instead of one each.
-            temperature: To start with; above 0.01; it is learned and stays there.
-        """
         super().__init__()
         sets = 1 if shared else layers
         self.shape = (layers, channels)
@@ -132,13 +121,6 @@ def check_trained(module: nn.Module, groups: Iterable[dict]) -> None:
 
     `get_peft_model` freezes what hangs on the model already; then the loss stands still, or falls
     by the adapter alone, and nothing says so.
-
-    Args:
-        module: The heads.
-        groups: The optimizer's `param_groups`.
-
-    Raises:
-        ValueError: A frozen parameter, or one that no group holds; by name.
     """
     held = {id(parameter) for group in groups for parameter in group["params"]}
     for name, parameter in module.named_parameters():

@@ -19,19 +19,8 @@ from kvfix.repair.terms.term import Anchor, Head, Needs
 def kl_anchor(logits_NW: Tensor, base_NW: Tensor, weight_N: Tensor, *, chunk: int = 32) -> Mean:
     """KL(base || tuned) of the next-word distributions, nats a position.
 
-    The base leads: where it gives a word weight, the tuned model must (forward KL).
-
-    Args:
-        logits_NW: Of the tuned model at the wanted positions only, any float dtype.
-        base_NW: Of the base model there.
-        weight_N: At least 0; bool or float.
-        chunk: Rows at a time; about 16 * chunk * W bytes are alive.
-
-    Returns:
-        Mean over positions.
-
-    Raises:
-        ValueError: Shapes that differ.
+    The base leads: where it gives a word weight, the tuned model must (forward KL). Positions weigh
+    `weight_N`; about 16 * chunk * W bytes are alive.
     """
     if logits_NW.shape != base_NW.shape or len(weight_N) != len(logits_NW):
         raise ValueError(

@@ -70,13 +70,7 @@ class Heads(nn.Module):
     """The heads of the active terms, by the term's name; make them AFTER the adapter."""
 
     def __init__(self, losses: Losses, *, channels: int, seed: int):
-        """Build them.
-
-        Args:
-            losses: The config.
-            channels: Of a value: `mlm.n_kv_heads * mlm.head_dim`.
-            seed: Of their random start.
-        """
+        """Build them for values of so many channels: `mlm.n_kv_heads * mlm.head_dim`."""
         super().__init__()
         made = {name: term.make_head(channels, seed) for name, term in losses.active().items()}
         self.by_term = nn.ModuleDict(

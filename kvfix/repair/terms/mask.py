@@ -24,10 +24,7 @@ def mask_bce(logits_SN: Tensor, share_N: Tensor, valid_N: Tensor, counts: Sequen
         logits_SN: Of a head on values.
         share_N: In [0, 1]: foreground share of each cell's area.
         valid_N: In [0, 1]: how much of each cell counts (inside the image and not void).
-        counts: Cells of each image.
-
-    Returns:
-        Mean over images of the mean over layers and valid cells; images without any are left out.
+        counts: Cells of each image; one without any is left out.
     """
     target_SN = share_N.to(logits_SN.device, torch.float32).expand_as(logits_SN)
     bce_SN = F.binary_cross_entropy_with_logits(logits_SN.float(), target_SN, reduction="none")
@@ -49,20 +46,11 @@ def mask_dice(
     *,
     smooth: float = 1.0,
 ) -> Mean:
-    """Dice loss with squared areas in the denominator (V-Net, Milletari et al. 2016).
+    """Dice loss, in [0, 1], with squared areas in the denominator (V-Net, Milletari et al. 2016).
 
     With squares the loss is least where prediction and SOFT label agree; with plain sums it would
-    push a half-covered cell to 0 or 1.
-
-    Args:
-        logits_SN: As in `mask_bce`, like the next three.
-        share_N: Soft labels.
-        valid_N: Weights.
-        counts: Cells of each image.
-        smooth: Added above and below, in cells: an empty mask is learnt as empty.
-
-    Returns:
-        Mean over images (in [0, 1]) of the mean over layers.
+    push a half-covered cell to 0 or 1. `smooth` is added above and below, in cells: an empty mask
+    is learnt as empty. The other arguments are those of `mask_bce`.
     """
     valid_N = valid_N.to(logits_SN.device, torch.float32)
     share_N = share_N.to(logits_SN.device, torch.float32)

@@ -77,16 +77,10 @@ def attention_mass(
 
 
 def mass_hinge(mass_QT: Tensor, counts_H: Tensor, *, ceiling: float) -> Mean:
-    """max(0, mass - ceiling): attention to the chosen keys beyond what is allowed.
+    """max(0, mass - ceiling): attention to the chosen keys beyond what is allowed, in [0, 1].
 
-    Args:
-        mass_QT: Of `attention_mass`.
-        counts_H: Bool, KV heads that have a chosen key; the others' queries count for nothing.
-        ceiling: In [0, 1).
-
-    Returns:
-        Mean over text queries and the query heads of such KV heads, in [0, 1]; as much as queries
-        times KV heads.
+    `counts_H` are the KV heads that have a chosen key; the others' queries count for nothing. The
+    mean weighs as much as queries times such heads.
     """
     beyond_HGT = (mass_QT - ceiling).clamp(min=0).unflatten(0, (len(counts_H), -1))
     return masked_mean(beyond_HGT.mean(1), counts_H[:, None].to(mass_QT.device))

@@ -24,12 +24,7 @@ class Mean(NamedTuple):
 
 
 def masked_mean(x: Tensor, weight: Tensor) -> Mean:
-    """Weighted mean inside a mask; what is outside may be anything, also NaN.
-
-    Args:
-        x: Any shape.
-        weight: At least 0, broadcast to x; bool or float.
-    """
+    """Weighted mean inside a mask; what is outside may be anything, also NaN."""
     weight = weight.detach().float().expand_as(x)
     # A product would let a masked NaN through, as 0 * NaN is NaN.
     inside = torch.where(weight > 0, x.float() * weight, 0.0)
@@ -39,14 +34,7 @@ def masked_mean(x: Tensor, weight: Tensor) -> Mean:
 def answer_nll(logits_RW: Tensor, target_R: Tensor, answer_R: Tensor, *, chunk: int = 256) -> Mean:
     """The language model's own loss: negative log-likelihood of the tokens of answers, nats.
 
-    Args:
-        logits_RW: Next-word logits, any float dtype.
-        target_R: Token ids.
-        answer_R: Bool, rows that count.
-        chunk: Rows at a time that are copied to float32.
-
-    Returns:
-        Mean over tokens.
+    `answer_R` marks the rows that count; `chunk` of them at a time are copied to float32.
     """
     at = answer_R.to(logits_RW.device).nonzero().flatten()
     parts = zip(at.split(chunk), target_R.to(logits_RW.device)[at].split(chunk), strict=True)
@@ -59,11 +47,7 @@ def answer_nll(logits_RW: Tensor, target_R: Tensor, answer_R: Tensor, *, chunk: 
 
 
 def pooled(means: Sequence[Mean]) -> Mean:
-    """All of them as one: totals and weights added.
-
-    Raises:
-        ValueError: None given: a 0 without a graph would part the ranks.
-    """
+    """All of them, one at least, as one: totals and weights added."""
     if not means:
         raise ValueError("expected at least one mean to pool, found none")
     return Mean(
@@ -81,17 +65,12 @@ def _mean_of_images(means: Sequence[Mean], *, like: Tensor) -> Mean:
 
 
 def sum_over_rows(total: Callable[..., Tensor], rows: Sequence[Tensor], *, chunk: int) -> Tensor:
-    """Sum of `total(*some rows)` over chunks of rows; only one chunk's intermediates are alive.
+    """Sum of `total(*some rows)`, 0-d, over chunks of rows; only one chunk's intermediates are
+    alive.
 
-    Args:
-        total: Rows -> 0-d sum over them; it uses no random numbers and no parameter that could be
-            partitioned over ranks, as it runs again in backward, a number of times that depends on
-            the batch.
-        rows: Tensors of equally many rows along their first axis; the first may need a gradient.
-        chunk: Rows at a time.
-
-    Returns:
-        0-d; 0 with a graph where there are no rows.
+    `total` runs again in backward, a number of times that depends on the batch: it uses no random
+    numbers and no parameter that could be partitioned over ranks. Of `rows`, equally long, the
+    first may need a gradient; without any row the sum is 0 with a graph.
     """
     if not len(rows[0]):
         return rows[0].float().sum() * 0

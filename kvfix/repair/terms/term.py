@@ -58,22 +58,13 @@ class Term:
         raise NotImplementedError
 
     def make_head(self, channels: int, seed: int) -> Head | None:
-        """The module that it trains along; None without one.
-
-        Args:
-            channels: Of a value: KV heads times channels of a head.
-            seed: Of its random start.
-        """
+        """The module that it trains along, on values of so many channels; None without one."""
         return None
 
     def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """What `loss(...).weight` will be, before any forward pass.
 
         With it a step's mean is the same however its samples are shared out over micro-batches.
-
-        Args:
-            batch: A micro-batch.
-            keys_SHV: The keys to suppress; None without.
         """
         raise NotImplementedError
 

@@ -37,17 +37,7 @@ def begin_record(
     world: int,
     step: int,
 ) -> dict[str, Any]:
-    """What is known where the steps begin; the starts before this one stay in it.
-
-    Args:
-        before: The record of the earlier starts, empty without.
-        repair: What is trained.
-        report: What `attach` told of the adapter.
-        examples: What is learned from.
-        command: As it was typed.
-        world: Ranks.
-        step: Steps that are done.
-    """
+    """What is known where the steps begin; the starts `before` this one stay in it."""
     mlm, keys = repair.mlm, repair.keys
     start = {
         "command": command,
@@ -90,13 +80,7 @@ def begin_record(
 
 
 def end_record(record: dict[str, Any], *, how: str, seconds: float) -> dict[str, Any]:
-    """The last start has ended.
-
-    Args:
-        record: Of `begin_record`.
-        how: In words.
-        seconds: That its steps took.
-    """
+    """The last start has ended."""
     *earlier, last = record["starts"]
     starts = [*earlier, last | {"ended": how, "seconds": round(seconds, 1)}]
     total = sum(s["seconds"] or 0.0 for s in starts)
@@ -139,14 +123,7 @@ def told(going: Going, recipe: Any, record: Mapping[str, Any]) -> list[str]:
 
 
 def finish(recipe: Any, out: Path, record: dict[str, Any], fingerprint: Mapping[str, Any]) -> None:
-    """The last files of a run that has ended: the card, and the record that says so.
-
-    Args:
-        recipe: The config.
-        out: Run folder, with the adapter.
-        record: Of all starts.
-        fingerprint: Of the run.
-    """
+    """The last files of a run that has ended: the card, and the record that says so."""
     model = record["model"] | {"sha256": fingerprint["model.sha256"]}
     record = record | {"model": model, "fingerprint": fingerprint, "steps": recipe.steps}
     write_text(out / CARD, card(recipe, record))

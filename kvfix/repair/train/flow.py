@@ -15,21 +15,11 @@ from kvfix.repair.train.stops import Stops
 class Flow(TrainerCallback):
     """Reads the guard after each step, and turns wishes and clocks into saves and stops.
 
-    Attributes:
-        stops: Signals of this rank.
-        lost: Why examples of this rank could not be read, which stops the training.
+    `lost` says why examples of this rank could not be read, which stops the training.
     """
 
     def __init__(self, stops: Stops, *, every: int, minutes: float, stop_at: int, world: int):
-        """Start the clock.
-
-        Args:
-            stops: Signals of this rank.
-            every: Steps between checkpoints; 0: none by steps.
-            minutes: Between checkpoints; 0: none by time.
-            stop_at: A step after which to stop; 0: none.
-            world: Ranks.
-        """
+        """Start the clock: checkpoints come `every` so many steps and minutes; 0 is none by it."""
         self.stops = stops
         self.lost: list[str] = []
         self._every, self._minutes, self._stop_at, self._world = every, minutes, stop_at, world

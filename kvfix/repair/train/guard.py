@@ -23,8 +23,7 @@ GRADIENT, WEIGHTS = "the gradient's norm", "a trained weight"
 class Diverged(ValueError):
     """A loss, a gradient or a weight that is not finite; the message says which, and when.
 
-    Attributes:
-        rates: Learning rate of each group of parameters in that step.
+    `rates` are the learning rates of that step by group of parameters.
     """
 
     def __init__(self, step: int, what: Sequence[str], rates: dict[str, float]):
@@ -48,12 +47,6 @@ class Guard:
     """Collects flags of one step while the next one is under way."""
 
     def __init__(self, names: Sequence[str], trained: Sequence[nn.Parameter]):
-        """Nothing is looked at yet.
-
-        Args:
-            names: Of the T terms.
-            trained: All parameters that the optimizer changes.
-        """
         self._what = (*(f"the loss `{name}`" for name in names), GRADIENT, WEIGHTS)
         self._trained = trained
         self._total_T: Tensor | None = None
@@ -72,11 +65,8 @@ class Guard:
         self._total_T = total_T if self._total_T is None else self._total_T + total_T
 
     def end(self, step: int, rates: dict[str, float]) -> None:
-        """After the last backward pass of a step.
-
-        Args:
-            step: 1-based.
-            rates: Under which the optimizer takes it.
+        """After the last backward pass of a step (1-based), which the optimizer takes under these
+        rates.
         """
         self._step, self._rates = step, rates
 
@@ -100,11 +90,7 @@ class Guard:
         self._sent, self._sent_of = _Late(flags_F), (self._step, self._rates)
 
     def read(self) -> Asked:
-        """What was sent.
-
-        Raises:
-            Diverged: On every rank, whichever found it.
-        """
+        """What was sent; Diverged on every rank, whichever found it."""
         if self._sent is None:
             return Asked(False, False)
         *found, stop, save = self._sent.values()

@@ -33,16 +33,7 @@ def fields_of(config: Any) -> dict[str, Any]:
 
 
 def check_same(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with something else.
-
-    Args:
-        out: Run folder, for the message.
-        then: Fingerprint of the earlier starts.
-        now: As much of this start's as is known.
-
-    Raises:
-        ValueError: A field differs.
-    """
+    """Refuse to go on where a field of the earlier starts' fingerprint differs from this one's."""
     differ = []
     for name, value in now.items():
         before = then.get(name, value)  # a field of a later kvfix: nobody could have set it
@@ -98,12 +89,6 @@ class Identity:
     """The fingerprint of a start; big files are read beside the work."""
 
     def __init__(self, known: Mapping[str, Any], mlm: Mlm):
-        """Begin to read.
-
-        Args:
-            known: Fields that need no reading.
-            mlm: The base model.
-        """
         self._known = dict(known)
         with ThreadPoolExecutor(1) as pool:
             self._read = pool.submit(model_fields, mlm)

@@ -49,15 +49,8 @@ class Launch(NamedTuple):
 def plan_launch(zero: str, presets: Path, environment: Mapping[str, str] = os.environ) -> Launch:
     """Read the environment and the ZeRO preset; nothing is started yet.
 
-    Args:
-        zero: "" for none (under the DeepSpeed launcher: 0), "0" to "3", "2_offload", "3_offload",
-            or the path of a DeepSpeed config.
-        presets: Folder of `zero<name>.json`.
-        environment: Variables of a launcher.
-
-    Raises:
-        FileNotFoundError: No such preset or file.
-        ValueError: A config that is no JSON, or a machine on which DeepSpeed cannot start.
+    `zero` is "" for none (under the DeepSpeed launcher: 0), "0" to "3", "2_offload", "3_offload",
+    or the path of a DeepSpeed config; `presets` is the folder of `zero<name>.json`.
     """
     world = int(environment.get("WORLD_SIZE", "1"))
     local = int(environment.get("LOCAL_RANK", "0"))
@@ -93,11 +86,7 @@ def _config(zero: str, presets: Path) -> dict[str, Any] | None:
 
 
 def check_tools() -> None:
-    """DeepSpeed builds its CPU communication on first use.
-
-    Raises:
-        ValueError: On a machine without a GPU, when a compiler or ninja is missing.
-    """
+    """Refuse a CPU without compiler and ninja: DeepSpeed builds its communication on first use."""
     if torch.cuda.is_available():
         return
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
@@ -117,12 +106,7 @@ def check_tools() -> None:
 
 
 def typed(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The command line as it was typed, the launcher in front.
-
-    Args:
-        argv: Of this process.
-        environment: Variables of a launcher.
-    """
+    """The command line as it was typed, the launcher in front."""
     words = [word for word in argv if not word.startswith("--local_rank")]
     script = words[0].endswith(".py")
     if "LOCAL_RANK" not in environment:
@@ -149,12 +133,7 @@ def set_rank_variables(launch: Launch) -> None:
 def run_to_its_end(words: Sequence[str], *, launched: bool) -> int:
     """Run a training, also past Ctrl-C or SIGTERM, at which it saves; its exit code.
 
-    Args:
-        words: The command.
-        launched: By the DeepSpeed runner, which would end and leave its launcher, a child, working.
-
-    Raises:
-        Interrupted: It was asked to end.
+    `launched`: by the DeepSpeed runner, which would end and leave its launcher, a child, working.
     """
     process = subprocess.Popen(words)
     asked: list[int] = []
@@ -178,15 +157,7 @@ def run_to_its_end(words: Sequence[str], *, launched: bool) -> int:
 
 
 def agreed(make: Callable[[], Any], launch: Launch) -> Any:
-    """What `make` returns on rank 0, on every rank.
-
-    Args:
-        make: Called on rank 0 alone; what it returns can be written as JSON.
-        launch: How this rank was started.
-
-    Raises:
-        ValueError: What `make` raised, on every rank.
-    """
+    """What `make` returns, or the ValueError it raises, on rank 0: on every rank, through JSON."""
     if launch.world == 1:
         return make()
     store = _store(launch)

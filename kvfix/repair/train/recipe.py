@@ -137,16 +137,9 @@ def load_model(recipe: Recipe, launch: Launch) -> Mlm:
 
 
 def read_recipe(page: Path, config: str | None, overrides: Sequence[str]) -> Recipe:
-    """The settings of a recipe.
+    """The settings of `recipes/<name>.py`, whose defaults are in `<name>.yaml` beside it.
 
-    Args:
-        page: `recipes/<name>.py`; `<name>.yaml` beside it holds its defaults.
-        config: Another YAML file: a path, or the name of one beside the page.
-        overrides: `key=value`.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: A key or a value that is none.
+    Another YAML file is a path, or the name of one beside the page.
     """
     file = Path(config or page.with_suffix(".yaml"))
     beside = page.parent / file

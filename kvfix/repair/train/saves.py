@@ -56,17 +56,8 @@ def together(
 ) -> Iterator[Path]:
     """A folder that all ranks write into; it is in its place when the last one is done.
 
-    Args:
-        target: What it becomes. What lies there was never whole, and goes.
-        main: Whether this is rank 0, which prepares, lists, syncs and renames it.
-        wait: For all ranks.
-        command: As it was typed.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        OSError: It cannot be written; nothing half-written stays that counts.
+    What lies at its `target` was never whole, and goes. Rank 0, the `main` one, prepares, lists,
+    syncs and renames it; `wait` is for all ranks.
     """
     if main and target.exists():
         shutil.rmtree(target)
@@ -78,13 +69,7 @@ def together(
 
 
 def rotate(newest: Path, *, keep: int, torn: Collection[Path] = ()) -> None:
-    """Remove checkpoints before the newest, which is whole, but for some.
-
-    Args:
-        newest: Just written.
-        keep: How many stay, the newest included.
-        torn: Known to be; they go first.
-    """
+    """Remove checkpoints before the newest, so that `keep` stay; torn ones go first."""
     others = [p for p in checkpoints(newest.parent) if p != newest]
     older = [p for p in others if p not in torn and step_of(p) < step_of(newest)]
     kept = older[max(len(older) - (keep - 1), 0) :]

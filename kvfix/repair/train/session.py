@@ -55,15 +55,9 @@ class Ended(NamedTuple):
 def run_steps(work: Work, *, begin: Callable[[], None], end: Callable[[str, float], None]) -> Ended:
     """Train until the last step, a wish to stop, or something that cannot go on.
 
-    Args:
-        work: What with.
-        begin: Called by every rank when all is ready and the first step is next.
-        end: Called by every rank with how and after how many seconds the steps ended.
-
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint is written.
-        ValueError: A step that cannot be taken, or a checkpoint that cannot be written; the message
-            names what is kept and how to go on.
+    Every rank calls `begin` when all is ready and the first step is next, and `end` with how and
+    after how many seconds the steps ended. Interrupted: by Ctrl-C or SIGTERM, with a checkpoint. A
+    ValueError says what is kept and how to go on.
     """
     recipe, out, going = work.recipe, work.out, work.going
     with Stops(alone=work.launch.world == 1) as stops:

@@ -18,14 +18,9 @@ _FRESH = 60.0  # seconds in which a rank may have made one that nobody has mappe
 
 
 def sweep(folder: Path = SHARED, processes: Path = Path("/proc")) -> int:
-    """Remove what ended trainings of this user left; what some process has mapped stays.
+    """Remove what ended trainings of this user left, and tell how many bytes that frees.
 
-    Args:
-        folder: Of shared memory.
-        processes: Of the system.
-
-    Returns:
-        Bytes that are free again.
+    What some process has mapped stays.
     """
     mine, old = os.getuid(), time.time() - _FRESH
     left = {}
@@ -47,12 +42,7 @@ def sweep(folder: Path = SHARED, processes: Path = Path("/proc")) -> int:
 
 
 def forget(rank: int, folder: Path = SHARED) -> None:
-    """Take away the name of this rank's memory, once every rank has mapped it.
-
-    Args:
-        rank: Of this process.
-        folder: Of shared memory.
-    """
+    """Take away the name of this rank's memory, once every rank has mapped it."""
     place = f"{os.environ.get('MASTER_ADDR', '')}_{os.environ.get('MASTER_PORT', '')}"
     (folder / f"{_NAME}{os.getuid()}_{place}_{rank}").unlink(missing_ok=True)
 

@@ -19,13 +19,7 @@ class Monitor:
     """Prints and writes what a training reports; on other ranks it does nothing."""
 
     def __init__(self, steps: int, out: Path, *, main: bool):
-        """Nothing is shown before `with`, nothing written before `begin`.
-
-        Args:
-            steps: Of the run.
-            out: Run folder.
-            main: Whether this is rank 0.
-        """
+        """Nothing is shown before `with`, nothing written before `begin`."""
         self._main, self._file = main, out / LOG
         self._log: IO[str] | None = None
         self._progress = Progress(
@@ -46,11 +40,7 @@ class Monitor:
         return self
 
     def begin(self, since: int | None) -> None:
-        """Open the log.
-
-        Args:
-            since: Go on in the log of an earlier start after this step; None: a new log.
-        """
+        """Open the log, or go on in that of an earlier start after step `since`."""
         if self._main:
             write_text(self._file, "".join(self._kept(since)))
             self._log = self._file.open("a", encoding="utf-8")

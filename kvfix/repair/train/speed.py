@@ -45,12 +45,6 @@ class Clock:
     """
 
     def __init__(self, parameters: int, device: torch.device):
-        """Start.
-
-        Args:
-            parameters: Of the language model.
-            device: Of this rank.
-        """
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self._peak, self._flops = peak_flops(name), flops_a_token(parameters)
         self._restart()
@@ -60,13 +54,7 @@ class Clock:
         self.waited, self.images, self.tokens = 0.0, 0.0, 0.0
 
     def read(self, images: float, tokens: float, ranks: int) -> dict[str, float]:
-        """Of all ranks together; then start anew.
-
-        Args:
-            images: Of all ranks.
-            tokens: Of all ranks.
-            ranks: How many.
-        """
+        """Of all ranks together, whose images and tokens these are; then start anew."""
         seconds = time.perf_counter() - self._start
         rates = {
             "images_per_s": images / seconds,

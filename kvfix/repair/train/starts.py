@@ -41,16 +41,8 @@ def finished(out: Path) -> bool:
 def look(out: Path, config: Any, *, world: int, command: str) -> Going:
     """What is in the folder; nothing is touched.
 
-    Args:
-        out: Run folder.
-        config: A `Recipe`.
-        world: Ranks.
-        command: As it was typed.
-
-    Raises:
-        InUse: It cannot be gone on with because another process works in it.
-        ValueError: Other files, a run that nobody asked to go on with, nothing to go on with, or a
-            run of something else; the message names every field that differs.
+    InUse: another process works in it. A ValueError names what else stands against going on, every
+    field that differs too.
     """
     try:
         return _look(out, config, world)
@@ -111,11 +103,7 @@ def _check_new(out: Path, names: set[str], record: Mapping[str, Any]) -> None:
 
 
 def claim(out: Path, *, command: str) -> Any:
-    """The folder's lock, for rank 0; a context manager.
-
-    Raises:
-        InUse: Another process trains there.
-    """
+    """The folder's lock, for rank 0; a context manager that raises InUse."""
     return locked(out, command=command, mend=MEND)
 
 

@@ -19,14 +19,10 @@ _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar has hidden it
 
 
 def without_signals(then: Callable[[int], None], worker: int) -> None:
-    """What a worker that prepares batches begins with.
+    """What a worker that prepares batches begins with, before `then`.
 
     Batch systems and launchers send a signal to all processes at once: a worker that ended for it
     would take away the batch of the step after which its trainer wants to save.
-
-    Args:
-        then: What it would have begun with.
-        worker: Its number.
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -36,16 +32,10 @@ def without_signals(then: Callable[[int], None], worker: int) -> None:
 class Stops:
     """Catches both signals in a `with`, in the main thread; in another one it does nothing.
 
-    Attributes:
-        signal: The first that came, None before.
+    `signal` is the first that came, None before; `alone` says that this is the only rank.
     """
 
     def __init__(self, *, alone: bool):
-        """Nothing is caught before `with`.
-
-        Args:
-            alone: Whether this is the only rank.
-        """
         self.signal: int | None = None
         self._alone, self._pid = alone, os.getpid()
         self._before: dict[int, Any] = {}

@@ -120,10 +120,7 @@ class RepairTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Batch]], Tensor]:
-        """The micro-batches of one optimizer step, and what all ranks' hold together.
-
-        What the guard found in the step before goes along.
-        """
+        """A step's micro-batches and what all ranks' hold; what the guard found goes along."""
         start = time.perf_counter()
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [sample["batch"] for sample in samples]
@@ -179,10 +176,8 @@ class RepairTrainer(Trainer):
         return norm
 
     def check_finite(self) -> None:
-        """Before anything is written: wait for the last step; every rank calls this.
-
-        Raises:
-            Diverged: On every rank.
+        """Before anything is written: wait for the last step; every rank calls this, and may raise
+        Diverged.
         """
         self.guard.send(self._summed(self.guard.flags(self.args.device)))
         self.guard.read()
@@ -271,11 +266,7 @@ class RepairTrainer(Trainer):
 
 
 def load_trained(repair: Repair, folder: Path) -> None:
-    """Adapter and heads of `save_model`; nothing may be missing.
-
-    Raises:
-        ValueError: Of another shape.
-    """
+    """Adapter and heads of `save_model`; nothing may be missing."""
     adapters.restore(repair.model, folder)
     if heads := dict(repair.beside().named_parameters()):
         beside: Any = repair.beside().load_state_dict(load_file(folder / BESIDE), strict=False)

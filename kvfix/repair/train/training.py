@@ -40,12 +40,9 @@ from kvfix.shipped import default_out, presets_dir
 def in_run_folder(name: str) -> Callable[[Callable[[Training], None]], Callable[..., Path]]:
     """Make the steps of a page, which take an open `Training`, a function of the settings.
 
-    Args:
-        name: The recipe's, which names the folder where the config does not.
-
-    Returns:
-        A decorator. The page's function then takes the `Recipe` and, as keyword `command`, the
-        words that were typed; it returns the run folder. A finished training is not begun again.
+    The page's function then takes the `Recipe` and, as keyword `command`, the words that were
+    typed; it returns the run folder, which is called `name` where the config names none. A finished
+    training is not begun again.
     """
 
     def around(steps: Callable[[Training], None]) -> Callable[..., Path]:
@@ -71,16 +68,8 @@ class Training(AbstractContextManager):
     """
 
     def __init__(self, recipe: Recipe, name: str, *, command: Sequence[str]):
-        """Look at the folder; nothing is touched before `with`.
-
-        Args:
-            recipe: The config.
-            name: Of the recipe, which names the folder where the config does not.
-            command: As it was typed, for messages and the card.
-
-        Raises:
-            FileNotFoundError: No such DeepSpeed config.
-            ValueError: A folder that cannot be trained in, or gone on with, in one line.
+        """Look at the folder; nothing is touched before `with`. `command` is for messages and the
+        card.
         """
         self.recipe, self.command, self._line = recipe, command, shlex.join(command)
         self.launch = plan_launch(recipe.zero, presets_dir())
@@ -148,15 +137,8 @@ class Training(AbstractContextManager):
     def fit(self, repair: Repair, report: LoraReport, examples: Examples) -> None:
         """Take the steps, with checkpoints on the way; write the adapter, its record and its card.
 
-        Args:
-            repair: What is trained.
-            report: What `attach` told of the adapter.
-            examples: What is learned from.
-
-        Raises:
-            ValueError: Steps that cannot be taken, data or a model that is not what was trained
-                with before, in one line.
-            Interrupted: Ctrl-C or SIGTERM in the midst of the steps; a checkpoint is written.
+        A ValueError says what stands against it; Interrupted is Ctrl-C or SIGTERM in the midst of
+        the steps, with a checkpoint written.
         """
         recipe, going, out, monitor = self.recipe, self._going, self.out, self._monitor
         identity = Identity(self._known(examples), repair.mlm)

@@ -41,12 +41,7 @@ class Chosen(NamedTuple):
 
 
 def choose(path: Path) -> Chosen:
-    """The files of one model's predictions in a folder; a file is taken as it is.
-
-    Raises:
-        ValueError: no predictions, several models', or several tables that may be meant.
-        FileNotFoundError: no such file or folder.
-    """
+    """The files of one model's predictions in a folder; a file is taken as it is."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected predictions, found no such file or folder")
     if not path.is_dir():

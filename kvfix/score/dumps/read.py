@@ -70,12 +70,7 @@ class Dump:
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """The answer key: question id -> letter, from JSON ``{"val_Art_Style_1": "(A)"}``.
-
-    Raises:
-        ValueError: not that form, a question twice, or an answer that is no letter.
-        OSError: no such file.
-    """
+    """The answer key: question id -> letter, from JSON ``{"val_Art_Style_1": "(A)"}``."""
     value = parse_json(read_text(path), str(path))
     if not isinstance(value, dict) or not value:
         raise ValueError(
@@ -99,10 +94,7 @@ def read_answers(path: Path) -> dict[str, str]:
 def read_dump(path: Path, answers: Mapping[str, str]) -> Dump:
     """The predictions in a file or folder for the questions of an answer key (id -> letter).
 
-    Raises:
-        ValueError: a form that is none of the above, two different predictions for one question,
-            rows that cannot be aligned, or no question in common with the key.
-        OSError: no such file.
+    A ValueError says what form, which question, or which rows cannot be told.
     """
     split = next(iter(answers)).partition("_")[0]
     files, notes = choose(path)

@@ -1,7 +1,4 @@
-"""The forms in which suites write multiple-choice predictions, each read into rows.
-
-A row is not aligned with an answer key yet; `kvfix.score.dumps.read` does that.
-"""
+"""The forms in which suites write multiple-choice predictions, each read into rows."""
 
 from __future__ import annotations
 
@@ -52,11 +49,7 @@ class DumpRow(NamedTuple):
 
 
 def read_rows(file: Path, split: str) -> Iterator[DumpRow]:
-    """The rows of one file; of the splits of an official one, those of `split`.
-
-    Raises:
-        ValueError: a form that is none of those known; the message names file and place.
-    """
+    """The rows of one file, not aligned with a key yet; of an official one those of `split`."""
     suffix = file.suffix.lower()
     if suffix == ".xls":
         raise ValueError(f"{file}: expected .xlsx or csv, found an old spreadsheet; save it anew")
@@ -79,8 +72,7 @@ def read_rows(file: Path, split: str) -> Iterator[DumpRow]:
 def _text_key(keys: Collection[str]) -> str | None:
     """Under which key a record holds what the model wrote.
 
-    "answer" is the right answer in every form of a suite, so that it counts only beside another
-    key that holds that.
+    "answer" is the right answer in every form of a suite, so that it counts only beside another.
     """
     found = next((key for key in TEXTS if key in keys), None)
     if found is None and "answer" in keys and any(key in keys for key in TRUTHS[1:]):

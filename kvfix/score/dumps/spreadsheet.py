@@ -1,9 +1,9 @@
 """A sheet of an .xlsx file as rows of text: all that result tables of other tools need.
 
-openpyxl reads it, a row at a time. An .xlsx file is a zip of XML parts, of which a small one can
-unfold into all of the memory, so that sizes, tags, rows and cells are bounded before and while they
-are read, and defusedxml (which openpyxl uses where it is installed) refuses entities. Formulas come
-as the value that was saved with them; of merged cells the first holds the value.
+An .xlsx file is a zip of XML parts, of which a small one can unfold into all of the memory: sizes,
+tags, rows and cells are bounded before and while openpyxl reads them, and defusedxml (which it uses
+where it is installed) refuses entities. Formulas come as the value that was saved with them; of
+merged cells the first holds the value.
 """
 
 from __future__ import annotations
@@ -45,10 +45,6 @@ def read_sheet(
 
     Of several sheets the first with the `wanted` columns is taken, or the first of all if none has
     them.
-
-    Raises:
-        ValueError: not such a file, or one that is larger than the bounds of this module.
-        OSError: no such file.
     """
     import openpyxl  # takes half a second, which only spreadsheets need
 

@@ -24,12 +24,7 @@ _DELIMITERS = ",;\t|"
 
 
 def read_text(path: Path) -> str:
-    """A file as text: UTF-8, or UTF-16 or 32 as Windows programs write it, by its first bytes.
-
-    Raises:
-        ValueError: another encoding.
-        FileNotFoundError: no such file.
-    """
+    """A file as text: UTF-8, or UTF-16 or 32 as Windows programs write it, by its first bytes."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -44,11 +39,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """JSON whose objects do not hold a key twice with different values.
-
-    Raises:
-        ValueError: not JSON, or such a key.
-    """
+    """JSON whose objects do not hold a key twice with different values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -75,9 +66,6 @@ def read_table(file: Path, wanted: Callable[[set[str]], bool]) -> list[dict[str,
 
     Fields are parted by commas, semicolons, tabs or bars: by the first that gives a header with the
     `wanted` columns, and by that of the file's suffix if none does.
-
-    Raises:
-        ValueError: no table.
     """
     text = read_text(file)
     usual = "\t" if file.suffix.lower() == ".tsv" else ","
