@@ -44,9 +44,7 @@ def to_cells(xy_K2: np.ndarray | torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 def sample_cells(f_SHWC: torch.Tensor, rc_K2: torch.Tensor) -> torch.Tensor:
-    """Bilinear features (S, K, C), float32, at fractional (row, col); points past the edge are
-    clamped.
-    """
+    """Bilinear features (S, K, C), float32, at fractional (row, col), clamped at the edge."""
     _, rows, cols, _ = f_SHWC.shape
     limit = torch.tensor([rows - 1, cols - 1], dtype=rc_K2.dtype)
     rc = rc_K2.cpu().clamp(min=torch.zeros(2, dtype=rc_K2.dtype), max=limit)
@@ -75,15 +73,9 @@ def _overlap(centres: np.ndarray, first: float, last: float, n_pixels: int) -> t
 
 
 def to_grid(mask_HW: np.ndarray | torch.Tensor, layout: Layout) -> GridMask:
-    """Soft patch labels: the exact foreground area share of each cell, also for fractional cell
-    edges.
+    """Soft patch labels: the exact foreground area share of each cell, also for fractional edges.
 
-    Args:
-        mask_HW: (height, width) in original pixels: bool or 0/1, 255 = void (uncounted).
-        layout: the image's layout.
-
-    Raises:
-        ValueError: the mask is not of the layout's image size.
+    The mask is (height, width) in original pixels: bool or 0/1, 255 = void (uncounted).
     """
     mask = check_mask(mask_HW, layout)
     x0, y0, x1, y1 = layout.box
@@ -109,9 +101,7 @@ def check_mask(mask_HW: np.ndarray | torch.Tensor, layout: Layout) -> torch.Tens
 
 
 def _interpolation(cell_P: np.ndarray, n_cells: int) -> torch.Tensor:
-    """(pixels, cells) linear interpolation weights at fractional cells, clamped at the outer
-    centres.
-    """
+    """(pixels, cells) linear interpolation weights, clamped at the outer centres."""
     cell = torch.from_numpy(np.clip(cell_P, 0, n_cells - 1))
     # A hat of half width one cell round each centre is exactly the pair of linear weights.
     hat = 1 - (cell[:, None] - torch.arange(n_cells, dtype=torch.float64)).abs()
@@ -129,19 +119,11 @@ def inside_box(layout: Layout) -> torch.Tensor:
 def to_pixels(
     map_SHW: torch.Tensor, layout: Layout, *, outside: float | None = None
 ) -> torch.Tensor:
-    """Bilinear upsampling of grid maps to the original pixels, cell centres held
-    (align_corners=False).
+    """Bilinear upsampling of (S, H, W) maps to the original pixels, (S, height, width) float32.
 
-    Two small matrix products per map, as interpolation is separable; on any box, also one that is
-    smaller than the image (centre crop) or larger (padding).
-
-    Args:
-        map_SHW: (S, H, W) maps; S may be any leading count.
-        layout: the image's layout.
-        outside: value of pixels that the grid does not span; None repeats the edge value.
-
-    Returns:
-        (S, height, width) float32 on the map's device.
+    Cell centres are held (align_corners=False). Two small matrix products per map, as interpolation
+    is separable; on any box, also one that is smaller than the image (centre crop) or larger
+    (padding). Pixels that the grid does not span get `outside`; None repeats the edge value.
     """
     if tuple(map_SHW.shape[1:]) != tuple(layout.grid_hw):
         raise ValueError(
@@ -163,16 +145,10 @@ def to_pixels(
 
 
 def position_features(layout: Layout, *, frequencies: int = 4) -> torch.Tensor:
-    """Fourier features of the cell centres alone: the control site ``position``.
+    """Fourier features of the cell centres alone, (1, H, W, 4 F) float32: the site ``position``.
 
-    What a probe scores on these, it scores without having seen the image.
-
-    Args:
-        layout: the image's layout; centres are taken relative to the image's width and height.
-        frequencies: F; the j-th runs through 2**j half periods over the image.
-
-    Returns:
-        (1, H, W, 4 F) float32 in [-1, 1].
+    What a probe scores on these, it scores without having seen the image. The j-th frequency runs
+    through 2**j half periods over the image.
     """
     height, width = layout.image_hw
     xy = cell_centres(layout) / torch.tensor([width, height], dtype=torch.float64)

@@ -1,8 +1,7 @@
-"""The benchmarks' figures from the rows of a task: means and pooled ratios with their intervals.
+"""The benchmarks' figures from the rows of a task, of a model's sites and of predictions alike.
 
-`kvfix eval` computes them at every site of a model and `kvfix score` of predictions that were made
-elsewhere, by the same functions. A pooled ratio divides the sums over units once, and is recomputed
-in each resample of the bootstrap.
+A pooled ratio divides the sums over units once, and is recomputed in each resample of the
+bootstrap.
 """
 
 from __future__ import annotations
@@ -118,12 +117,7 @@ POOLED: dict[str, dict[str, Callable[[Columns], Interval]]] = {
 
 
 def pooled_results(run: TaskRun, *, seed: int = 0) -> list[Result]:
-    """The further results of a task, one for each metric and site; none where it has no such.
-
-    Args:
-        run: a scored task.
-        seed: of the bootstrap.
-    """
+    """The further results of a task, one for each metric and site; none where it has no such."""
     metrics = POOLED.get(run.units.task, {})
     if not metrics or not run.rows:
         return []

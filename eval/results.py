@@ -24,12 +24,7 @@ class Table:
     """The scores of one task as an array: units x sites."""
 
     def __init__(self, rows: Iterable[ScoreRow], field: str = "score"):
-        """Pivot rows, gone through once; a unit without a site's score gets NaN there.
-
-        Args:
-            rows: those of one task.
-            field: which of a row's numbers is read as its score.
-        """
+        """Pivot one number of a task's rows; a unit without it at a site gets NaN there."""
         unit_of: dict[str, int] = {}
         site_of: dict[Site, int] = {}
         self.clusters: list[str] = []

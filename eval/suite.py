@@ -57,7 +57,7 @@ def run_task(
     control: str | None = None,
     tick: Tick = lambda task: None,
 ) -> TaskRun:
-    """Score every unit that is not on disk yet.
+    """Score every unit that is not on disk yet; all rows of the task, those of earlier starts too.
 
     Args:
         units: what to score.
@@ -65,9 +65,6 @@ def run_task(
         folder: the run folder.
         control: name of the control that the source stands for, None for the model itself.
         tick: called after each unit, done before or now.
-
-    Returns:
-        All rows of the task, those of earlier starts included.
     """
     path = sample_path(folder, units, control)
     with Recorder(units, path) as recorder:

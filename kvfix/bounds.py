@@ -60,11 +60,7 @@ def number(default: Any, **bounds: float) -> Any:
 
 
 def check_numbers(config: Any) -> None:
-    """Look at every number of a dataclass; dataclasses within it look at their own.
-
-    Raises:
-        FieldError: A number is not finite or out of its bounds, or a bool stands in its place.
-    """
+    """Look at every number of a dataclass, or raise FieldError; inner ones look at their own."""
     for f in fields(config):
         check_number(config, f.name, getattr(config, f.name))
 

@@ -19,17 +19,10 @@ C = TypeVar("C")
 
 
 def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
-    """Read `path` into the dataclass `cls`, then apply overrides such as `lr=1e-3`.
+    """Read a YAML file into the dataclass `cls`, whose fields all have defaults; then `key=value`.
 
-    Args:
-        cls: A dataclass whose fields all have defaults.
-        path: A YAML file of `key: value` lines, or None for the defaults.
-        overrides: `key=value` strings, whose values are read as YAML.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: A key is unknown, or a value is of another type than the default, out of its
-            bounds (`kvfix.bounds`), or refused by the dataclass.
+    A key that is unknown, and a value that is of another type than the default, out of its bounds
+    (`kvfix.bounds`) or refused by the dataclass, is a ValueError.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -87,10 +80,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _like(value: Any, default: Any, key: str) -> Any:
-    """Convert harmless spellings (1 for 1.0 or "1", 1e-3 as text, list for tuple); no others.
-
-    The items of a tuple are like those of the default, where it has any.
-    """
+    """Convert harmless spellings (1 for 1.0 or "1", 1e-3 as text, list for tuple); no others."""
     if is_dataclass(default) and isinstance(value, dict):
         return _filled(default, value, f"{key}.")
     if default is None or type(value) is type(default):

@@ -1,7 +1,7 @@
 """What a run says in words, and the numbers it says it from, apart: pages render both as they like.
 
-A finding knows its kind, its place and its numbers; `text` is the sentence of the terminal and of
-run.json, `words` the same below a heading that names the subject already.
+`text` is the sentence of the terminal and of run.json, `words` the same below a heading that names
+the subject already.
 """
 
 from __future__ import annotations

@@ -42,10 +42,7 @@ def refusal(
 ) -> str | None:
     """Why a command must not run here, in one line; None if it may, "" on all ranks but the first.
 
-    Args:
-        program: As it is typed: `kvfix`, or `python recipes/x.py`.
-        arguments: What follows; the first one without a dash is the command.
-        environment: Variables of a launcher.
+    The first of the arguments without a dash is the command.
     """
     found = rank(environment)
     command = next((word for word in arguments if not word.startswith("-")), "")

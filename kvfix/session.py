@@ -48,12 +48,7 @@ class ModelOptions:
         return None if self.device == "auto" else self.device
 
     def load(self) -> Mlm:
-        """The model with its adapter.
-
-        Raises:
-            ValueError: options or files that do not fit; see `load_mlm`.
-            FileNotFoundError: no such folder, or it lacks a file.
-        """
+        """The model with its adapter; raises as `load_mlm`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AdapterWarning)  # shown below, as lines of ours
             mlm = load_mlm(

@@ -30,11 +30,7 @@ def shipped_families() -> tuple[str, ...]:
 
 
 def nano_dir(family: str = DEFAULT_FAMILY) -> Path:
-    """The folder of a shipped nano MLM.
-
-    Raises:
-        FileNotFoundError: this installation has no nano of that family.
-    """
+    """The folder of a shipped nano MLM; a FileNotFoundError where there is none of that family."""
     folder = Path(str(files("kvfix.nano"))) / family
     if not (folder / "config.json").exists():
         raise FileNotFoundError(

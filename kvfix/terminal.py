@@ -75,11 +75,7 @@ def command_line() -> str:
 
 
 def fail(text: str) -> NoReturn:
-    """Say in one line what went wrong after the work was done, and exit 1.
-
-    Raises:
-        SystemExit: always.
-    """
+    """Say in one line what went wrong after the work was done, and exit 1."""
     labelled("error:", "red", text)
     raise SystemExit(FAILED)
 
@@ -182,11 +178,7 @@ def _how_far(task: Task) -> str:
 
 
 def one_process(program: str, arguments: Sequence[str]) -> None:
-    """End here, in one line of the first rank, if a launcher started several of this process.
-
-    Raises:
-        SystemExit: 2.
-    """
+    """Exit 2, in one line of the first rank, if a launcher started several of this process."""
     why = refusal(program, arguments)
     if why is None:
         return
@@ -196,24 +188,15 @@ def one_process(program: str, arguments: Sequence[str]) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after what could be kept was kept.
-
-    Attributes:
-        code: To exit with.
-    """
+    """Ctrl-C or SIGTERM, after what could be kept was kept; `code` is to exit with."""
 
     def __init__(self, text: str, code: int = INTERRUPTED):
-        """See the class; an empty text was said already."""
         super().__init__(text)
         self.code = code
 
 
 def guarded(run: Callable[[], object]) -> None:
-    """Run a command: a clear line instead of a traceback (KVFIX_DEBUG=1 shows the traceback).
-
-    Raises:
-        SystemExit: with the exit code, however the command ended.
-    """
+    """Run a command and exit; what went wrong is one line, with KVFIX_DEBUG=1 a traceback."""
     try:
         with quiet(), _warnings_as_notes():
             run()

@@ -68,20 +68,11 @@ class McqScore(NamedTuple):
 def score(
     questions: Sequence[Question], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> McqScore:
-    """Score answered questions.
+    """Score answered questions, each once.
 
     Intervals: Wilson's for one task (a bootstrap of 0 of n right has no width), a bootstrap that
     resamples the questions of each task apart for macro and micro. For right and wrong, resampling
     n questions is a binomial draw.
-
-    Args:
-        questions: each once.
-        level: of the intervals.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: no question, or a question twice.
     """
     if not questions:
         raise ValueError("expected at least one question, found none")
@@ -181,11 +172,7 @@ class ChoiceAccuracy(NamedTuple):
 
 
 def choice_accuracy(correct: Sequence[bool], tasks: Sequence[Hashable]) -> ChoiceAccuracy:
-    """Macro and micro accuracy of questions, each right or not and of a task.
-
-    Raises:
-        ValueError: no question, or lengths that differ.
-    """
+    """Macro and micro accuracy of questions, each right or not and of a task."""
     if not correct or len(correct) != len(tasks):
         raise ValueError(
             f"expected one task a question and at least one question, found {len(correct)} "

@@ -56,16 +56,10 @@ class Scores(NamedTuple):
 
 
 def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> list[Answer]:
-    """Answer questions, `protocol.batch` at a time, in their order.
+    """Answer questions, each on one to four images, `protocol.batch` at a time, in their order.
 
-    Args:
-        mlm: the model.
-        questions: any number; each on one to four images.
-        protocol: everything that moves a score.
-
-    Raises:
-        ValueError: a question that cannot be encoded, a chat template that does not keep the order
-            of text and images, attention that takes no mask, or logits that are not finite.
+    What cannot be asked so that it counts is a ValueError: a chat template that does not keep the
+    order of text and images, attention that takes no mask, logits that are not finite.
     """
     out: list[Answer] = []
     for start in range(0, len(questions), protocol.batch):
@@ -81,11 +75,7 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
 
 
 def batches(subtasks: Sequence[str], size: int) -> list[list[int]]:
-    """Which questions to answer together: indices of questions, at most `size` at a time.
-
-    Questions of one subtask show as many images of like sizes, so that little of a batch is
-    padding.
-    """
+    """Indices of questions to answer together, at most `size` of one subtask: little is padding."""
     of_subtask: dict[str, list[int]] = {}
     for i, subtask in enumerate(subtasks):
         of_subtask.setdefault(subtask, []).append(i)
@@ -103,14 +93,7 @@ def score_options(
     *,
     around: Around | None = None,
 ) -> list[Scores]:
-    """The log-probability part of `answer` alone; nothing is written.
-
-    Args:
-        mlm: the model.
-        questions: any number.
-        protocol: everything that moves a score.
-        around: what to hold open while a batch is run, such as an intervention; None for nothing.
-    """
+    """The log-probability part of `answer` alone; `around` is held open while a batch is run."""
     out: list[Scores] = []
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]

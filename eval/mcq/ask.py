@@ -30,11 +30,7 @@ Form = Literal["(A)", "A"]
 
 @dataclass(frozen=True)
 class McqProtocol:
-    """Everything about asking and reading that moves a score; stamped into runs.
-
-    Raises:
-        ValueError: a value out of range.
-    """
+    """Everything about asking and reading that moves a score; stamped into runs."""
 
     profile: str = "kvfix"  # rules that read a letter from a written answer
     order: Order = "images-first"  # as chat templates were trained; text-first is official
@@ -83,17 +79,10 @@ def ask(question: Question, protocol: McqProtocol) -> Prompt:
 
 
 def concatenate(images: Sequence[Image.Image], *, margin: int = MARGIN) -> Image.Image:
-    """Images side by side on black, vertically centred (`concat_images_horizontally_with_margin`).
+    """Images side by side on black, vertically centred, `margin` pixels apart; as high as the
+    highest.
 
-    Args:
-        images: at least one.
-        margin: pixels between two.
-
-    Returns:
-        RGB, as high as the highest image.
-
-    Raises:
-        ValueError: no image.
+    It is the official `concat_images_horizontally_with_margin`.
     """
     if not images:
         raise ValueError("expected at least one image, found none")

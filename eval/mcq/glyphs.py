@@ -104,15 +104,10 @@ def _ink(kind: str, text: str) -> Image.Image | None:
 
 @lru_cache(maxsize=256)
 def templates(labels: tuple[str, ...], height: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ink of every kind and label at a height, and where it counts.
+    """ink_FLhw in [0, 1] of every kind and label, capitals as high as `height`, and support_FLhw.
 
-    Args:
-        labels: Words of capital letters.
-        height: Of a capital, pixels.
-
-    Returns:
-        ink_FLhw in [0, 1] and support_FLhw, 1 on the ink's box and `MARGIN` around it; both 0
-        where a kind has no such letter. Boxes sit in the top left corner.
+    The support is 1 on the ink's box and `MARGIN` around it; both are 0 where a kind has no such
+    letter. Boxes sit in the top left corner.
     """
     drawn = [[_small(kind, label, height) for label in labels] for kind in KINDS]
     width = max(small.shape[1] for row in drawn for small in row)

@@ -40,17 +40,9 @@ _STEP = 1.15  # between heights
 def find_markers(
     image: Image.Image, *, labels: Sequence[str]
 ) -> dict[str, tuple[float, float]] | None:
-    """Where each labelled circle is.
+    """(x, y) of each labelled circle, pixel centres at integers; None unless all are beyond doubt.
 
-    Args:
-        image: RGB.
-        labels: All labels that the image should show, each once: ("REF",), ("A", "B", "C", "D").
-
-    Returns:
-        label -> (x, y), pixel centres at integers; None unless every label is found beyond doubt.
-
-    Raises:
-        ValueError: no labels, or one twice.
+    `labels` are all that the image should show, each once: ("REF",), ("A", "B", "C", "D").
     """
     wanted = tuple(labels)
     if not wanted or len(set(wanted)) != len(wanted):
@@ -100,17 +92,10 @@ def _same_size(a: Ring, b: Ring) -> bool:
 
 
 def label_scores(red_HW: np.ndarray, rings: Sequence[Ring], labels: tuple[str, ...]) -> np.ndarray:
-    """How well each label fits beside each ring, in each look.
+    """(N, K, L) float64: how well each label fits beside each ring, in each look.
 
-    Args:
-        red_HW: Redness.
-        rings: At least one.
-        labels: Words of capital letters.
-
-    Returns:
-        (N, K, L) float64: the highest normalised correlation in [-1, 1] over all places within
-        `REACH` of the ring, the ring itself left out of the count; -1 where there is no place.
-        Looks are kinds of letters at heights relative to the ring.
+    It is the highest normalised correlation in [-1, 1] over all places within `REACH` of the ring,
+    the ring itself left out of the count; -1 where there is no place.
     """
     n_heights = int(np.log(HEIGHTS[1] / HEIGHTS[0]) / np.log(_STEP)) + 1
     scores = []
@@ -128,9 +113,7 @@ def label_scores(red_HW: np.ndarray, rings: Sequence[Ring], labels: tuple[str, .
 
 
 def _windows(f_HW: np.ndarray, rings: Sequence[Ring], reach: int) -> torch.Tensor:
-    """(N, 2 reach + 1, 2 reach + 1) samples around each ring, its radius scaled to `_RADIUS`; 0
-    outside the image.
-    """
+    """(N, 2 reach + 1, 2 reach + 1) samples around rings scaled to `_RADIUS`; 0 off the image."""
     samples = []
     for ring in rings:
         pixels = ring.radius / _RADIUS  # of the image a step

@@ -58,17 +58,9 @@ def answer_gap(processor: Any) -> str:
 def option_tokens(
     prompts: Sequence[str], n_options: Sequence[int], *, form: str, gap: str, tokenizer: Any
 ) -> list[list[Tokens]]:
-    """Tokens of every option's answer, for each question.
+    """Tokens of every option's answer, in the `form` "(A)" or "A", for each rendered prompt.
 
-    Args:
-        prompts: rendered, up to the generation prompt.
-        n_options: of each question, at most ten.
-        form: "(A)" or "A".
-        gap: see `answer_gap`.
-        tokenizer: the model's.
-
-    Raises:
-        ValueError: more than ten options, or options that the tokenizer cannot tell apart.
+    More than ten options, or some that the tokenizer cannot tell apart, are a ValueError.
     """
     answers = [gap + spelled(letter, form) for letter in EVERY_LETTER[: max(n_options)]]
     alone = _tokens(answers, tokenizer)
@@ -95,11 +87,7 @@ def _tokens(texts: list[str], tokenizer: Any) -> list[Tokens]:
 
 
 def option_tree(tokens: Sequence[Sequence[Tokens]]) -> OptionTree:
-    """Merge the answers' common beginnings.
-
-    Args:
-        tokens: of each question's options.
-    """
+    """Merge the common beginnings of each question's answers."""
     node_of: dict[Tokens, int] = {(): -1}
     parents: list[int] = []
     for answer in (a for options in tokens for a in options):

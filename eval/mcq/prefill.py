@@ -22,18 +22,11 @@ MASKED_ATTENTION = ("sdpa", "eager")
 
 
 class Prefill:
-    """The prompts of one batch, run once; one at a time a model, as M-RoPE's offsets live in it.
-
-    Args:
-        mlm: the model.
-        encoded: left-padded prompts.
-
-    Raises:
-        ValueError: padding on the right, or attention that cannot follow several options at once.
+    """Left-padded prompts of one batch, run once; one at a time a model, whose M-RoPE offsets it
+    sets.
     """
 
     def __init__(self, mlm: Mlm, encoded: Encoded):
-        """Run the prompts."""
         _check_attention(mlm, encoded)
         self.mlm, self.mask_BL = mlm, encoded.inputs["attention_mask"]
         self.ids_BL = encoded.inputs["input_ids"]
@@ -66,9 +59,6 @@ class Prefill:
 
         All options go through the model as one sequence after the prompt, in which a token sees the
         prompt and its own option's earlier tokens; the prompt is not run or copied again.
-
-        Raises:
-            ValueError: logits that are not finite.
         """
         logits_BNV = self.logits_BV[:, None]
         if tree.tokens_T:

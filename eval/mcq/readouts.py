@@ -203,19 +203,11 @@ def question_views(question: Question, source: Source, *, together: bool = False
     """Read a question's images; why not, where it has no readout (then nothing is read).
 
     Alone, each image is the only one of its prompt, as in every probe: its features depend on
-    nothing but the image, and its grid is the finest that the model has. Together, all images stand
-    in one prompt, as the model sees them when it answers: attention is causal, so hidden, key and
-    value states of image i also depend on images 0..i-1 (never on later ones, nor on a text after
-    them), positions run on from image to image, and models of tiled images keep the base tile only.
-    Vision and projector differ by that tile alone.
-
-    Args:
-        question: The question.
-        source: Where features come from; an `MlmSource` if `together`.
-        together: All images in one prompt, in place of one prompt an image.
-
-    Raises:
-        ValueError: `together` of a source that has no prompts.
+    nothing but the image, and its grid is the finest that the model has. Together, which needs an
+    `MlmSource`, all images stand in one prompt, as the model sees them when it answers: attention
+    is causal, so hidden, key and value states of image i also depend on images 0..i-1 (never on
+    later ones, nor on a text after them), positions run on from image to image, and models of tiled
+    images keep the base tile only. Vision and projector differ by that tile alone.
     """
     asked = compared(question)
     if isinstance(asked, str):
@@ -231,16 +223,7 @@ def question_views(question: Question, source: Source, *, together: bool = False
 
 
 def read_out(question: Question, marked: Marked, kind: str) -> Readout:
-    """The readout of every site of a kind.
-
-    Args:
-        question: A question that has a readout.
-        marked: What `question_views` made of it.
-        kind: Out of the views' features.
-
-    Raises:
-        ValueError: Sites or channels differ between the images, or a feature is not finite.
-    """
+    """The readout of every site of a kind, of what `question_views` made of a question."""
     score_SK = READOUTS[question.sub_task].scores(marked, kind).double().cpu().numpy()
     if not np.isfinite(score_SK).all():
         raise ValueError(

@@ -56,8 +56,8 @@ def redness(image: Image.Image) -> Redness:
 
 
 def find_rings(red: Redness) -> list[Ring]:
-    """Every drawn red circle, best first; of circles that overlap only the best, and none that the
-    image's border cuts.
+    """Drawn red circles that the image's border does not cut, best first; of overlapping ones the
+    best.
 
     Round red objects of the photo (a lamp, the bowl of a red letter) may be among them: what a ring
     means is for its label to say.

@@ -52,21 +52,11 @@ def run_answers(
     *,
     tick: Tick = lambda task: None,
 ) -> TaskRun:
-    """Answer every question that is not on disk yet.
+    """Answer every question that is not on disk yet; all answers of the dataset, with earlier ones.
 
-    A batch is always the same questions, whatever an interruption left undone: in low precision
-    a batch moves the last bits of its members. It is the questions of `batches` without those that
-    are left out (see `kvfix.data.left_out`).
-
-    Args:
-        units: the questions.
-        mlm: who answers.
-        protocol: everything that moves a score.
-        folder: the run folder.
-        tick: called after each question, done before or now.
-
-    Returns:
-        All answers of the dataset, those of earlier starts included.
+    A batch is always the same questions, whatever an interruption left undone: in low precision a
+    batch moves the last bits of its members. It is the questions of `batches` without those that
+    are left out (see `kvfix.data.left_out`). `tick` is called after each, done before or now.
     """
     path = sample_path(folder, units)
     index = {name: i for i, name in enumerate(units.ids)}
@@ -101,16 +91,9 @@ def _answered(
 def run_readouts(
     units: UnitSet, source: Source, folder: Path, *, tick: Tick = lambda task: None
 ) -> list[TaskRun]:
-    """Read out every question that is not on disk yet.
+    """Read out every question that is not on disk yet, each image alone in its prompt.
 
-    Args:
-        units: the questions.
-        source: where features come from; each image alone in its prompt.
-        folder: the run folder.
-        tick: called after each question, done before or now.
-
-    Returns:
-        A run for each subtask that has a readout, in order of appearance.
+    A run for each subtask that has a readout, in order of appearance.
     """
     path = readout_path(folder, units)
     with Recorder(units, path) as recorder:
@@ -199,12 +182,7 @@ def _question(units: UnitSet, index: int) -> Question:
 
 
 def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Accuracy of the answers, macro, micro and by subtask, under both scorings.
-
-    Args:
-        run: answered questions.
-        seed: of the bootstrap.
-    """
+    """Accuracy of the answers, macro, micro and by subtask, under both scorings."""
     rows = list(run.rows)
     return (
         [line for how in SCORINGS for line in _scored(run.units, rows, how, seed)] if rows else []

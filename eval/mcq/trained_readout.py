@@ -59,12 +59,7 @@ class TrainedReadout(NamedTuple):
 
 
 def option_features(marked: Marked, kind: str) -> torch.Tensor:
-    """(S, K, D) float32: how each option differs from what the question refers to.
-
-    Args:
-        marked: what `question_views` made of a question.
-        kind: out of the views' features.
-    """
+    """(S, K, D) float32: how each option differs from what the question refers to."""
     if isinstance(marked.compared, Images):
         pooled = [_pooled(view, kind) for view in marked.views]
         reference_S1D = pooled[0][:, None]
@@ -90,15 +85,10 @@ def _at(view: View, kind: str, xy_K2: np.ndarray) -> torch.Tensor:
 def train_readout(
     questions: Sequence[Options], *, folds: int = FOLDS, seed: int = 0
 ) -> TrainedReadout:
-    """Choose site and penalty by cross-validation, then fit on all questions.
+    """Choose site and penalty by cross-validation, then fit on all questions of a subtask.
 
-    Args:
-        questions: of one subtask.
-        folds: k; a cluster is in one of them.
-        seed: of the folds.
-
-    Raises:
-        ValueError: fewer than `FEWEST` questions, or fewer clusters than folds.
+    A cluster is in one of the k `folds`. Fewer questions than `FEWEST`, or fewer clusters than
+    folds, are a ValueError.
     """
     clusters = list(dict.fromkeys(q.cluster for q in questions))
     if len(questions) < FEWEST or len(clusters) < folds:

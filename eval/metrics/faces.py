@@ -166,7 +166,6 @@ class ImageNetSIou(Face):
     source = "LUSSeg/ImageNet-S"
 
     def __init__(self, config_name: str = "919", **kwargs: Any):
-        """See the class."""
         super().__init__(config_name, **kwargs)
         self.n_classes = int(config_name)
 
@@ -252,7 +251,6 @@ class ChoiceAccuracy(Face):
     }
 
     def __init__(self, config_name: str = "kvfix", **kwargs: Any):
-        """See the class."""
         super().__init__(config_name, **kwargs)
 
     def _count(self, mine: Any, true: Any) -> Iterable[float]:

@@ -46,9 +46,7 @@ def match_cells(
     target_SHWC: torch.Tensor,
     target_layout: Layout,
 ) -> torch.Tensor:
-    """(S, K, 2) float64 predicted (x, y) in target pixels: centre of the cell of the highest
-    cosine.
-    """
+    """(S, K, 2) float64 (x, y) in target pixels: the centre of the cell of the highest cosine."""
     n_sites = check_sites(source_SHWC, target_SHWC)
     xy = torch.as_tensor(np.asarray(source_xy, dtype=np.float64)) + PIXEL_CENTRE
     centres = cell_centres(target_layout).flatten(0, 1) - PIXEL_CENTRE
@@ -74,7 +72,7 @@ def score_pair(
     alpha: float = 0.1,
     keep: int | None = None,
 ) -> UnitScore:
-    """Semantic correspondence of one pair.
+    """Semantic correspondence of one pair, at the same K keypoints in pixels of each image.
 
     Args:
         source_SHWC: features of the source image.
@@ -90,9 +88,6 @@ def score_pair(
     Returns:
         PCK of the pair ("per image"). ``extra``: ``correct`` (S,) and ``points`` (S,) counts, from
         which the pooled "per point" PCK follows.
-
-    Raises:
-        ValueError: no keypoint, or source and target differ in their number.
     """
     n_sites = check_sites(source_SHWC, target_SHWC)
     check_keep(keep, n_sites)
@@ -159,9 +154,6 @@ class ClipScorer:
         window: cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid.
         keep: kind and site whose labels come back in ``kept``: one (height, width) uint8 for each
             frame, first the given.
-
-    Raises:
-        ValueError: no object in the first mask.
     """
 
     def __init__(
@@ -190,10 +182,7 @@ class ClipScorer:
         self._measured: list[np.ndarray] = []
 
     def step(self, features: Mapping[str, torch.Tensor], mask: np.ndarray) -> None:
-        """Propagate to the next frame and measure against its truth.
-
-        Labels that the first mask does not hold are ignored.
-        """
+        """Propagate to the next frame and measure by its truth, but for labels new in it."""
         truth = _objects(mask, self.layout)
         predicted = {
             kind: hard_labels(propagator.step(features[kind]), self.layout)
@@ -209,14 +198,11 @@ class ClipScorer:
             self._kept.append(predicted[kind][site].cpu().numpy())
 
     def result(self) -> dict[str, UnitScore]:
-        """J&F of each kind, mean over objects.
+        """J&F of each kind, mean over objects, once a frame was measured.
 
         ``extra``: ``J_SO``, ``F_SO`` (mean over frames, an object), ``J_recall_SO``,
         ``J_decay_SO``, ``F_recall_SO``, ``F_decay_SO``, and ``window`` (rows, columns) as used.
         Average objects, not clips, for the official figure.
-
-        Raises:
-            ValueError: no frame was measured.
         """
         if not self._measured:
             raise ValueError("a clip needs at least 3 frames (the first and last do not count)")
@@ -255,17 +241,10 @@ def score_clip(
     window: Window | None = None,
     keep: int | None = None,
 ) -> UnitScore:
-    """Temporal correspondence of one clip whose frames come as a stream; see `ClipScorer`.
+    """Temporal correspondence of one clip of three frames at least; see `ClipScorer`.
 
-    Args:
-        frames: (f_SHWC, layout) in order; consumed lazily. The last frame does not count and is not
-            asked for.
-        masks: one a frame.
-        window: as in `ClipScorer`.
-        keep: as in `ClipScorer`.
-
-    Raises:
-        ValueError: fewer than three frames, no object in the first mask, or frames run out.
+    Frames, (f_SHWC, layout) in order, are consumed lazily; the last does not count and is not asked
+    for.
     """
     if len(masks) < 3:
         raise ValueError(

@@ -26,9 +26,7 @@ _SMALL = (
 
 
 class Clusters(NamedTuple):
-    """labels_SRN int64 in 0..K-1, k_SR the k where each run stopped, objective_SR mean squared
-    distance.
-    """
+    """labels_SRN int64 in 0..K-1, the k where each run stopped, its mean squared distance."""
 
     labels_SRN: torch.Tensor
     k_SR: torch.Tensor
@@ -60,20 +58,13 @@ def grow_kmeans(
     lloyd_iterations: int = 20,
     tolerance: float = 1e-4,
 ) -> Clusters:
-    """Cluster until one more centre keeps more than ``elbow`` of the objective.
+    """Cluster float32 unit vectors until one more centre keeps more than ``elbow`` of the
+    objective.
 
     As in Amir et al. (ShirAmir/dino-vit-features, cosegmentation.py), the labels are those of the
-    last k tried, the one that did not pay.
-
-    Args:
-        x_SNC: float32 unit vectors.
-        restarts: R, independent draws of the added centres.
-        generator: CPU generator. Every site sees the same draws, so results do not depend on how
-            sites are batched, nor on the device.
-        max_k: stop here at the latest.
-        elbow: objective ratio above which growing stops.
-        lloyd_iterations: at most, for each k.
-        tolerance: relative fall of the objective below which Lloyd stops (far under 1 - elbow).
+    last k tried, the one that did not pay. Lloyd stops when the objective falls, relatively, by
+    less than ``tolerance`` (far under 1 - elbow). Every site sees the same draws of the CPU
+    ``generator``, so results do not depend on how sites are batched, nor on the device.
     """
     n_sites, n_points, _ = x_SNC.shape
     draw_KR = torch.stack([torch.rand(restarts, generator=generator) for _ in range(max_k)])
@@ -145,7 +136,7 @@ def _refresh(runs: _Runs, x_SNC: torch.Tensor, restarts: int) -> None:
 
 
 def _assign(runs: _Runs, x_SNC: torch.Tensor, restarts: int) -> torch.Tensor:
-    """Move points to their nearest centre; returns the squared distances (M, N).
+    """Move points to their nearest centre, and give the squared distances (M, N).
 
     A cluster that loses its last point keeps its centre: it may win points back.
     """

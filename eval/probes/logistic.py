@@ -21,9 +21,7 @@ _MEMORY = 10
 
 
 class LogisticFit(NamedTuple):
-    """weight_SC and bias_S of the classifiers; converged_S bool; iterations used by the slowest
-    site.
-    """
+    """weight_SC and bias_S of classifiers; converged_S; iterations used by the slowest site."""
 
     weight_SC: torch.Tensor
     bias_S: torch.Tensor
@@ -42,8 +40,7 @@ class Standardiser(NamedTuple):
 
 
 def fit_standardiser(x_SNC: torch.Tensor) -> Standardiser:
-    """Zero mean and variance 1 / C per channel, so that |x|^2 is 1 on average for every site and
-    width.
+    """Zero mean and variance 1 / C per channel, so that |x|^2 is 1 on average at every site.
 
     One ``l2`` then means the same at every layer, and a massive-activation channel weighs no more
     than any other. Channels constant up to rounding are dropped (scale 0) instead of blown up.
@@ -66,20 +63,18 @@ def fit_logistic(
     tolerance: float = 1e-4,
     max_iterations: int = 200,
 ) -> LogisticFit:
-    """Fit S classifiers that share labels.
+    """Fit S classifiers that share labels, in the features' dtype, float32 or float64.
 
     Args:
-        x_SNC: features, float32 or float64 (the arithmetic's dtype).
+        x_SNC: features.
         y_N: soft labels in [0, 1].
         weight_N: non-negative sample weights; None = all 1.
-        l2: penalty on w (the bias is free); of |x| about 1 (see fit_standardiser).
+        l2: penalty on w (the bias is free), above 0, as separable data has no optimum without; of
+            |x| about 1 (see fit_standardiser).
         tolerance: stop when the gradient's norm is below it at every site. The distance to the
             optimum is then at most tolerance / l2 in w, and far less along directions that the data
             fixes.
         max_iterations: sites that have not converged by then are reported in ``converged_S``.
-
-    Raises:
-        ValueError: l2 <= 0 (separable data has no optimum then) or no sample has weight.
     """
     if l2 <= 0:
         raise ValueError(
@@ -137,9 +132,7 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _inverse_hessian_times(
     gradient: torch.Tensor, steps: list[torch.Tensor], changes: list[torch.Tensor]
 ) -> torch.Tensor:
-    """Two-loop recursion (Nocedal and Wright, algorithm 7.4); pairs without curvature count as
-    absent.
-    """
+    """Two-loop recursion (Nocedal and Wright, algorithm 7.4), pairs without curvature left out."""
     if not steps:
         return gradient
     tiny = torch.finfo(gradient.dtype).tiny

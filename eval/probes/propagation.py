@@ -71,11 +71,7 @@ class Propagator:
         self._last: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=n_last)
 
     def step(self, f_SHWC: torch.Tensor) -> torch.Tensor:
-        """Soft labels (S, L, H, W) of the next frame; the frame joins the context.
-
-        Raises:
-            ValueError: the frame's features are not of the first frame's shape.
-        """
+        """Soft labels (S, L, H, W) of the next frame, which joins the context."""
         if f_SHWC.shape != self._first[0].shape:
             raise ValueError(
                 f"all frames of a clip need one grid: first {tuple(self._first[0].shape)}, now "
@@ -119,8 +115,8 @@ class Propagator:
         labels: torch.Tensor,
         seen_QP: torch.Tensor,
     ) -> torch.Tensor:
-        """Soft labels of a band: target (s, h, W, C), sources (s, T, h', W, C), labels (s, T, L,
-        h', W).
+        """Soft labels of target (s, h, W, C) from sources (s, T, h', W, C), labels (s, T, L, h',
+        W).
         """
         n, height, cols, _ = target.shape
         n_context = sources.shape[1]
@@ -140,9 +136,7 @@ def _unit(f_SHWC: torch.Tensor) -> torch.Tensor:
 
 
 def _band_rows(rows: int, reach: int, per_row_pair: int) -> int:
-    """Rows of a band: all of them when that is cheap, else about one window (twice the needed
-    work).
-    """
+    """Rows of a band: all of them when that is cheap, else about one window (twice the work)."""
     return rows if rows * rows * per_row_pair <= 2**22 else max(1, min(rows, 2 * reach))
 
 

@@ -39,11 +39,7 @@ def site_chunks(n_sites: int, elements_per_site: int) -> Iterator[slice]:
 
 
 def check_sites(*features: torch.Tensor) -> int:
-    """Common number of sites S of several f_SHWC.
-
-    Raises:
-        ValueError: not (S, H, W, C), or S or C differ between the tensors.
-    """
+    """Common number of sites S of several f_SHWC; a ValueError if they differ in S or C."""
     shapes = [tuple(f.shape) for f in features]
     if any(len(shape) != 4 for shape in shapes):
         raise ValueError(f"features must be (sites, rows, columns, channels), got shapes {shapes}")

@@ -91,9 +91,7 @@ def _threshold_pixels(
     layout: Layout,
     keep: int | None,
 ) -> _Upsampled:
-    """Upsample, call pixels above the threshold foreground, count; pixels off the grid are
-    background.
-    """
+    """Upsample, call pixels above the threshold foreground, count; off the grid is background."""
     height, width = layout.image_hw
     parts, kept = [], None
     for part in site_chunks(len(map_SHW), height * width):
@@ -162,9 +160,6 @@ def score_episode(
 
     Returns:
         IoU, with inter/union in pixels for pooled mIoU (Pascal-5i) and the background's for FB-IoU.
-
-    Raises:
-        ValueError: shapes disagree, or every support pixel is void.
     """
     n_sites = check_sites(query_SHWC, *support)
     check_keep(keep, n_sites)
@@ -215,18 +210,9 @@ def score_sentence(
 ) -> UnitScore:
     """Segmentation by text, semantic (a class name) and referring (an expression) alike.
 
-    Args:
-        text_SC: the text's vector at each site, in the space of the image features.
-        image_SHWC: the image's features.
-        mask: (height, width) truth, 0/1 or bool, 255 = void.
-        layout: the image's layout.
-        keep: site whose predicted mask comes back in ``kept`` ((height, width) bool).
-
-    Returns:
-        IoU, with inter/union in pixels for cIoU.
-
-    Raises:
-        ValueError: text and image differ in sites or channels.
+    The vector text_SC is in the space of the image's features; the (height, width) mask is 0/1 or
+    bool, 255 = void. IoU, with inter/union in pixels for cIoU; of the site ``keep`` also the
+    predicted mask.
     """
     n_sites = check_sites(image_SHWC)
     check_keep(keep, n_sites)
@@ -246,9 +232,7 @@ def score_sentence(
 
 
 def border_cells(grid_hw: tuple[int, int]) -> torch.Tensor:
-    """(H, W) bool: the outer ring of cells, an eighth of the grid's shorter side wide, at least
-    one.
-    """
+    """(H, W) bool: the outer ring of cells, an eighth of the shorter side wide, at least one."""
     rows, cols = grid_hw
     ring = max(1, round(min(rows, cols) / 8))
     border = torch.ones(rows, cols, dtype=torch.bool)

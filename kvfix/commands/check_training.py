@@ -20,15 +20,10 @@ MOST_TEXT = 1500  # characters of one text of the example that is shown
 
 
 class Checked(NamedTuple):
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        lines: The records that can be trained on; those that cannot are in its `bad`.
-        example: The first of them as the model, or a reader, sees it; empty if there is none.
-        too_many: Whether training would refuse the data for the number of its bad records.
-    """
-
-    lines: Conversations
+    lines: Conversations  # the records that can be trained on; those that cannot are in its `bad`
+    # The first of them as the model, or a reader, sees it; empty if there is none.
     example: list[str]
 
     @property
@@ -38,7 +33,7 @@ class Checked(NamedTuple):
 
     @property
     def too_many(self) -> bool:
-        """Whether training would refuse all of them."""
+        """Whether training would refuse the data for the number of its bad records."""
         total = len(self.lines) + len(self.bad)
         return not self.lines or len(self.bad) > MOST_BAD * total
 
@@ -63,19 +58,7 @@ def check_training(
     processor: str | None,
     watch: Watch,
 ) -> Checked:
-    """Read every record and decode every picture.
-
-    Args:
-        source: See `read_conversations`.
-        images: Folder that image names are relative to; None for the data's own.
-        model: Hub id or folder, of which config and processor are read; None: no model is asked.
-        processor: Another one than the model's own.
-        watch: Told how far it is.
-
-    Raises:
-        FileNotFoundError: No such data or model.
-        ValueError: Data that holds no record, a broken list or table, or a model without processor.
-    """
+    """Read every record and decode every picture; `model` None: no model is asked."""
     collator = None if model is None else collator_of(model, processor)
     watch.say(f"reading {source}")
     lines = read_conversations(source, images=images, most_bad=1.0)

@@ -137,11 +137,7 @@ def merge(
 
 
 def _size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH.
-
-    Raises:
-        typer.BadParameter: Anything else.
-    """
+    """HEIGHTxWIDTH, or a typer.BadParameter."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise typer.BadParameter(f"expected HEIGHTxWIDTH such as 480x640, found {text!r}")

@@ -135,14 +135,7 @@ def best_site(curve: Curve, *, seed: int = 0) -> Site | None:
 def diagnose_flow(
     unit_sets: Sequence[UnitSet], mlm: Mlm, options: Options, watch: Watch
 ) -> Callable[[], Part]:
-    """Measure the model; what comes back measures the controls, once the model may be let go.
-
-    Args:
-        unit_sets: of tasks that probes score.
-        mlm: the model.
-        options: of the command.
-        watch: told how far it is.
-    """
+    """Measure the model; what comes back measures the controls, once the model may be let go."""
     source = MlmSource(mlm, heads=options.heads)
     runs = _measure(unit_sets, source, options, "reading the model", None, watch)
     curves = [_curve(run) for run in runs if run.rows]

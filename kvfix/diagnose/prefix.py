@@ -59,18 +59,10 @@ def named(unit: Any) -> str | None:
 
 
 def prefixes(count: Callable[[str], int], correct: str, others: Sequence[str]) -> Prefixes:
-    """Texts of one length for a name.
+    """Texts of one length for a name, in tokens as `count` counts them.
 
-    Of the other names the one closest in length is the wrong one; the shorter texts are then
-    filled up at their front.
-
-    Args:
-        count: text -> its number of tokens.
-        correct: the right name.
-        others: names of other things; at least one differs from `correct`.
-
-    Raises:
-        NoContrast: no other name, or no filler that fits in this tokenizer.
+    Of the other names the one closest in length is the wrong one; the shorter texts are then filled
+    up at their front. NoContrast: no other name, or no filler that fits in this tokenizer.
     """
     wrong_names = [o for o in dict.fromkeys(others) if o != correct]
     if not wrong_names:
@@ -118,17 +110,8 @@ def run_prefixes(
     """Score a task under the four conditions, resumably: `samples/<task>.prefix_<condition>.jsonl`.
 
     No text before the image is what every other probe reads, too. Where the run has scored these
-    units so already, their rows are taken, and a quarter of the work is saved.
-
-    Args:
-        units: of a task whose units have a class or a text.
-        mlm: the model.
-        folder: the run folder.
-        kinds: sites to read.
-        tick: called after each unit and condition.
-
-    Raises:
-        NoContrast: units without a name, all of one name, or none that can be read.
+    units so already, their rows are taken, and a quarter of the work is saved. NoContrast: units
+    without a name, all of one name, or none that can be read.
     """
     names = _names(units)
     texts = _texts(mlm, list(names.values()))
@@ -237,15 +220,8 @@ def diagnose_prefix(
     seed: int,
     watch: Watch,
 ) -> Part:
-    """Score the tasks whose units have a name, under each condition.
-
-    Args:
-        unit_sets: of the run; those without names are passed over.
-        mlm: the model.
-        folder: the run folder.
-        limit: units a task that the user asked for, None for `MOST_UNITS`.
-        seed: of halves and bootstrap.
-        watch: told how far it is.
+    """Score the tasks whose units have a name, under each condition, on `MOST_UNITS` without a
+    limit.
     """
     named = [u.head(limit or MOST_UNITS) for u in unit_sets if u.task in TASKS]
     part, entries = Part(), []
@@ -315,9 +291,9 @@ def _pair(found: PrefixRuns, after: str, before: str) -> tuple[Table, Table] | N
 def prefix_findings(found: PrefixRuns, *, seed: int = 0) -> list[Finding]:
     """What each contrast does at the value layer that is best without a prefix.
 
-    The layer is chosen on one half of the clusters without a prefix, the difference is taken on
-    the other half. Layer 0 has no say: its values come before any attention, so that no text can
-    move them. Beside that the mean over all other layers, which chooses nothing, on all units.
+    The layer is chosen on one half of the clusters without a prefix, the difference is taken on the
+    other half. Layer 0 has no say: its values come before any attention, so that no text can move
+    them. Beside that the mean over all other layers, which chooses nothing, on all units.
     """
     plain = Table(row for row in found.runs["none"].rows if row.layer != 0)
     best = best_value_layer(plain, seed=seed) if plain.ids else None

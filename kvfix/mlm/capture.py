@@ -77,9 +77,6 @@ def extract(
 
     Returns:
         One entry a prompt, in the model's dtype on its device.
-
-    Raises:
-        ValueError: An unknown site or layer, or a prompt that `Mlm.encode` refuses.
     """
     encoded = mlm.encode(prompts, padding_side=padding_side)
     # Not inference mode: what it makes cannot enter a graph, and probes are trained on these
@@ -131,7 +128,6 @@ class Capture(AbstractContextManager):
         self._positions_N = _positions(encoded, text=text)
 
     def __enter__(self) -> Capture:
-        """Set the hooks; if one cannot be set, none stays."""
         with ExitStack() as setting:
             for handle in self._register():
                 setting.callback(handle.remove)
@@ -145,11 +141,7 @@ class Capture(AbstractContextManager):
         self._forwards = 0
 
     def collect(self) -> list[SampleFeatures]:
-        """Features of the pass that has just run, one entry a sample; call it inside the block.
-
-        Raises:
-            ValueError: No pass, or more than one, has run inside the block.
-        """
+        """Features of the one pass that ran in the block, one entry a sample; call it inside."""
         if self._forwards != 1:
             raise ValueError(
                 "expected collect() inside the Capture block after one forward pass, found "

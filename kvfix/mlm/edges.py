@@ -49,7 +49,6 @@ class Edit:
     heads: Sequence[int] | None = None  # KV heads; None is all
 
     def __post_init__(self) -> None:
-        """Refuse what names no change."""
         if self.queries not in get_args(Queries):
             raise ValueError(f"expected queries 'text' or 'image', found {self.queries!r}")
         if (self.scale is None) == (self.bias_SH is None):
@@ -96,15 +95,10 @@ class Sight(NamedTuple):
     window: int | None
 
     def counted(self, keys_BL: Tensor, start: int, count: int) -> Tensor:
-        """How many of some keys the queries at start, ..., start + count - 1 see beside their own.
+        """counts_BQ: how many of some keys the queries at start, ..., start + count - 1 see.
 
-        Args:
-            keys_BL: Bool, at encoded positions.
-            start: A position, also past the encoded ones: what is generated sees what is before it.
-            count: Of queries.
-
-        Returns:
-            counts_BQ.
+        Their own is left out. `start` may be past the encoded positions, at which `keys_BL` stand:
+        what is generated sees what is before it.
         """
         batch, length = keys_BL.shape
         at_Q = torch.arange(start, start + count)
@@ -144,18 +138,15 @@ class HeadGroup:
     def mask(
         self, at_R: Tensor, n_keys: int, given_B1RK: Tensor | None, *, dtype: torch.dtype
     ) -> Tensor:
-        """The rows' whole additive mask: causality, padding and the changes.
+        """The rows' whole additive mask_B1RK: causality, padding and the changes.
 
         Args:
             at_R: Positions of the rows; its device is the mask's.
             n_keys: K, keys at positions 0..K-1.
             given_B1RK: The mask that the model would have used, boolean (True attends) or additive;
                 None is causality alone.
-            dtype: Of the mask; SDPA wants the queries'.
-
-        Returns:
-            mask_B1RK. Bfloat16 rounds an amount a by up to |a| / 512, and so its weight's factor by
-            as much.
+            dtype: Of the mask; SDPA wants the queries'. Bfloat16 rounds an amount a by up to
+                |a| / 512, and so its weight's factor by as much.
         """
         keys_K = torch.arange(n_keys, device=at_R.device)
         if given_B1RK is None:
@@ -187,20 +178,12 @@ def resolve(
     n_kv_heads: int,
     sight: Callable[[int], Sight | None] = lambda layer: None,
 ) -> dict[int, tuple[HeadGroup, ...]]:
-    """Layers that something changes in, and what.
+    """What changes in each of S layers of H KV heads; a layer in which no edit changes a logit is
+    absent.
 
-    A layer is absent if no edit changes a logit there: no key chosen, scale 1, or a bias of zero
-    that asks for no gradient.
-
-    Args:
-        edits: Any number.
-        encoded: The batch; its positions are the edges'.
-        n_layers: S.
-        n_kv_heads: H.
-        sight: Which keys each layer's queries see, see `kvfix.mlm.intervene.sight_of`.
-
-    Raises:
-        ValueError: An edit that does not fit the batch or the model.
+    That is one with no key chosen, scale 1, or a bias of zero that asks for no gradient. For
+    `sight` see `kvfix.mlm.intervene.sight_of`. An edit that does not fit the batch or the model is
+    a ValueError.
     """
     queries_BL = _queries(encoded)
     changes: dict[tuple[int, Queries, int], list[Change]] = {}

@@ -1,7 +1,4 @@
-"""The family table: all that kvfix knows about one kind of model and not about another.
-
-Every other file asks this table; a new family is a new row.
-"""
+"""The family table: all that kvfix knows about one kind of model and not about another."""
 
 from __future__ import annotations
 
@@ -28,15 +25,7 @@ REFUSED = {
 
 
 def family_of(model_type: str | None, *, where: str) -> Family:
-    """The row of a model type.
-
-    Args:
-        model_type: As in config.json.
-        where: Named in the error.
-
-    Raises:
-        ValueError: kvfix does not know the type.
-    """
+    """The row of a model type of config.json; `where` is named in the error."""
     if model_type not in FAMILIES:
         why = REFUSED.get(str(model_type))
         hint = f"; {why}" if why else model_type_hint(model_type)

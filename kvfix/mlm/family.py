@@ -83,14 +83,8 @@ class Family:
         return self.patches_a_token(config) * config.vision_config.hidden_size
 
     def lora_targets(self, config: Any, *parts: str) -> str:
-        """One regex for PEFT's `target_modules`; it matches full names, so nothing leaks elsewhere.
-
-        Args:
-            config: The model's config.
-            parts: Any of "lm", "projector", "vision".
-
-        Raises:
-            ValueError: An unknown part, or none.
+        """One regex for PEFT's `target_modules` in any of "lm", "projector", "vision"; it matches
+        full names.
         """
         kind = language_model_of(config.text_config.model_type, where=self.model_type)
         table = {

@@ -22,18 +22,10 @@ Keys = Tensor | Sequence[Sequence[Tensor]]
 
 
 def random_keys(keys: Keys, generator: torch.Generator, *, among: Tensor | None = None) -> Keys:
-    """Control: as many keys a layer and head (and image), drawn without repetition.
+    """Control: as many keys a layer and head (and image), drawn without repetition, in the same
+    form.
 
-    Args:
-        keys: One set, or a list a sample of one an image.
-        generator: On the CPU.
-        among: Boolean (V,), the image's positions to draw from; None is all.
-
-    Returns:
-        Keys of the same form.
-
-    Raises:
-        ValueError: More keys than positions to draw from.
+    `among` are the image's positions to draw from, boolean (V,); None is all.
     """
     if not isinstance(keys, Tensor):
         return [[_draw(of, generator, among) for of in sample] for sample in keys]
@@ -56,14 +48,7 @@ def on_tokens(cells: Tensor, layout: Layout) -> Tensor:
 
 
 def place_keys(keys: Keys | None, encoded: Encoded, *, n_layers: int, n_kv_heads: int) -> Tensor:
-    """Keys at their positions in the batch.
-
-    Returns:
-        keys_SHBL, on the CPU; a view, where layers and heads share them. Not to be written to.
-
-    Raises:
-        ValueError: Keys that do not fit the model or the images.
-    """
+    """keys_SHBL at their positions in the batch, on the CPU; a view, not to be written to."""
     images = encoded.images
     if keys is not None and not isinstance(keys, Tensor):
         counts = [len(of) for of in keys]

@@ -54,17 +54,12 @@ def intervene(mlm: Mlm, encoded: Encoded, edits: Sequence[Edit]) -> Iterator[Non
 
     Prefill, decoding with a `DynamicCache`, teacher-forced passes over longer sequences (what is
     past the encoded batch is text), left and right padding, LoRA and gradient checkpointing work;
-    with checkpointing, call `backward` inside the block, as layers run again there.
+    with checkpointing, call `backward` inside the block, as layers run again there. If no edit
+    changes a logit, nothing at all is installed.
 
-    Args:
-        mlm: The model, its language model under "sdpa" or "eager".
-        encoded: The batch that will be run.
-        edits: Without any, or if none changes a logit, nothing at all is installed.
-
-    Raises:
-        ValueError: An edit that does not fit, FlashAttention, a layer that another open block has;
-            and inside the block: another batch (beams multiply it, too), or a cache whose keys are
-            not at their positions (static or sliding).
+    Attention is "sdpa" or "eager". Refused are a layer that another open block has, and inside the
+    block another batch (beams multiply it, too), or a cache whose keys are not at their positions
+    (static or sliding).
     """
     planned = resolve(
         edits,

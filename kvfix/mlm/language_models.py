@@ -59,12 +59,8 @@ class LanguageModel:
     def rotate(self, x_SNC: Tensor, cos_ND: Tensor, sin_ND: Tensor, *, head_dim: int) -> Tensor:
         """Queries or keys, heads side by side, after RoPE.
 
-        Args:
-            x_SNC: Before it.
-            cos_ND: Of the model, one row per position; narrower than a head where RoPE turns its
-                first channels only.
-            sin_ND: The same.
-            head_dim: Channels of a head.
+        `cos_ND` and `sin_ND` are the model's, one row per position; narrower than a head where RoPE
+        turns its first channels only.
         """
         x_SNHD, width = x_SNC.unflatten(-1, (-1, head_dim)), cos_ND.shape[-1]
         turned = self.turn(x_SNHD[..., :width], cos_ND[:, None], sin_ND[:, None])
@@ -92,15 +88,7 @@ LANGUAGE_MODELS = {
 
 
 def language_model_of(model_type: str, *, where: str) -> LanguageModel:
-    """The row of a language model.
-
-    Args:
-        model_type: Of the text config.
-        where: Named in the error.
-
-    Raises:
-        ValueError: kvfix does not know the type.
-    """
+    """The row of a text config's model type; `where` is named in the error."""
     if model_type not in LANGUAGE_MODELS:
         raise ValueError(
             f"{where}: expected a language model out of {', '.join(LANGUAGE_MODELS)}, found "
@@ -122,11 +110,8 @@ class Reading(NamedTuple):
 def reading(attention: Any, kind: LanguageModel, part: Part, *, widths: tuple[int, int]) -> Reading:
     """Where an attention layer's queries, keys (both before RoPE) or values are read.
 
-    Args:
-        attention: `self_attn` of a decoder layer; looked up anew, as PEFT swaps its modules.
-        kind: Its row.
-        part: What to read.
-        widths: Channels of all query heads and of all KV heads.
+    `self_attn` is looked up anew, as PEFT swaps its modules; `widths` are channels of all query
+    heads and of all KV heads.
     """
     if kind.norm and part != "value":
         module = attention.get_submodule("q_norm" if part == "query" else "k_norm")
@@ -145,12 +130,7 @@ def reading(attention: Any, kind: LanguageModel, part: Part, *, widths: tuple[in
 
 
 def sliding_window(config: Any, layer: int) -> int | None:
-    """Positions that a layer's queries look back on, their own included; None for all of them.
-
-    Args:
-        config: The text config.
-        layer: 0-based.
-    """
+    """Positions that a layer's queries look back on, their own included; None for all of them."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     return window if types is None or types[layer] == "sliding_attention" else None

@@ -74,14 +74,9 @@ class Layout:
         return torch.from_numpy(np.stack([xs_HW, ys_HW], axis=-1).astype(np.float32))
 
     def cell_of(self, x: float | np.ndarray, y: float | np.ndarray) -> GridPoint:
-        """Grid coordinates of pixels, for bilinear sampling.
+        """Fractional row and column of original pixels, scalars or arrays, for bilinear sampling.
 
-        Args:
-            x: Original pixels to the right; a scalar or an array.
-            y: Original pixels down; the same shape.
-
-        Returns:
-            Fractional row and column. Outside the grid they run on with the border cells' spacing.
+        Outside the grid they run on with the border cells' spacing.
         """
         return GridPoint(
             _fraction(self.ys_H, y, self.box[1::2]), _fraction(self.xs_W, x, self.box[::2])
@@ -117,15 +112,8 @@ def raster_layout(
 def tile_layout(image_hw: tuple[int, int], view: PixelView, *, patch: int, leading: int) -> Layout:
     """LLaVA-1.5: one tile, whatever part of the image the processor's resize and crop left of it.
 
-    Args:
-        image_hw: Original pixels.
-        view: The pixels the vision tower sees.
-        patch: Pixels along each side of a patch.
-        leading: Tokens before the first patch that the projector also receives (CLS, registers).
-
-    Raises:
-        ValueError: `leading` is negative: the 'default' strategy dropped a patch instead of a CLS
-            token.
+    `leading` tokens before the first patch (CLS, registers) go through the projector, too; fewer
+    than 0 are refused: the 'default' strategy dropped a patch instead of a CLS token.
     """
     if leading < 0:
         raise ValueError(
@@ -199,13 +187,7 @@ def mosaic_layout(
     """The whole image stretched over tiles in raster order, then once more as one tile.
 
     InternVL, Idefics3 and SmolVLM; of one tile (then nothing follows it) Gemma 3 and PaliGemma. The
-    grid is that of the tiles.
-
-    Args:
-        image_hw: Original pixels.
-        tiles_hw: Rows and columns of tiles.
-        tile: Pixels along each side of a tile.
-        cell: Pixels along each side of what becomes one token.
+    grid is that of the tiles, whose sides, as those of the cell of a token, are in pixels.
     """
     (tiles_h, tiles_w), side = tiles_hw, tile // cell
     view = PixelView.of(image_hw).resized(tiles_h * tile, tiles_w * tile)

@@ -86,8 +86,7 @@ class Mlm:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights: what `cat *.safetensors | sha256sum` prints (shards in the order of their
-        names).
+        """Of the weights: what `cat *.safetensors | sha256sum` prints (shards in order of names).
 
         Read on first use: hashing 16 GB takes about half a minute.
         """
@@ -153,18 +152,11 @@ class Mlm:
         return self.family.lora_targets(self.config, *parts)
 
     def encode(self, prompts: Sequence[Prompt], *, padding_side: str = "left") -> Encoded:
-        """Turn prompts into one padded batch and find every image's tokens in it.
+        """Turn prompts into one padded batch on the model's device and find every image's tokens in
+        it.
 
-        Args:
-            prompts: At least one; every one has at least one RGB image.
-            padding_side: "left" or "right".
-
-        Returns:
-            The batch, on the model's device.
-
-        Raises:
-            ValueError: A prompt without an image, with an image that is not RGB, or with a
-                placeholder in its text.
+        Every prompt has at least one RGB image, and no placeholder in its text; else it is a
+        ValueError.
         """
         return encode(
             prompts,
@@ -206,9 +198,6 @@ def load_mlm(
         attn: "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
         random_weights: A seed: the same architecture, freshly initialised, weights not read (a
             control).
-
-    Returns:
-        The model in eval mode.
 
     Raises:
         FileNotFoundError: No such folder, or it lacks a file.

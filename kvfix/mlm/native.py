@@ -18,9 +18,7 @@ def has_bfloat16() -> bool:
 def native_dtype(config: Any, device: str) -> str | torch.dtype:
     """float32 for a checkpoint in bfloat16 on a CPU without it; else "auto", the checkpoint's own.
 
-    Args:
-        config: The Hugging Face config. A quantised checkpoint keeps what it was quantised for.
-        device: As torch names it.
+    A quantised checkpoint keeps what it was quantised for.
     """
     if (
         config.dtype != torch.bfloat16

@@ -38,15 +38,9 @@ _PICTURE_HW = (60, 92)  # not square, and of no round number of patches
 
 
 def load_processor(folder: Path, config: Any, family: Family) -> Any:
-    """The Hugging Face processor of a model, ready to pad.
+    """The Hugging Face processor of a model, ready to pad, from its checkpoint's folder or another.
 
-    Args:
-        folder: Where its files are: the checkpoint's folder, or another.
-        config: Of the model.
-        family: Its row of the family table.
-
-    Raises:
-        ValueError: Files that are missing, or fields that do not fit the config.
+    Files that are missing, or fields that do not fit the config, are a ValueError.
     """
     processor = _read(folder, config, family)
     tokenizer = processor.tokenizer

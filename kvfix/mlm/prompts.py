@@ -108,12 +108,7 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def check_prompts(prompts: Sequence[Prompt], *, processor: Any, padding_side: str) -> None:
-    """Refuse what would be encoded into something else than it says.
-
-    Raises:
-        ValueError: No prompts, no images, an image that is not RGB, a placeholder in the text, or
-            an unknown padding side.
-    """
+    """Refuse what would be encoded into something else than it says."""
     if padding_side not in ("left", "right"):
         raise ValueError(f"expected padding_side 'left' or 'right', found {padding_side!r}")
     if not prompts:
@@ -156,15 +151,7 @@ def layouts_of(
     config: Any,
     family: Family,
 ) -> list[list[Layout]]:
-    """One layout an image, as the processor has cut it.
-
-    Args:
-        images: Of each sample.
-        inputs: What the processor made of them.
-        processor: The model's.
-        config: The Hugging Face config.
-        family: Its row of the family table.
-    """
+    """One layout an image of each sample, as the processor has cut it."""
     counts = [len(of_sample) for of_sample in images]
     grids = inputs.get("image_grid_thw")
     grids_a_sample = [None] * len(images) if grids is None else list(grids.split(counts))

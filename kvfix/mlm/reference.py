@@ -70,17 +70,7 @@ class ReferenceEncoder:
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> list[ReferenceFeatures]:
-        """Patch features of the last layer, as the encoder puts them out.
-
-        Args:
-            images: RGB.
-
-        Returns:
-            One entry an image, in the model's dtype on its device.
-
-        Raises:
-            ValueError: No images, or images that are not RGB.
-        """
+        """Patch features of RGB images as the last layer puts them out, in the model's dtype."""
         if not images:
             raise ValueError("expected at least one image, found none")
         wrong = [image.mode for image in images if image.mode != "RGB"]
@@ -125,14 +115,7 @@ def load_reference_encoder(
 ) -> ReferenceEncoder:
     """Load a vision encoder; of a two-tower model (CLIP, SigLIP) only the vision half.
 
-    Args:
-        id_or_dir: Hub id or folder.
-        dtype: "auto" is the checkpoint's own.
-        device: None is the GPU if there is one.
-
-    Raises:
-        FileNotFoundError: No such folder, or it lacks a file.
-        ValueError: An unknown model type, or weights that do not fill the model.
+    `dtype` "auto" is the checkpoint's own, `device` None the GPU if there is one.
     """
     import transformers
 

@@ -1,7 +1,7 @@
 """What transformers calls otherwise at the two ends of the supported range (5.20 and 5.24).
 
-Delete each function, and write the newer name where it is called, when the older name leaves the
-range.
+Delete each function when the older name leaves the range, and write the newer one where it is
+called.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ def cache_of(arguments: Mapping[str, Any]) -> Any:
 def recompute_layers(model: Any, *, reentrant: bool = False) -> None:
     """Compute activations again in backward instead of keeping them.
 
-    Args:
-        model: A Hugging Face model, or a PEFT model around one.
-        reentrant: PyTorch's older way, which would hand the losses values without a gradient.
+    `reentrant` is PyTorch's older way, which would hand the losses values without a gradient.
     """
     enable: Callable[[dict[str, bool]], None] | None
     enable = getattr(model, "activation_checkpointing_enable", None)

@@ -36,7 +36,6 @@ class KeyOptions:
     random: bool = False  # take as many random keys a layer and head instead: the control
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
         check_numbers(self)
 
 

@@ -40,7 +40,6 @@ class LoraOptions:
     dora: bool = False  # magnitude and direction apart (arXiv 2402.09353)
 
     def __post_init__(self) -> None:
-        """Refuse what PEFT would take and not mean."""
         check_numbers(self)
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts or len(set(self.parts)) != len(self.parts):
@@ -63,7 +62,6 @@ class Rates:
     weight_decay: float = number(0.0, least=0)
 
     def __post_init__(self) -> None:
-        """Refuse what is no rate."""
         check_numbers(self)
 
 

@@ -52,7 +52,6 @@ class QueryKeys(AbstractContextManager):
         self._hooks = ExitStack()
 
     def __enter__(self) -> QueryKeys:
-        """Set the hooks; if one cannot be set, none stays."""
         with ExitStack() as setting:
             for handle in self._register():
                 setting.callback(handle.remove)

@@ -59,23 +59,15 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """A folder to write into, renamed to `target` when all of it is on disk.
 
-    Only one process can be in it: a second one is refused, and what a killed one left is removed
-    first. Other ranks of the same training write into `partial_of(target)` between two barriers,
-    while the first rank is inside.
+    Only one process can be in it: a second one is refused with InUse, and what a killed one left is
+    removed first. Other ranks of the same training write into `partial_of(target)` between two
+    barriers, while the first rank is inside.
 
     Args:
         target: absent or an empty folder.
         command: the command line, for the one who is refused.
         manifest: write `manifest.json`, by which `torn` finds what is missing or changed later.
         mend: what one who is refused can do.
-
-    Yields:
-        The folder beside the target.
-
-    Raises:
-        InUse: another process writes the same target.
-        ValueError: the target holds files, or is a folder that cannot be replaced.
-        OSError: it cannot be written.
     """
     _check_target(target, mend)
     partial = partial_of(target)
@@ -104,11 +96,7 @@ def _emptied(partial: Path, command: str, mend: str = "") -> Iterator[None]:
 
 
 def torn(folder: Path) -> str | None:
-    """What of a folder with a manifest is missing or changed, in words; None if it is whole.
-
-    Args:
-        folder: that `atomic_folder` wrote with `manifest=True`.
-    """
+    """What of a folder with a manifest is missing or changed, in words; None if it is whole."""
     file = folder / MANIFEST
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))["files"]
@@ -129,15 +117,7 @@ def torn(folder: Path) -> str | None:
 
 
 def remove_leftovers(folder: Path, *, command: str) -> list[str]:
-    """Remove what killed processes left of folders that were never finished.
-
-    Args:
-        folder: in which `atomic_folder` writes its targets.
-        command: the command line, for one who starts to write the same target meanwhile.
-
-    Returns:
-        Names of the targets that were never finished.
-    """
+    """Remove what killed processes left of folders that were never finished, and name those."""
     gone = []
     for partial in sorted(folder.glob(".*.partial")):
         with suppress(InUse), _emptied(partial, command):

@@ -42,12 +42,7 @@ LATER = ("attn", "config", "device", "processor", "adapter_settings")
 
 
 def model_fingerprint(mlm: Any, *, quant: str | None) -> dict[str, Any]:
-    """What of a loaded model moves a score.
-
-    Args:
-        mlm: a `kvfix.mlm.load.Mlm`.
-        quant: how its language model was quantised while it was loaded.
-    """
+    """What of a loaded `kvfix.mlm.load.Mlm` moves a score."""
     return {
         "weights": mlm.sha256,
         "config": _sha256(json.dumps(_meaning(mlm.weights.config), sort_keys=True).encode()),
@@ -112,12 +107,7 @@ def flat(item: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def start_card(command: str, host: dict[str, Any]) -> dict[str, Any]:
-    """One start of a run, for the record.
-
-    Args:
-        command: the command line.
-        host: what of the machine moves the last bits of a score.
-    """
+    """One start of a run, with what of the machine (`host`) moves last bits of a score."""
     return {
         "time": datetime.now(UTC).isoformat(),
         "command": command,

@@ -49,9 +49,7 @@ def data_card(unit_sets: Sequence[UnitSet]) -> list[dict[str, Any]]:
 def claimed(folder: Path, *, command: str) -> Iterator[None]:
     """Hold a run folder from before its model is loaded until its report is written.
 
-    Raises:
-        OtherRun: it holds files that are no run.
-        InUse: another process is writing there.
+    OtherRun: it holds files that are no run. InUse: another process is writing there.
     """
     if not (folder / "run.json").exists():
         refuse_foreign(folder)
@@ -60,7 +58,7 @@ def claimed(folder: Path, *, command: str) -> Iterator[None]:
 
 
 class RunFolder:
-    """One folder that a command writes.
+    """One folder that a command writes, or goes on with; see `earlier_run` for what is refused.
 
     Args:
         folder: created if absent.
@@ -68,9 +66,6 @@ class RunFolder:
         command: the command line, for the record.
         fingerprint: everything that must be equal for old samples to count.
         host: what of the machine moves the last bits of a score, for the record.
-
-    Raises:
-        OtherRun: the folder holds samples of another fingerprint, or is not a run folder.
     """
 
     def __init__(

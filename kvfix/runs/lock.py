@@ -35,18 +35,10 @@ class InUse(ValueError):
 
 @contextmanager
 def locked(folder: Path, *, command: str, mend: str = "choose another --out") -> Iterator[None]:
-    """Hold a folder for writing.
+    """Hold a folder for writing, or raise InUse.
 
-    A folder that the lock had to make is removed again if it is still empty at the end.
-
-    Args:
-        folder: made if absent.
-        command: the command line, for the one who is refused.
-        mend: what else that one can do than wait.
-
-    Raises:
-        InUse: another process holds it, or another lock of this one.
-        OSError: the folder cannot be made or written.
+    A folder that the lock had to make is removed again if it is still empty at the end. `command`
+    and `mend`, what else one who is refused can do than wait, are for messages.
     """
     new, owner = _missing(folder), os.getpid()
     descriptor = _acquire(folder, mend)

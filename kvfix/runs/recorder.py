@@ -23,11 +23,7 @@ Entry = dict[str, str]  # a unit that was left out, as run.json lists it
 
 
 class Listing:
-    """Attempts whose failures are listed, where no rows are written.
-
-    Args:
-        total: units that there are to do.
-    """
+    """Attempts at so many units whose failures are listed, where no rows are written."""
 
     def __init__(self, total: int):
         self._attempts = Attempts(total)
@@ -52,11 +48,8 @@ class Listing:
 class Recorder:
     """Scores units and appends their rows; a context manager that writes what was held back.
 
-    Args:
-        units: whose units they are.
-        path: of the samples.
-        order: ids of all units of the file, as an undisturbed run writes them; None for those of
-            `units`.
+    `order` are the ids of all units of the file, as an undisturbed run writes them; None for those
+    of `units`.
     """
 
     def __init__(self, units: UnitSet, path: Path, *, order: Sequence[str] | None = None):
@@ -90,13 +83,7 @@ class Recorder:
         load: Callable[[str], T],
         score: Callable[[list[T]], Sequence[Sequence[Row]]],
     ) -> None:
-        """Read units one by one and score them together, unless all of them are on disk.
-
-        Args:
-            names: ids of the units.
-            load: reads a unit.
-            score: gives the rows of each unit that was read, in order.
-        """
+        """Read units one by one and score them together, unless all of them are on disk."""
         if all(name in self.file.done for name in names):
             return
         found = self._attempts.batch(names, load, lambda some: [_checked(r) for r in score(some)])
@@ -118,11 +105,7 @@ class Recorder:
 
 
 def _checked(rows: Sequence[Row]) -> Sequence[Row]:
-    """Rows that JSON can hold: NaN is no score.
-
-    Raises:
-        ValueError: a number that is not finite.
-    """
+    """Rows that JSON can hold: NaN is no score."""
     for row in map(to_json, rows):
         try:
             json.dumps(row, allow_nan=False)

@@ -68,12 +68,7 @@ def earlier_starts(before: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The `run.json` of a finished run.
-
-    Raises:
-        FileNotFoundError: no run there.
-        ValueError: not a JSON object.
-    """
+    """The `run.json` of a finished run."""
     file = folder / "run.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder}: expected a run folder with run.json, found none")

@@ -169,15 +169,7 @@ def to_json(item: Row) -> dict[str, Any]:
 
 
 def from_json(item: dict[str, Any], where: str) -> Row:
-    """A row of any schema.
-
-    Args:
-        item: a line of a samples file.
-        where: file and line, for messages.
-
-    Raises:
-        ValueError: a row that lacks a field, or holds no finite score.
-    """
+    """A row of any schema; one that lacks a field or a finite score is a ValueError at `where`."""
     item = item if "kind" in item else _from_schema_0(item)
     cls = KINDS.get(str(item["kind"]))
     if cls is None:
@@ -221,16 +213,9 @@ def _from_schema_0(item: dict[str, Any]) -> dict[str, Any]:
 
 
 class Rows(Iterable[R]):
-    """Rows of a samples file, read from disk each time they are gone through, never held.
-
-    Args:
-        path: the file, complete.
-        of: the class of rows to see.
-        keep: which of these to see; None for all.
-    """
+    """Rows of a class in a samples file, read each time they are gone through, never held."""
 
     def __init__(self, path: Path, of: type[R], keep: Callable[[R], bool] | None = None):
-        """See the class."""
         self.path, self.of, self.keep = path, of, keep
 
     def __iter__(self) -> Iterator[R]:

@@ -1,5 +1,4 @@
-"""The samples of a run on disk: one JSON line a unit and site, safe against an interruption at any
-byte.
+"""The samples of a run on disk: one JSON line a unit and site, safe against any interruption.
 
 A unit's lines are written in one call and fsynced. Each line carries `rows`, the number of lines of
 its unit, so that a torn unit is recognised, cut off and scored again. So is a unit that was damaged
@@ -52,11 +51,7 @@ class SampleFile:
                 yield from map(json.loads, stream)
 
     def append(self, rows: Sequence[Line]) -> None:
-        """Write all lines of one unit durably.
-
-        Raises:
-            ValueError: no rows, rows of several units, or a number that JSON cannot hold.
-        """
+        """Write all lines of one unit durably."""
         ids = {row["id"] for row in rows}
         if len(ids) != 1:
             raise ValueError(f"expected the rows of one unit, found units {sorted(ids)}")

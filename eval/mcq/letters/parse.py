@@ -43,9 +43,6 @@ def extract(
         profile: one of `PROFILES`.
         options: texts of the question's options in order, at most ten; None where they are not
             known: then five letters are possible, and no rule that matches texts applies.
-
-    Raises:
-        ValueError: an unknown profile, or more than ten options.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}")
@@ -59,8 +56,8 @@ def extract(
 def parsed_letter(parsed: str | None, profile: str = "kvfix") -> Letter:
     """The letter of an answer that someone else has parsed.
 
-    The official scorer compares strings, so that under ``official`` only "(B)" is a B, and
-    "(B) Point B" is wrong (``eval/evaluate.py``); the other profiles also take "B".
+    The official scorer compares strings, so that under ``official`` only "(B)" is a B, and "(B)
+    Point B" is wrong (``eval/evaluate.py``); the other profiles also take "B".
     """
     if parsed is None:
         return UNPARSED

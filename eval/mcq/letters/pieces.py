@@ -1,7 +1,4 @@
-"""An answer in pieces, and what its rules ask of one: is it a letter, what is said from it on.
-
-Every question looks at a bounded number of pieces.
-"""
+"""An answer in pieces, and what its rules ask of a bounded number of them: is it a letter?"""
 
 from __future__ import annotations
 

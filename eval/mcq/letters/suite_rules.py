@@ -44,9 +44,8 @@ def only(letters: Iterable[str]) -> Letter:
 
 
 def official(text: str, options: OptionTexts) -> Letter:
-    """A bare letter or "(X)", nothing round it; else the one "(X)" that stands between spaces.
-
-    The last paragraph wins if it has exactly one.
+    """A bare letter or "(X)"; else the one "(X)" that stands between spaces, best in the last
+    paragraph.
     """
     known = max(LETTERS, offered(options), key=len)
     if len(text) == 1 and text in known:

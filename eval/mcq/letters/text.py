@@ -122,8 +122,8 @@ def plain(text: str) -> str:
 def scopes(text: str) -> tuple[str, ...]:
     """The parts of an answer in which a letter is to be sought: plain texts, all of equal right.
 
-    What a model only thought is left out, also where it never stopped thinking. Where it marked
-    its answers by tags or by a key of JSON, they are all that counts.
+    What a model only thought is left out, also where it never stopped thinking. Where it marked its
+    answers by tags or by a key of JSON, they are all that counts.
     """
     text = text.translate(_SHAPES)
     channels = _CHANNEL.split(text)
@@ -138,9 +138,8 @@ def scopes(text: str) -> tuple[str, ...]:
 
 
 def _outside_thoughts(text: str) -> tuple[str, tuple[str, ...]]:
-    """What stands outside of all thoughts, and what stands between tags of an answer.
-
-    An answer's tags count within a thought that never ends, but not within one that does.
+    """What stands outside of all thoughts, and between answer tags, also in a thought without an
+    end.
     """
     spoken: list[str] = []
     answers: list[tuple[str, bool]] = []  # and whether it stands in a thought that is still open

@@ -17,7 +17,6 @@ class Shares:
     pair: int = number(1, least=0, most=1000)  # two views with matched points
 
     def __post_init__(self) -> None:
-        """Refuse what is no share."""
         check_numbers(self)
 
 
@@ -36,7 +35,6 @@ class Skills:
     Visual_Similarity: int = number(1, least=0, most=1000)
 
     def __post_init__(self) -> None:
-        """Refuse what is no share."""
         check_numbers(self)
 
 
@@ -48,7 +46,6 @@ class SceneMix:
     questions: Skills = field(default_factory=Skills)
 
     def __post_init__(self) -> None:
-        """Refuse a mix of nothing."""
         if not self.round or (self.examples.question and not self.asked):
             raise ValueError("expected a share above 0 in examples and in questions, found none")
 

@@ -118,10 +118,6 @@ def diagnose_keys(
         alpha: False-positive rate that tau is calibrated to, in (0, 0.02].
         batch: Images a forward pass; None: by their number of tokens.
         tick: Called after each image.
-
-    Raises:
-        ValueError: Images too few or of differing grids, keys that are not finite, or alpha out of
-            range.
     """
     check_alpha(alpha)  # before the images are read
     stats = stream_keys(mlm, images, clusters=clusters, groups=GROUPS, batch=batch, tick=tick)

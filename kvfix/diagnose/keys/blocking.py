@@ -63,13 +63,10 @@ def _blocked(mlm: Mlm, queries: str, keys_of: Callable[[Encoded], Keys] | None) 
 
 
 def conditions(mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, seed: int) -> dict[str, Around]:
-    """What each condition holds open; `base` is no condition of these.
+    """What each condition but `base` holds open; queries are "text" or "image".
 
-    Args:
-        mlm: the model.
-        queries: "text" or "image".
-        cells_LHHW: bool, chosen keys on the image's grid, by layer and KV head.
-        seed: of the random keys, drawn again for every batch.
+    The chosen keys are by layer, KV head and cell of the image's grid; random ones are drawn again
+    for every batch.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -106,16 +103,8 @@ def answer_effects(
 ) -> list[Effects]:
     """Accuracy by log-probability, and the log-probability of the right option, in nats.
 
-    Args:
-        mlm: the model, attention "sdpa" or "eager".
-        questions: asked as `protocol` says; all images on the grid of the keys.
-        cells_LHHW: bool, the chosen keys.
-        protocol: how questions are asked.
-        seed: of the random keys.
-        tick: called after each question and condition.
-
-    Raises:
-        ValueError: attention that cannot be changed.
+    The model's attention is "sdpa" or "eager"; all images are on the grid of the keys. `tick` is
+    called after each question and condition.
     """
     accuracy = Effects("accuracy by log-probability", "question")
     nats = Effects("log-probability of the right option", "question")
@@ -168,13 +157,7 @@ def probe_effects(
 ) -> Effects:
     """Few-shot foreground IoU of one value layer with image -> image edges blocked.
 
-    Args:
-        mlm: the model.
-        episodes: all images on the grid of the keys.
-        cells_LHHW: bool, the chosen keys.
-        layer: the value layer that is probed.
-        seed: of the random keys.
-        tick: called after each episode and condition.
+    All images are on the grid of the keys. `tick` is called after each episode and condition.
     """
     effects = Effects("IoU", "episode")
     around = conditions(mlm, "image", cells_LHHW, seed)

@@ -97,15 +97,7 @@ def check_alpha(alpha: float) -> None:
 
 
 def fence(r: np.ndarray, *, alpha: float = ALPHA) -> float:
-    """Rule 1 of the module, in units of r.
-
-    Args:
-        r: Of all M keys, any shape.
-        alpha: Share of dependent keys that may lie beyond it, in (0, 0.02].
-
-    Raises:
-        ValueError: Another alpha.
-    """
+    """Rule 1 of the module, in units of r, of all M keys; alpha is in (0, 0.02]."""
     check_alpha(alpha)
     x_M = np.sort(log_odds(r), axis=None)
     m = len(x_M)
@@ -134,13 +126,10 @@ def shuffled(
     *,
     shuffles: int,
 ) -> np.ndarray:
-    """Ratio r of shuffled keys (rule 2 of the module), (S, L, H, P).
+    """Ratio r of shuffled keys (rule 2 of the module), (S, L, H, P); |mean key|^2 is over all
+    groups.
 
-    Args:
-        groups: Whose variances are dealt out anew.
-        mean_square_LHP: |mean key|^2 over all groups.
-        rng: Draws one order of cells a group and shuffle, the same for all heads.
-        shuffles: S.
+    One order of cells is drawn for a group and shuffle, the same for all heads.
     """
     n = sum(group.n for group in groups)
     weights = [group.n / n for group in groups]
@@ -156,13 +145,7 @@ def shuffled(
 
 
 def detect(groups: Sequence[Moments], *, alpha: float = ALPHA, seed: int = 0) -> Detection:
-    """Calibrate tau on some groups of images and flag their keys.
-
-    Args:
-        groups: Moments of each group.
-        alpha: Stated false-positive rate, in (0, 0.02].
-        seed: Of the shuffles.
-    """
+    """Calibrate tau on some groups of images, for a rate in (0, 0.02], and flag their keys."""
     total = merged(groups)
     mean_square = total.mean_square_LHP
     r = dependence(total.variance_LHP, mean_square, total.n)
@@ -190,13 +173,9 @@ def without_each(groups: Sequence[Moments], *, alpha: float, seed: int) -> list[
 def jackknife(
     value_S: np.ndarray, without_GS: np.ndarray, *, n: int, level: float = 0.95
 ) -> Interval:
-    """Interval of a share by the delete-a-group jackknife, Student's t with G - 1 degrees.
+    """Interval of shares by the delete-a-group jackknife, Student's t with G - 1 degrees.
 
-    Args:
-        value_S: Shares in [0, 1] from all images.
-        without_GS: The same without each group.
-        n: Images.
-        level: Of the interval.
+    `value_S` are from all `n` images, `without_GS` the same without each group.
     """
     value_S, without_GS = np.atleast_1d(value_S), without_GS.reshape(len(without_GS), -1)
     g = len(without_GS)

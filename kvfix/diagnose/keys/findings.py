@@ -14,13 +14,7 @@ from kvfix.findings import Estimate, Finding
 def key_findings(
     diagnosis: KeyDiagnosis, values: CellScores | None = None, *, seed: int = 0
 ) -> list[Finding]:
-    """Findings, negative ones included: how many, where, since when, how sure, and sinks apart.
-
-    Args:
-        diagnosis: Of a model's keys.
-        values: Scores of the values at chosen keys, where there were any.
-        seed: Of the bootstrap over episodes.
-    """
+    """Findings, negative ones included: how many, where, since when, how sure, and sinks apart."""
     out = [
         _share(diagnosis),
         _layers(diagnosis),

@@ -70,15 +70,7 @@ def diagnose_keys(
 ) -> Part:
     """Find agnostic keys on the run's images, probe the values there, block them.
 
-    Args:
-        probes: units whose images are looked at.
-        questions: to be answered with keys blocked.
-        mlm: the model.
-        folder: the run folder, for pictures.
-        protocol: how questions are asked.
-        limit: questions that are blocked at most, where it is below `QUESTIONS`.
-        seed: of shuffles and random keys.
-        watch: told how far it is.
+    Questions are answered with keys blocked, at most `QUESTIONS` of them, or the `limit` below.
     """
     part = Part()
     shown, listing = _images(probes)
@@ -133,11 +125,7 @@ def _find(
     seed: int,
     watch: Watch,
 ) -> KeyDiagnosis:
-    """The keys of the images; an image whose keys are not finite goes from `shown` to `part`.
-
-    Raises:
-        ValueError: more than 5 % of the images, or fewer than 64 are left.
-    """
+    """The keys of the images; one whose keys are not finite goes from `shown` to `part`."""
     n, bad = len(shown), 0
     while True:
         try:

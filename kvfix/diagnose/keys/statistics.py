@@ -141,17 +141,9 @@ def stream_keys(
 ) -> KeyStatistics:
     """Run images through the model, each alone in its prompt, and keep sums only.
 
-    Args:
-        mlm: The model.
-        images: At least 64, all of one grid; a generator is read a batch at a time.
-        clusters: One label an image (the clip of a frame); None: images are independent.
-        groups: G; clusters are dealt out to groups in turn.
-        batch: Images a forward pass; None: by their number of tokens.
-        tick: Called after each image.
-
-    Raises:
-        ValueError: Fewer than 64 images, too few clusters for the groups, images of differing
-            grids, keys that are not finite, or labels that are not one an image.
+    There are at least 64 images, all of one grid; a generator is read a batch at a time. `clusters`
+    are one label an image (the clip of a frame), dealt out to the groups in turn; None: images are
+    independent. `batch` is by their number of tokens if None.
     """
     if isinstance(images, Sized):
         _check_count(len(images))

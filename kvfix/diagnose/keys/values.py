@@ -99,9 +99,6 @@ def score_cells(
         chosen: Name of the chosen keys.
         l2: Penalty of the classifiers, as in few-shot foreground segmentation.
         tick: Called after each episode.
-
-    Raises:
-        ValueError: No episode, no chosen key, or another grid than the keys'.
     """
     if not chosen_LHP.any():
         raise ValueError("expected at least one chosen key, found none; there is nothing to score")

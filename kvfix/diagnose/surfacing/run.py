@@ -49,14 +49,8 @@ def diagnose_surfacing(
 ) -> Part:
     """Answer and read out every question, and count what the answers leave unsaid.
 
-    Args:
-        question_sets: of task `mcq`, as `readable` leaves them.
-        mlm: the model.
-        folder: the run folder.
-        protocol: how questions are asked.
-        limit: questions to train a readout on at most, where the user sets a limit.
-        seed: of halves, folds and bootstrap.
-        watch: told how far it is.
+    The sets are of task `mcq`, as `readable` leaves them; a `limit` also bounds the training
+    questions.
     """
     part, records, trained = Part(), [], []
     source = MlmSource(mlm, kinds=("value",), position=False)

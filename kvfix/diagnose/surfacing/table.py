@@ -80,20 +80,11 @@ class Surfacing:
 def surfacing(
     readings: Readings, *, columns: Sequence[int], chosen: bool = False, seed: int = 0
 ) -> Surfacing:
-    """The 2 x 2 table of a subtask and its shares.
+    """The 2 x 2 table of a subtask and its shares, at one of the sites `columns`.
 
     The site is chosen by the readout's accuracy on one half of the clusters; all figures are of the
-    other half. With fewer than four clusters both are the whole.
-
-    Args:
-        readings: readout and answers of the same questions.
-        columns: sites that may be chosen.
-        chosen: the site, the first of `columns`, was chosen on questions that are not among these,
-            so that all of these report.
-        seed: of halves and bootstrap.
-
-    Raises:
-        ValueError: no question, or no site.
+    other half. With fewer than four clusters both are the whole. If the site, the first of the
+    columns, was `chosen` on questions that are not among these, all of these report.
     """
     if not readings.ids or not columns:
         raise ValueError(
@@ -162,18 +153,10 @@ def _share(got: Interval, s: int) -> Share:
 def align(
     readouts: Iterable[ReadoutRow], answers: Iterable[AnswerRow], scoring: str
 ) -> tuple[Readings, Table]:
-    """Readout rows and answer rows of one subtask -> readings of the questions that have both.
+    """Rows of one subtask -> readings of the questions that have both, and the table of their
+    sites.
 
-    Args:
-        readouts: a row for every question and site.
-        answers: a row for every question.
-        scoring: `generation` or `logprob`.
-
-    Returns:
-        The readings, and the table whose sites are their columns.
-
-    Raises:
-        ValueError: an unknown scoring, or a question without a choice at some site.
+    `scoring` is `generation` or `logprob`.
     """
     if scoring not in SCORINGS:
         raise ValueError(f"scoring: expected one of {', '.join(SCORINGS)}, found {scoring!r}")
@@ -228,15 +211,8 @@ def surfacing_finding(
     scoring: str,
     trained: str | None = None,
 ) -> Finding:
-    """The sentence on a subtask.
-
-    Args:
-        found: the shares.
-        table: whose sites are the columns of `found`.
-        dataset: name.
-        subtask: name.
-        scoring: of the answers.
-        trained: for a readout with training: on what, and how its layer was chosen.
+    """The sentence on a subtask; `trained` says on what a readout was, and how its layer was
+    chosen.
     """
     site = table.sites[found.column]
     where = subtask.replace("_", " ") + ("" if dataset == "scenes" else f" ({dataset})")

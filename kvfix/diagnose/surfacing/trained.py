@@ -83,16 +83,10 @@ def trained_readouts(
     seed: int,
     tick: Tick = lambda task: None,
 ) -> Learned:
-    """Train a readout for every subtask, and let it answer the reported questions.
+    """Train a readout for every subtask, and let it answer the `reported` questions, ids by
+    subtask.
 
-    Args:
-        units: the questions of the run.
-        reported: subtask -> ids of the questions that the readout without training reports on.
-        source: where features come from.
-        folder: the run folder.
-        limit: training questions in all; None for `A_SUBTASK` a subtask.
-        seed: of the folds.
-        tick: called after each question, of training and reported.
+    `limit` is of training questions in all; None for `A_SUBTASK` a subtask.
     """
     if units.dataset not in TRAIN_SPLITS:
         return Learned([], [], [], False)

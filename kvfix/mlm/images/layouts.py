@@ -33,11 +33,7 @@ class LayoutRequest:
 
 
 def processed_view(image_hw: tuple[int, int], image_processor: Any) -> PixelView:
-    """Follow a one-tile processor's pad, resize and centre crop.
-
-    Raises:
-        ValueError: A setting whose geometry kvfix does not know.
-    """
+    """Follow a one-tile processor's pad, resize and centre crop, where kvfix knows them."""
     view = PixelView.of(image_hw)
     if image_processor.do_pad:
         # Only LLaVA's own processors pad to a square; elsewhere `do_pad` is something else.
@@ -162,10 +158,8 @@ def idefics3_layouts(request: LayoutRequest) -> list[Layout]:
 def idefics3_tiles(image_hw: tuple[int, int], longest: int, tile: int) -> tuple[int, int]:
     """Rows and columns of tiles; the roundings are those of the image processor.
 
-    Args:
-        image_hw: Original pixels.
-        longest: Pixels that the longer side is brought to (`size`), at most 4096.
-        tile: Pixels along each side of a tile (`max_image_size`).
+    `longest` are pixels that the longer side is brought to (`size`), at most 4096, `tile` those
+    along each side of a tile (`max_image_size`).
     """
     height, width = image_hw
     ratio = width / height

@@ -26,14 +26,7 @@ def limited_grids(
 ) -> torch.Tensor:
     """Qwen2.5-VL: patch grids as its image processor chooses them, one row (1, rows, columns) each.
 
-    Args:
-        sizes: (height, width) of each image, original pixels.
-        config: The model's config.
-        processor: The model's processor; None takes the limits of transformers' own.
-        limits: Instead of the processor's.
-
-    Raises:
-        ValueError: Limits that no image meets.
+    The `limits` are instead of the processor's; None as processor takes those of transformers' own.
     """
     from transformers import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize

@@ -56,7 +56,6 @@ class PlanOptions:
     dtype: torch.dtype | None = None  # of weights and activations; None is the checkpoint's
 
     def __post_init__(self) -> None:
-        """Refuse what is no batch."""
         counts = {"gpus": self.gpus, "samples": self.samples, "logit_rows": self.logit_rows}
         for name, count in counts.items():
             if count < 1:

@@ -86,7 +86,6 @@ class Temperature(nn.Module):
     """Unit features -> over a learned temperature."""
 
     def __init__(self, temperature: float = 0.07):
-        """Start at `temperature`; it stays above 0.01."""
         super().__init__()
         self.raw_temperature = nn.Parameter(_raw(temperature))
 

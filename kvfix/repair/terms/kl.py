@@ -52,7 +52,6 @@ class KlTerm(Anchor):
     chunk: int = number(32, least=1)  # positions at a time
 
     def __post_init__(self) -> None:
-        """Refuse a place that is none."""
         super().__post_init__()
         if self.at not in get_args(Where):
             raise ValueError(f"expected at to be {', '.join(get_args(Where))}, found {self.at!r}")

@@ -78,7 +78,6 @@ class Heads(nn.Module):
         )
 
     def __getitem__(self, name: str) -> Head | None:
-        """The head of a term, None if it has none."""
         if name not in self.by_term:
             return None
         head = self.by_term[name]

@@ -82,7 +82,6 @@ class LayerTerm(Term):
     site: ClassVar[str] = "value"
 
     def __post_init__(self) -> None:
-        """Refuse a weight without layers, and what is no layer."""
         super().__post_init__()
         wrong = [n for n in self.layers if type(n) is not int or n < 0]
         if wrong or len(set(self.layers)) != len(self.layers):

@@ -15,11 +15,11 @@ from kvfix.repair.train.stops import Stops
 class Flow(TrainerCallback):
     """Reads the guard after each step, and turns wishes and clocks into saves and stops.
 
-    `lost` says why examples of this rank could not be read, which stops the training.
+    Checkpoints come `every` so many steps and minutes; 0 is none by it. `lost` says why examples of
+    this rank could not be read, which stops the training.
     """
 
     def __init__(self, stops: Stops, *, every: int, minutes: float, stop_at: int, world: int):
-        """Start the clock: checkpoints come `every` so many steps and minutes; 0 is none by it."""
         self.stops = stops
         self.lost: list[str] = []
         self._every, self._minutes, self._stop_at, self._world = every, minutes, stop_at, world

@@ -27,7 +27,6 @@ class Diverged(ValueError):
     """
 
     def __init__(self, step: int, what: Sequence[str], rates: dict[str, float]):
-        """See the class; `step` is 1-based, as in the log."""
         self.rates = rates
         shown = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
         super().__init__(

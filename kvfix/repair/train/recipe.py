@@ -78,7 +78,6 @@ class Recipe:
     seed: int = number(0, least=0)  # of everything
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
         check_numbers(self)
         if self.quant not in ("", "nf4"):
             raise ValueError(f"expected quant to be empty or nf4, found {shown(self.quant)}")

@@ -34,7 +34,6 @@ class Monitor:
         self._task = self._progress.add_task("", total=steps)
 
     def __enter__(self) -> Monitor:
-        """Show."""
         if self._main:
             self._progress.start()
         return self
@@ -46,7 +45,6 @@ class Monitor:
             self._log = self._file.open("a", encoding="utf-8")
 
     def __exit__(self, *exc: object) -> None:
-        """Close it."""
         self._progress.stop()
         if self._log is not None:
             self._log.close()

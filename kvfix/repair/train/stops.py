@@ -41,13 +41,11 @@ class Stops:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stops:
-        """Catch."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._caught) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Let the handlers from before do it again."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

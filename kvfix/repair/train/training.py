@@ -81,7 +81,6 @@ class Training(AbstractContextManager):
         self._open = ExitStack()
 
     def __enter__(self) -> Training:
-        """Lock the folder and show how far the training is."""
         going = self._going
         with ExitStack() as stack:
             if self._main:
@@ -104,7 +103,6 @@ class Training(AbstractContextManager):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Let others train here."""
         self._open.close()
 
     def tell(self, lines: Iterable[str]) -> None:
