@@ -36,6 +36,7 @@ MARKERS = {
     "projector": "D",
     "reference": "*",
 }
+TITLE = 48  # characters of a title; a longer one leaves its axes no room
 OUTSIDE = ("reference", "vision", "projector")
 SHORT = {"reference": "ref.", "vision": "vision", "projector": "proj."}
 
@@ -218,7 +219,8 @@ def _marker(axis: Axes, x: float, score: Score, site: str) -> None:
 
 
 def _title(axis: Axes, task: str, below: str) -> None:
-    axis.set_title(task.replace("_", " "), loc="left", pad=17, fontweight="bold")
+    title, below = (t if len(t) <= TITLE else f"{t[: TITLE - 1]}…" for t in (task, below))
+    axis.set_title(title.replace("_", " "), loc="left", pad=17, fontweight="bold")
     axis.annotate(
         below, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", color=MUTED
     )

@@ -6,26 +6,33 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kvfix.report.html import html_environment, own_script, readable_date
 from kvfix.report.stages import load, number, panels
 from kvfix.report.verdict import model_name
 from kvfix.runs.atomic import write_text
-from kvfix.runs.rows import full_name
+
+
+class Column(NamedTuple):
+    """What a column of scores holds."""
+
+    name: str
+    below: str  # metric and data
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run's row: `scores` by column, in the metric's own units."""
+    """A run's row."""
 
     link: str
     folder: str
     kind: str
     model: str
+    adapter: str
     started: str
-    scores: dict[str, float]
+    scores: dict[Column, float]  # in the metric's own units
 
 
 def write_index(folders: Sequence[Path], out: Path) -> Path:
@@ -40,7 +47,7 @@ def write_index(folders: Sequence[Path], out: Path) -> Path:
         ValueError: a run.json without results.
     """
     entries = [_entry(folder, out) for folder in folders]
-    columns = list(dict.fromkeys(name for entry in entries for name in entry.scores))
+    columns = dict.fromkeys(column for entry in entries for column in entry.scores)
     page = html_environment().get_template("index.html.j2")
     out.mkdir(parents=True, exist_ok=True)
     text = page.render(entries=entries, columns=columns, **own_script())
@@ -50,28 +57,29 @@ def write_index(folders: Sequence[Path], out: Path) -> Path:
 
 def _entry(folder: Path, out: Path) -> Entry:
     run = load(folder)
+    model = run.get("model") or {}
     report = os.path.relpath(folder.resolve() / "report.html", out.resolve())
     return Entry(
         link=quote(Path(report).as_posix()),
         folder=folder.name,
         kind=str(run.get("kind") or ""),
-        model=model_name(run.get("model") or {}),
+        model=model_name({"id": model.get("id")}),
+        adapter=Path(str(model["adapter"])).name if model.get("adapter") else "",
         started=readable_date(run.get("started")) or "",
         scores=_scores(run),
     )
 
 
-def _scores(run: dict[str, Any]) -> dict[str, float]:
-    """The best value layer's score of each probe, and the answers as a mean over tasks."""
-    found: dict[str, float] = {}
-    for panel in panels(run):
-        best = panel.best
-        if panel.headline and panel.staged and best is not None and best.value is not None:
-            subtask = getattr(panel, "subtask", None)
-            found[f"{full_name(panel.task, subtask)} {panel.metric}"] = best.value
+def _scores(run: dict[str, Any]) -> dict[Column, float]:
+    """The answers as a mean over tasks, and the best value layer's score of each probe."""
+    found: dict[Column, float] = {}
     for row in run["results"]:
         if row.get("metric") == "accuracy_macro" and row.get("scoring") == "generation":
             value = number(row.get("value"))
             if value is not None:
-                found[f"answers {row.get('dataset')} accuracy"] = value
+                found[Column("answers", f"accuracy, {row.get('dataset')}")] = value
+    for panel in panels(run):
+        best = panel.best
+        if panel.headline and panel.staged and best is not None and best.value is not None:
+            found[Column(panel.name, f"{panel.metric}, {panel.dataset}")] = best.value
     return found

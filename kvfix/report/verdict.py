@@ -194,11 +194,8 @@ def _measured(run: dict[str, Any], shown: Sequence[Panel]) -> Iterable[Point]:
 def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
     """Why, and the command."""
     model = run.get("model") or {}
-    named = {"model": str(model.get("id") or "MODEL")}
-    if model.get("adapter"):
-        named["adapter"] = str(model["adapter"])
-    measured = shlex.join(word for k, v in named.items() for word in (f"--{k}", v))
-    trained = shlex.join(f"{k}={v}" for k, v in named.items())
+    measured = _words(model)
+    trained = shlex.join(f"{k}={v}" for k, v in _named(model).items())
     tones = {p.head: p.tone for p in points}
     if run.get("kind") != "diagnose":
         return (
@@ -223,6 +220,17 @@ def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
     )
 
 
+def _named(model: dict[str, Any]) -> dict[str, str]:
+    """Model and adapter as options take them."""
+    adapter = {"adapter": str(model["adapter"])} if model.get("adapter") else {}
+    return {"model": str(model.get("id") or "MODEL"), **adapter}
+
+
+def _words(model: dict[str, Any]) -> str:
+    """`--model ID --adapter DIR`, quoted for a shell."""
+    return shlex.join(word for k, v in _named(model).items() for word in (f"--{k}", v))
+
+
 def _more(run: dict[str, Any]) -> int:
     limit = re.search(r"--limit[ =](\d+)", str(run.get("command")))
     return max(MORE, 4 * int(limit[1])) if limit else 4 * MORE
@@ -241,11 +249,27 @@ def change_verdict(record: dict[str, Any]) -> Verdict:
     points = [*map(_answers_changed, record["questions"]), *_probes_changed(record["probes"])]
     if not points:
         points = [Point("Nothing to compare", "The runs share no unit.", OPEN)]
-    after = record["after"]
-    command = str(after.get("command") or "kvfix eval")
-    if any(p.tone == OPEN for p in points):
-        return Verdict(tuple(points), "Measure more questions in both runs, for instance:", command)
-    return Verdict(tuple(points), "The second run was made by:", command)
+    return Verdict(tuple(points), *_next_of_change(record["after"], {p.tone for p in points}))
+
+
+def _next_of_change(after: dict[str, Any], tones: set[str]) -> tuple[str, str]:
+    """Why, and the command; predictions made elsewhere have no model to go on with."""
+    model, command = after.get("model") or {}, str(after.get("command") or "kvfix eval")
+    if not model:
+        return "The second run was made by:", command
+    if LOSS in tones:
+        return "Find where the second run loses it:", f"kvfix diagnose {_words(model)}"
+    if OPEN in tones:
+        return (
+            "Measure more questions in both runs, so that a difference can show:",
+            f"kvfix eval {_words(model)} --data NAME=DIR --out runs/more",
+        )
+    if model.get("adapter"):
+        return (
+            "Add the adapter into the weights, to serve the model without PEFT:",
+            f"kvfix merge {_words(model)} --out merged",
+        )
+    return "Look at what each layer of the second run holds:", f"kvfix diagnose {_words(model)}"
 
 
 def _answers_changed(q: dict[str, Any]) -> Point:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,3 +118,10 @@ def findings() -> list[dict[str, Any]]:
         )
     last = {"id": "flow.projector", "text": "The projector loses a sixth.", "task": task}
     return [*found, {**last, "value": -0.101, "ci": [-0.142, -0.063], "n": 60}]
+
+
+def save_run(folder: Path, run: dict[str, Any]) -> Path:
+    """A run folder without samples."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import ENV, call
+from fake_runs import save_run
 
 ROW = {"task": "cosegmentation", "dataset": "scenes", "site": "value", "head": None, "n": 9}
 MEASURED = {"metric": "Jaccard", "ci": [0.1, 0.4], "split": "test", "control": None}
@@ -18,11 +18,9 @@ MEASURED = {"metric": "Jaccard", "ci": [0.1, 0.4], "split": "test", "control": N
 
 def save(folder: Path, best: float, model: str = "org/model") -> Path:
     """A run with two value layers, the second one best."""
-    folder.mkdir(parents=True)
     rows = [{**ROW, **MEASURED, "layer": k, "value": v} for k, v in enumerate((0.1, best))]
     run = {"kind": "eval", "schema": 1, "model": {"id": model}, "results": rows, "complete": True}
-    (folder / "run.json").write_text(json.dumps(run))
-    return folder
+    return save_run(folder, run)
 
 
 def test_a_report_is_written_again_from_its_folder_alone(tmp_path: Path) -> None:
@@ -41,7 +39,7 @@ def test_several_runs_get_an_index_with_their_scores(tmp_path: Path) -> None:
     links = re.findall(r'href="([^"]*)"', page)
     assert links == ["../a/report.html", "../b/report.html"]
     assert all((tmp_path / "all" / link).is_file() for link in links)
-    assert "0.300" in page and "0.700" in page and "cosegmentation Jaccard" in page
+    assert "0.300" in page and "0.700" in page and "cosegmentation<small>Jaccard, scenes" in page
     assert page.count("<script") == 1
 
 

@@ -60,6 +60,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     return Number.isNaN(number) ? text.toLowerCase() : number;
   };
   heads.forEach((head, k) => {
+    if (!head.textContent.trim()) return;
     const button = document.createElement("button");
     button.append(...head.childNodes);
     head.append(button);
