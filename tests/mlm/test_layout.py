@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import random
-import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from painted import GREY, painted, without_mixing
 from PIL import Image
 from transformers import Idefics3ImageProcessor
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
@@ -32,7 +32,7 @@ from kvfix.mlm.layout import (
     shrunk_grid,
     tile_layout,
 )
-from kvfix.mlm.load import Mlm, Prompt, load_mlm
+from kvfix.mlm.load import Prompt, load_mlm
 
 ONEVISION_7B = LlavaOnevisionConfig().image_grid_pinpoints
 NEXT_8B = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -207,30 +207,6 @@ def test_errors_say_what_to_do():
 
 # --- painted pixels -------------------------------------------------------------------------------
 
-GREY, INK = 96, 116
-
-
-def _without_mixing(mlm: Mlm) -> None:
-    """Attention puts out nothing, so a patch's features depend on its own pixels alone."""
-    for name, parameter in mlm.vision.named_parameters():
-        if re.search(r"\.(out_proj|o_proj|attn\.proj|projection_layer)\.", name):
-            parameter.data.zero_()
-
-
-def _painted(size: tuple[int, int], layout, row: int, col: int) -> Image.Image:
-    """Ink over one cell: the image pixels whose centres lie within half a cell of its centre."""
-    ys, xs = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
-    near = (
-        layout.cell_of(xs, np.full_like(xs, layout.ys_H[row])).col,
-        layout.cell_of(np.full_like(ys, layout.xs_W[col]), ys).row,
-    )
-    mask = (np.abs(near[1] - row) <= 0.5)[:, None] & (np.abs(near[0] - col) <= 0.5)[None]
-    assert mask.any(), "its centre is in the image, but no pixel is in the cell"
-    pixels = np.full((*size, 3), GREY, dtype=np.uint8)
-    pixels[mask] = INK
-    return Image.fromarray(pixels)
-
-
 PAINTED = [
     ("llava_onevision", (96, 192), 1),
     ("llava_onevision", (120, 240), 1),
@@ -266,13 +242,19 @@ PAINTED = [
     ("paligemma", (170, 60), 2),
     ("glm4v", (70, 130), 1),
     ("glm4v", (150, 60), 2),
+    ("qwen3_vl_moe", (70, 130), 1),
+    ("smolvlm", (100, 170), 1),
 ]
+
+
+def test_a_picture_is_painted_for_every_family():
+    assert set(tiny.EVERY) <= {name for name, _, _ in PAINTED}
 
 
 @pytest.mark.parametrize(("name", "size", "n_images"), PAINTED)
 def test_a_painted_cell_is_the_cell_that_changes(name, size, n_images, checkpoint):
     mlm = load_mlm(str(checkpoint(name)))
-    _without_mixing(mlm)
+    without_mixing(mlm)
     blank = Image.fromarray(np.full((*size, 3), GREY, dtype=np.uint8))
 
     def look(*images: Image.Image) -> list[SampleFeatures]:
@@ -292,7 +274,7 @@ def test_a_painted_cell_is_the_cell_that_changes(name, size, n_images, checkpoin
     wrong = []
     for start in range(0, len(inside), 24):
         cells = inside[start : start + 24]
-        seen = look(*(_painted(size, layout, row, col) for row, col in cells))
+        seen = look(*(painted(size, layout, row, col) for row, col in cells))
         for cell, after in zip(cells, seen, strict=True):
             changed_HW = (after.images[-1]["vision"][0] - before_HWC).norm(dim=-1)
             found = divmod(int(changed_HW.argmax()), width)

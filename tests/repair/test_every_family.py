@@ -1,4 +1,4 @@
-"""Every family that slow tests leave out: modules of the real models, five steps, one unit."""
+"""Every family: modules of the real models, five steps, one diagnosed unit."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def _losses() -> Losses:
     return replace(losses, mask=replace(losses.mask, outputs=8))
 
 
-@pytest.mark.parametrize("name", tiny.MORE)
+@pytest.mark.parametrize("name", tiny.EVERY)
 def test_five_steps_and_one_diagnosed_unit(name, checkpoint, tmp_path) -> None:
     model = checkpoint(name)
     made = recipe(model, "scenes", tmp_path / "trained", steps=5, batch=2, losses=_losses())
