@@ -6,7 +6,7 @@ Shapes: S sites of one kind, H x W grid cells, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -14,6 +14,7 @@ from PIL import Image
 from kvfix.eval.grid import position_features
 from kvfix.eval.site import Site
 from kvfix.mlm.capture import LM_SITES, SITES, SampleFeatures, extract, split_heads
+from kvfix.mlm.images.clips import check_takes_videos, step_of, video_settings
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Mlm, Prompt, ReferenceEncoder
 from kvfix.mlm.prompts import Around
@@ -21,7 +22,27 @@ from kvfix.mlm.prompts import Around
 NEUTRAL = (
     "Describe the image."  # the text after the image; causality keeps it out of image features
 )
+Clips = Literal["frames", "video"]
 TOKEN_BUDGET = 8192  # image tokens a forward pass
+
+
+def clips_fingerprint(mlm: Mlm, clips: Clips) -> dict[str, Any]:
+    """What of the reading of clips moves a score; nothing where they are read frame by frame."""
+    if clips == "frames":
+        return {}
+    check_takes_videos(mlm.family)
+    return {"clips": {"read_as": clips, **video_settings(mlm.processor)}}
+
+
+def clips_notes(mlm: Mlm, clips: Clips) -> list[str]:
+    """What a reader of a clip's scores has to know, a sentence each."""
+    if clips == "frames":
+        return []
+    n = mlm.config.vision_config.temporal_patch_size
+    return [
+        f"Clips went through the model as one video each. It merges {n} frames into one step: "
+        f"frames 1 to {n}, {n + 1} to {2 * n} and so on share their features."
+    ]
 
 
 class View(NamedTuple):
@@ -42,6 +63,9 @@ class Source(Protocol):
     def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
         """Features of images, each alone in its prompt, a batch of them at a time."""
 
+    def clip(self, frames: Sequence[Image.Image], *, fps: float) -> Iterator[View]:
+        """Features of the frames of a clip, in order."""
+
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         """Features of an image with a text after it, and t_SC at the text's last token."""
 
@@ -56,6 +80,12 @@ class MlmSource:
         position: whether to add the position-only control.
         prefix: text before every image; None for none.
         around: what to hold open during every pass, such as an intervention; None for nothing.
+        clips: "frames": every frame of a clip is an image alone in its prompt; "video": all of them
+            go through the model at once, as one video. Frames that share a step of it (two of them
+            in Qwen's models) then have the same features.
+
+    Raises:
+        ValueError: `clips` is "video", and kvfix has no map of the family's videos.
     """
 
     def __init__(
@@ -67,7 +97,11 @@ class MlmSource:
         position: bool = True,
         prefix: str | None = None,
         around: Around | None = None,
+        clips: Clips = "frames",
     ):
+        if clips == "video":
+            check_takes_videos(mlm.family)
+        self.clips = clips
         self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
         self.prefix, self.around = prefix, around
         self._tokens: dict[tuple[int, int], int] = {}  # image size -> image tokens
@@ -90,6 +124,17 @@ class MlmSource:
             for sample in extract(self.mlm, prompts, sites=self.kinds, around=self.around):
                 yield self._view(sample)
 
+    def clip(self, frames: Sequence[Image.Image], *, fps: float) -> Iterator[View]:
+        """Features of the frames of a clip, in order; of a video all are held at once."""
+        if self.clips == "frames":
+            yield from self.views(frames)
+            return
+        prompt = Prompt(tuple(frames), NEUTRAL, self.prefix, fps)
+        [sample] = extract(self.mlm, [prompt], sites=self.kinds, around=self.around)
+        steps = self._each(sample)
+        for frame in range(len(prompt.images)):
+            yield steps[step_of(frame, self.mlm.config)]
+
     def together(self, images: Sequence[Image.Image], text: str) -> list[View]:
         """Features of images that stand in ONE prompt, in order, with a text after them.
 
@@ -97,6 +142,9 @@ class MlmSource:
         """
         prompt = Prompt(tuple(images), text, self.prefix)
         [sample] = extract(self.mlm, [prompt], sites=self.kinds, around=self.around)
+        return self._each(sample)
+
+    def _each(self, sample: SampleFeatures) -> list[View]:
         return [
             self._view(SampleFeatures([features], [layout], None))
             for features, layout in zip(sample.images, sample.layouts, strict=True)
@@ -156,6 +204,10 @@ class EncoderSource:
         for image in images:
             [(f_1HWC, layout)] = self.encoder.features([image])
             yield View({"reference": f_1HWC}, layout)
+
+    def clip(self, frames: Sequence[Image.Image], *, fps: float) -> Iterator[View]:
+        """The same: an encoder knows no time."""
+        return self.views(frames)
 
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         """An encoder alone holds no text: no kind has a text vector."""

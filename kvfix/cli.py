@@ -21,6 +21,7 @@ from kvfix.commands.options import (
     Adapter,
     AsJson,
     Attn,
+    Clips,
     Data,
     Device,
     Dtype,
@@ -95,6 +96,7 @@ def diagnose(
     limit: Limit = None,
     out: Out = Path("runs/diagnose"),
     heads: Heads = False,
+    clips: Clips = "frames",
     reference_encoder: Annotated[
         str | None,
         typer.Option(
@@ -147,6 +149,7 @@ def evaluate(
         ),
     ] = None,
     heads: Heads = False,
+    clips: Clips = "frames",
     limit: Limit = None,
     out: Out = Path("runs/eval"),
     profile: Annotated[

@@ -22,7 +22,7 @@ from kvfix.eval.mcq.run import (
 from kvfix.eval.pooled import pooled_results
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import summarise
-from kvfix.eval.source import NEUTRAL, MlmSource
+from kvfix.eval.source import NEUTRAL, Clips, MlmSource, clips_fingerprint, clips_notes
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm
@@ -43,6 +43,7 @@ class Options(ModelOptions):
     tasks: tuple[str, ...] = ()  # empty: every task the data offers
     sites: tuple[str, ...] = SITES  # where features are read
     heads: bool = False  # every KV head apart
+    clips: Clips = "frames"  # how clips are read
     limit: int | None = None  # units a task
     out: Path = Path("runs/eval")
     seed: int = 0
@@ -97,6 +98,7 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
         complete=True,
         results=results,
         findings=[],
+        notes=clips_notes(mlm, options.clips),
         left_out=once([e for run in (*runs, *answers) for e in run.left_out] + unread),
         without_readout={u.dataset: without_readout(u, options.out) for u in asked},
         peak_memory_mib=peak_memory_mib(),
@@ -113,6 +115,7 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
 def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> dict[str, Any]:
     """All that moves a score; samples of another fingerprint are never mixed in."""
     return options.fingerprint(mlm) | {
+        **clips_fingerprint(mlm, options.clips),
         "sites": sorted(options.sites),
         "heads": options.heads,
         "prompt": NEUTRAL,
@@ -126,7 +129,7 @@ def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> di
 def _probe(unit_sets: Sequence[UnitSet], mlm: Mlm, options: Options, watch: Watch) -> list[TaskRun]:
     if not unit_sets:
         return []
-    source = MlmSource(mlm, kinds=options.sites, heads=options.heads)
+    source = MlmSource(mlm, kinds=options.sites, heads=options.heads, clips=options.clips)
     with watch.phase("probing", sum(len(u) for u in unit_sets)) as tick:
         return run_suite(unit_sets, source, options.out, tick=tick)
 

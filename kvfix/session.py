@@ -15,6 +15,7 @@ import torch
 
 from kvfix.adapters import AdapterWarning
 from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.source import Clips
 from kvfix.findings import Finding
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.runs.fingerprint import model_fingerprint
@@ -159,6 +160,7 @@ class Options(ModelOptions):
     limit: int | None = None  # units a task
     out: Path = Path("runs/diagnose")
     heads: bool = False  # every KV head apart
+    clips: Clips = "frames"  # how clips are read
     reference_encoder: str | None = None
     control: bool = True  # the same architecture with random weights
     seed: int = 0

@@ -89,9 +89,9 @@ def semantic_correspondence(unit: Any, source: Source, keep: Keep = None) -> Sco
 
 
 def temporal_correspondence(unit: Any, source: Source, keep: Keep = None) -> Scores:
-    """Mask propagation: frame by frame through all kinds at once, so that a clip streams."""
+    """Mask propagation through all kinds at once; a clip streams unless it is read as a video."""
     last = len(unit.masks) - 1  # the last frame does not count and is not read
-    views = source.views(unit.frames[:last])
+    views = source.clip(unit.frames[:last], fps=unit.fps)
     first = next(views)
     kinds = [kind for kind, _ in _kinds(first.features, keep)]
     scorer = ClipScorer(

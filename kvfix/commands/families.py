@@ -50,6 +50,7 @@ def families(
 
 def _said(row: Family) -> str:
     more = [_AHEAD.get(row.sees_ahead, ""), row.needs and f"needs {row.needs}"]
+    more.append("takes clips as videos" if row.videos else "")
     return "; ".join([row.upstream, row.cut, *(text for text in more if text)])
 
 
@@ -60,4 +61,5 @@ def _record(row: Family) -> dict[str, Any]:
         "image": row.cut,
         "needs": row.needs,
         "sees_ahead": row.sees_ahead,
+        "videos": row.videos,
     }

@@ -66,6 +66,13 @@ Limit = Annotated[
 Heads = Annotated[
     bool, typer.Option(help="Also score every key-value head by itself, which takes longer.")
 ]
+Clips = Annotated[
+    Literal["frames", "video"],
+    typer.Option(
+        help="How a clip is read: every frame as an image of its own, or all frames at once as one "
+        "video, for models whose videos kvfix maps (`kvfix families`)."
+    ),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(

@@ -80,6 +80,7 @@ class Clip:
     cluster: str
     frames: Sequence[Image.Image]
     masks: Sequence[np.ndarray]  # uint8 (height, width), 0 ground, 1..n objects
+    fps: float = 24.0  # frames a second, as a model that takes a video is told; DAVIS has these
 
 
 @dataclass(frozen=True)

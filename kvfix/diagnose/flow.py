@@ -20,7 +20,7 @@ from kvfix.data.units import UnitSet
 from kvfix.diagnose.best_layer import Best, best_value_layer
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import Table, summarise
-from kvfix.eval.source import EncoderSource, MlmSource, Site, Source
+from kvfix.eval.source import EncoderSource, MlmSource, Site, Source, clips_notes
 from kvfix.eval.stats.bootstrap import clustered_bootstrap, paired_bootstrap
 from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.findings import Estimate, Finding, title
@@ -136,7 +136,7 @@ def diagnose_flow(
     unit_sets: Sequence[UnitSet], mlm: Mlm, options: Options, watch: Watch
 ) -> Callable[[], Part]:
     """Measure the model; what comes back measures the controls, once the model may be let go."""
-    source = MlmSource(mlm, heads=options.heads)
+    source = MlmSource(mlm, heads=options.heads, clips=options.clips)
     runs = _measure(unit_sets, source, options, "reading the model", None, watch)
     curves = [_curve(run) for run in runs if run.rows]
     sites = {(c.task, c.dataset): best_site(c, seed=options.seed) for c in curves}
@@ -148,7 +148,8 @@ def diagnose_flow(
         results=results,
         left_out=[entry for run in runs for entry in run.left_out],
         overlays=drawn.overlays,
-        notes=[
+        notes=clips_notes(mlm, options.clips)
+        + [
             f"Picture of {name}: not drawn, {why}"
             for name, why in drawn.not_drawn.items()
             if name not in {entry["id"] for run in runs for entry in run.left_out}
@@ -195,7 +196,7 @@ def _controls(
     if options.control:
         with watch.phase("loading the control"):
             mlm = options.load_random(options.seed)
-        source = MlmSource(mlm, kinds=RANDOM_KINDS, position=False)
+        source = MlmSource(mlm, kinds=RANDOM_KINDS, position=False, clips=options.clips)
         name = "control: random weights"
         reporting = {i for c in curves for i in _reporting_ids(c, options.seed)}
         some = [

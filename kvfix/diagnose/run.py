@@ -15,7 +15,7 @@ from kvfix.diagnose.keys.run import diagnose_keys
 from kvfix.diagnose.prefix import diagnose_prefix
 from kvfix.diagnose.surfacing.run import MOST_QUESTIONS, diagnose_surfacing
 from kvfix.eval.mcq.run import readable
-from kvfix.eval.source import NEUTRAL
+from kvfix.eval.source import NEUTRAL, clips_fingerprint
 from kvfix.eval.suite import PROTOCOL
 from kvfix.mlm.load import Mlm, load_reference_encoder
 from kvfix.report.html import write_report
@@ -140,6 +140,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """All that moves a score; samples of another fingerprint are never mixed in."""
     return options.fingerprint(mlm) | {
+        **clips_fingerprint(mlm, options.clips),
         "only": sorted(options.only),
         "heads": options.heads,
         "mcq": asdict(options.mcq),

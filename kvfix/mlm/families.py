@@ -103,6 +103,7 @@ def _raster_row(**row: Any) -> Family:
         "pixels": fields.patch_pixels,
         "grids": shapes.limited_grids,
         "cut": "the whole image in patches, merged by two and two",
+        "videos": True,
     }
     return Family(**usual | row)
 
@@ -293,6 +294,7 @@ _ROWS = (
     ),
     _raster_row(
         model_type="glm4v",
+        videos=False,
         merged="model.visual.merger",
         channels=lambda config: config.vision_config.out_hidden_size,
         lora_projector=r"model\.visual\.merger\.((gate|up|down)_proj|proj)",

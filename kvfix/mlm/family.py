@@ -71,6 +71,7 @@ class Family:
     prepare: Callable[[Any], None] = lambda processor: None
     # Bound of the next-word logits behind the head, from the config; None: there is none.
     logit_cap: Callable[[Any], float | None] = lambda config: None
+    videos: bool = False  # a video is so many images to it, each of several frames
     # What a reader of its figures has to know, sentences, from the config.
     notes: Callable[[Any], tuple[str, ...]] = lambda config: ()
     # What its modules were called before, newest first; adapters keep such names.

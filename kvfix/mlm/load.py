@@ -17,7 +17,8 @@ from kvfix.mlm.families import FAMILIES, Family, family_of, submodule
 from kvfix.mlm.language_models import LanguageModel, Part, Reading, language_model_of, reading
 from kvfix.mlm.native import native_dtype
 from kvfix.mlm.processor import load_processor, processor_sha256
-from kvfix.mlm.prompts import Encoded, ImageSpan, Prompt, encode
+from kvfix.mlm.prompt import Prompt
+from kvfix.mlm.prompts import Encoded, ImageSpan, encode
 from kvfix.mlm.reference import ReferenceEncoder, load_reference_encoder
 
 __all__ = [

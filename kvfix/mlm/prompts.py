@@ -15,19 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from kvfix.mlm.families import Family
+from kvfix.mlm.images import clips
 from kvfix.mlm.images.layouts import LayoutRequest
 from kvfix.mlm.layout import Layout
+from kvfix.mlm.prompt import Prompt
 
 # Stands for the text while the chat template is rendered; no template or word list contains it.
 MARK = "\u2042kvfix\u2042"
-
-
-class Prompt(NamedTuple):
-    """One sample: `prefix`, then the images, then `text`, all in one user turn."""
-
-    images: tuple[Image.Image, ...]
-    text: str
-    prefix: str | None = None
 
 
 class ImageSpan(NamedTuple):
@@ -43,7 +37,7 @@ class Encoded:
     """A batch, ready for the model."""
 
     inputs: dict[str, Tensor]  # all that the forward pass needs, on the model's device
-    images: list[list[ImageSpan]]  # one list a sample of one span an image
+    images: list[list[ImageSpan]]  # for each sample a span per image, or per step of a video
     # Position of the last token of each `text`, before the template's suffix. For an empty text the
     # last token before that suffix.
     text_end_B: Tensor
@@ -68,6 +62,7 @@ def encode(
 ) -> Encoded:
     """Render, tokenise and lay out a batch; see `Mlm.encode`."""
     check_prompts(prompts, processor=processor, padding_side=padding_side)
+    videos = clips.are_videos(prompts, family)
     conversations = [_conversation(prompt) for prompt in prompts]
     batch = processor.apply_chat_template(
         conversations,
@@ -75,21 +70,26 @@ def encode(
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": padding_side},
+        processor_kwargs={"padding": True, "padding_side": padding_side}
+        | (clips.processor_arguments(prompts) if videos else {}),
     )
     inputs = model_inputs(batch)
     if family.positions_from_mask:
         # As `generate` does; the models themselves would count left padding as positions.
         mask_BL = inputs["attention_mask"]
         inputs["position_ids"] = (mask_BL.cumsum(-1) - 1).clamp(min=0) + family.first_position
-    layouts = layouts_of(
-        [p.images for p in prompts], inputs, processor=processor, config=config, family=family
-    )
-    images = spans_of(inputs["input_ids"], layouts, image_token_id=config.image_token_id)
+    known = {"processor": processor, "config": config, "family": family}
+    if videos:
+        layouts = clips.layouts_of_clips(prompts, inputs["video_grid_thw"], **known)
+    else:
+        layouts = layouts_of([p.images for p in prompts], inputs, **known)
+    token = config.video_token_id if videos else config.image_token_id
+    images = spans_of(inputs["input_ids"], layouts, image_token_id=token)
     rendered = processor.apply_chat_template(conversations, add_generation_prompt=True)
     return Encoded(
         inputs={
-            name: value.to(device, dtype if value.is_floating_point() else None)
+            # Pixels alone: rounded to bfloat16, seconds would move a video's positions.
+            name: value.to(device, dtype if name.startswith("pixel_values") else None)
             for name, value in inputs.items()
         },
         images=images,
@@ -138,7 +138,10 @@ def _conversation(prompt: Prompt) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     if prompt.prefix is not None:
         content.append({"type": "text", "text": prompt.prefix})
-    content += [{"type": "image", "image": image} for image in prompt.images]
+    if prompt.fps is not None:
+        content.append({"type": "video", "video": list(prompt.images)})
+    else:
+        content += [{"type": "image", "image": image} for image in prompt.images]
     content.append({"type": "text", "text": prompt.text})
     return [{"role": "user", "content": content}]
 

@@ -40,6 +40,9 @@ class FakeSource:
         for image in images:
             yield self._view(image)
 
+    def clip(self, frames: Sequence[Image.Image], *, fps: float) -> Iterator[View]:
+        return self.views(frames)
+
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         view = self._view(image)
         return view, {kind: view.features[kind].mean((1, 2)) for kind in TEXT_KINDS}

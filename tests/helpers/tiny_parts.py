@@ -26,7 +26,8 @@ SPECIALS = [
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE"
+    "{% elif c['type'] == 'video' %}VIDEO{% else %}{{ c['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -28,6 +28,10 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+_TEMPLATE = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+    "VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"
+)
+
 
 def qwen2_5_vl() -> tuple[Any, Any]:
     """Patches of 4 px, merged 2 x 2, windows of 2 x 2 merged cells."""
@@ -74,7 +78,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
         Qwen2VLImageProcessor(**pixels),
         tok,
         Qwen2VLVideoProcessor(**pixels),
-        chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=_TEMPLATE,
     )
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
@@ -106,7 +110,7 @@ def _small_patches(kind: Any, image_processor: Any, video_processor: Any) -> Any
         image_processor(**pixels),
         tokenizer(),
         video_processor(**pixels),
-        chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=_TEMPLATE,
     )
 
 
