@@ -14,6 +14,11 @@ import math
 import torch
 
 
+def count_pixels(mask_SHW: torch.Tensor) -> torch.Tensor:
+    """(S,) int32: true pixels of each bool mask; several times as fast as a sum of bools."""
+    return mask_SHW.contiguous().view(torch.uint8).flatten(1).sum(1, dtype=torch.int32)
+
+
 def boundary_map(mask_SHW: torch.Tensor) -> torch.Tensor:
     """(S, H, W) bool: pixels that differ from their east, south or south-east neighbour.
 
@@ -43,7 +48,7 @@ def boundary_f(
     share = math.ceil(tolerance * math.hypot(height, width))
     radius = int(tolerance) if tolerance >= 1 else share
     predicted, truth = boundary_map(predicted_SHW), boundary_map(truth_HW[None])
-    n_predicted, n_truth = predicted.sum((1, 2)).double(), truth.sum().double()
+    n_predicted, n_truth = count_pixels(predicted).double(), truth.sum().double()
 
     s, row, col = predicted.nonzero(as_tuple=True)
     near = _touches(_row_sums(truth), torch.zeros_like(s), row, col, radius)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from kvfix.data.units import VOID
-from kvfix.eval.metrics.boundary import boundary_f
+from kvfix.eval.metrics.boundary import boundary_f, count_pixels
 
 
 def region_j(predicted_SHW: torch.Tensor, truth_HW: torch.Tensor) -> torch.Tensor:
     """Region similarity J of S bool masks of one object, (S,) float64 (``db_eval_iou``); 1 of
     nothing.
     """
-    inter = (predicted_SHW & truth_HW).sum((1, 2)).double()
-    union = (predicted_SHW | truth_HW).sum((1, 2)).double()
+    inter = count_pixels(predicted_SHW & truth_HW).double()
+    union = count_pixels(predicted_SHW | truth_HW).double()
     return torch.where(union > 0, inter / union.clamp(min=1), 1.0)
 
 

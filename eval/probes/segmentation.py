@@ -27,6 +27,7 @@ import torch
 from torch.nn import functional
 
 from kvfix.eval.grid import VOID, check_mask, to_grid, to_pixels
+from kvfix.eval.metrics.boundary import count_pixels
 from kvfix.eval.probes.kmeans import grow_kmeans
 from kvfix.eval.probes.logistic import fit_logistic, fit_standardiser
 from kvfix.eval.probes.score import UnitScore, check_keep, check_sites, site_chunks
@@ -72,8 +73,8 @@ def _count(predicted_SHW: torch.Tensor, mask: Mask, layout: Layout) -> _Counts:
     truth = check_mask(mask, layout).to(predicted_SHW.device)
     valid, foreground = truth != VOID, (truth != VOID) & (truth != 0)
     return _Counts(
-        (predicted_SHW & foreground).sum((1, 2)).double().cpu().numpy(),
-        (predicted_SHW & valid).sum((1, 2)).double().cpu().numpy(),
+        count_pixels(predicted_SHW & foreground).double().cpu().numpy(),
+        count_pixels(predicted_SHW & valid).double().cpu().numpy(),
         float(foreground.sum()),
         float(valid.sum()),
     )
