@@ -232,31 +232,3 @@ def read_out(question: Question, marked: Marked, kind: str) -> Readout:
         )
     next_S, best_S = np.sort(score_SK, axis=1)[:, -2:].T
     return Readout(score_SK.argmax(1), best_S - next_S, 1 / len(question.choices))
-
-
-def readout(question: Question, views: Sequence[View], kind: str) -> Readout | None:
-    """The readout of one question at every site of a kind, None where it has none.
-
-    For several kinds use `read_out`, which looks for markers once.
-    """
-    asked = compared(question)
-    return None if isinstance(asked, str) else read_out(question, Marked(list(views), asked), kind)
-
-
-def deal_cells(marked: Marked, generator: torch.Generator) -> Marked:
-    """The control: every cell of all images of the question, dealt anew over their grids.
-
-    Nothing is left of which cell was where, nor of which image it came from, so a readout's
-    accuracy is chance; all its other statistics stay. All sites and kinds are dealt alike.
-    """
-    counts = [view.layout.index_HW.numel() for view in marked.views]
-    order_N = torch.randperm(sum(counts), generator=generator)
-    dealt: list[dict[str, torch.Tensor]] = [{} for _ in marked.views]
-    for kind in marked.views[0].features:
-        features = _features(marked, kind)
-        cells_SNC = torch.cat([f_SHWC.flatten(1, 2) for f_SHWC in features], dim=1)
-        mixed = cells_SNC[:, order_N.to(cells_SNC.device)].split(counts, dim=1)
-        for into, part_SNC, view in zip(dealt, mixed, marked.views, strict=True):
-            into[kind] = part_SNC.unflatten(1, view.layout.grid_hw)
-    views = [View(f, view.layout) for f, view in zip(dealt, marked.views, strict=True)]
-    return marked._replace(views=views)

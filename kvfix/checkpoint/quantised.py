@@ -77,13 +77,6 @@ def without_quantisation(config: Any) -> Any:
     return plain
 
 
-def check_trains(found: Quantised | None, *, where: str) -> None:
-    """Refuse to train, or to plan to, what is stored in a form that gives no gradients here."""
-    if found is None or found.trains:
-        return
-    raise ValueError(f"{where}: {abilities(found)}")
-
-
 def abilities(found: Quantised) -> str:
     """What a checkpoint of this method can do here, in one line."""
     if found.trains:

@@ -19,10 +19,10 @@ MOST_LINES = 50  # bad records that are listed before they are only counted
 @data_app.command("list")
 def data_list() -> None:
     """Show every dataset: its tasks, source and expected folder."""
-    from kvfix.data.catalog import describe
+    from kvfix.data.catalog import CATALOG
     from kvfix.data.training.forms import TREE
 
-    for row in describe():
+    for row in CATALOG.values():
         console.print(Text.assemble((row.name, "bold"), f"  ({row.size})  --data {row.spec}"))
         console.print(f"  tasks: {', '.join(row.tasks)}; split {row.split}")
         console.print(f"  {row.source}")

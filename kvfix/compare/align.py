@@ -17,7 +17,7 @@ from kvfix.eval.results import Table
 from kvfix.eval.site import Site
 from kvfix.eval.stats.paired import Ratio
 from kvfix.runs.fingerprint import flat, not_recorded
-from kvfix.runs.resume import read_run
+from kvfix.runs.resume import read_finished
 from kvfix.runs.rows import (
     AnswerRow,
     LeftOutRow,
@@ -110,18 +110,11 @@ class Pairing:
 
 def read_side(folder: Path) -> Side:
     """Read a finished run; a line that is no sample is a ValueError with file and line."""
-    side = Side(folder, read_run(folder))
-    if side.record.get("complete") is False:
-        raise ValueError(
-            f"{folder}: expected a finished run, found one that was interrupted; start its command "
-            "again, it goes on where it stopped"
-        )
+    side = Side(folder, read_finished(folder))
     files = sorted((folder / "samples").glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(f"{folder}: expected samples/*.jsonl in a run folder, found none")
-    entries = side.record.get("data")
-    data = [d for d in entries if isinstance(d, dict)] if isinstance(entries, list) else []
-    named = {str(d.get("dataset")) for d in data}
+    named = {str(d.get("dataset")) for d in _data_cards(side.record)}
     fallback = named.pop() if len(named) == 1 else "questions"
     for file in files:
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
@@ -205,16 +198,19 @@ def _same_data(before: Side, after: Side) -> None:
 
 def _data(record: dict[str, Any]) -> dict[str, str]:
     """`dataset/task` -> split and digest."""
-    entries = record.get("data")
-    entries = [d for d in entries if isinstance(d, dict)] if isinstance(entries, list) else []
     found = {
         f"{d.get('dataset')}/{d.get('task', 'all')}": f"split {d.get('split')}, SHA-256 "
         f"{d.get('sha256')}"
-        for d in entries
+        for d in _data_cards(record)
     }
     if not found:
         raise ValueError('run.json: expected a list "data" with SHA-256 digests, found none')
     return found
+
+
+def _data_cards(record: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = record.get("data")
+    return [d for d in entries if isinstance(d, dict)] if isinstance(entries, list) else []
 
 
 def _row(line: bytes, where: str) -> Row:

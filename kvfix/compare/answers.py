@@ -9,7 +9,7 @@ difference of the answers by option-letter log-probability, which need no readin
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from kvfix.eval.stats.bootstrap import paired_bootstrap
 from kvfix.eval.stats.paired import (
     Change,
     Flips,
+    MacroMicro,
     flips,
     holm,
     mcnemar,
@@ -33,25 +34,52 @@ UNREAD = "unparsed"  # its name among the letters
 LOGPROB = "logprob_correct"  # 0 or 1: the most probable option letter is the right one
 
 
+class _Draws(NamedTuple):
+    """How questions are drawn by the bootstrap: in clusters, within their task."""
+
+    tasks: list[str]
+    clusters: list[str]
+    resamples: int
+    seed: int
+
+    def members(self) -> dict[str, np.ndarray]:
+        """Which questions are of a task, bool (N,)."""
+        return {
+            task: np.array([t == task for t in self.tasks]) for task in dict.fromkeys(self.tasks)
+        }
+
+    def change(self, was: np.ndarray, now: np.ndarray) -> MacroMicro:
+        """The difference with its intervals."""
+        return stratified_paired_bootstrap(
+            *(was, now, self.tasks, self.clusters), resamples=self.resamples, seed=self.seed
+        )
+
+    def kept(self, use_N: np.ndarray) -> _Draws:
+        """Of some questions alone."""
+        tasks, clusters = (
+            [x for x, use in zip(xs, use_N, strict=True) if use]
+            for xs in (self.tasks, self.clusters)
+        )
+        return self._replace(tasks=tasks, clusters=clusters)
+
+
 def answer_changes(pair: QuestionPair, *, resamples: int, seed: int) -> dict[str, Any]:
     """Everything that `compare.json` says about one set of questions; shares in [0, 1]."""
     tasks = [r.subtask for r in pair.before]
     clusters = [r.cluster for r in pair.before]
+    draws = _Draws(tasks, clusters, resamples, seed)
     was, now = (_column(rows, "correct") for rows in (pair.before, pair.after))
-    rows = [
-        _task(task, np.array([t == task for t in tasks]), was, now, clusters, resamples, seed)
-        for task in dict.fromkeys(tasks)
-    ]
+    rows = [_task(task, at_N, was, now, draws) for task, at_N in draws.members().items()]
     for row, p in zip(rows, holm([r["p"] for r in rows]), strict=True):
         row["p_holm"] = float(p)
     return {
         "dataset": pair.dataset,
         "n": len(tasks),
         "clusters": len(set(zip(tasks, clusters, strict=True))),
-        **_both_means(was, now, tasks, clusters, resamples, seed),
+        **_both_means(was, now, draws),
         "tasks": rows,
-        "format": _format(pair, was, now, tasks, clusters, resamples, seed),
-        "logprob": _logprob(pair, tasks, clusters, resamples, seed),
+        "format": _format(pair, was, now, draws),
+        "logprob": _logprob(pair, draws),
     }
 
 
@@ -95,16 +123,12 @@ def answer_findings(changes: dict[str, Any]) -> list[Finding]:
 
 
 def _task(
-    task: str,
-    at_N: np.ndarray,
-    was: np.ndarray,
-    now: np.ndarray,
-    clusters: list[str],
-    resamples: int,
-    seed: int,
+    task: str, at_N: np.ndarray, was: np.ndarray, now: np.ndarray, draws: _Draws
 ) -> dict[str, Any]:
-    mine = [c for c, use in zip(clusters, at_N, strict=True) if use]
-    got = paired_bootstrap(was[at_N], now[at_N], mine, resamples=resamples, seed=seed)
+    clusters = draws.kept(at_N).clusters
+    got = paired_bootstrap(
+        was[at_N], now[at_N], clusters, resamples=draws.resamples, seed=draws.seed
+    )
     changed = flips(was[at_N], now[at_N])
     change = Change(float(got.value_S[0]), float(got.low_S[0]), float(got.high_S[0]))
     return {
@@ -115,23 +139,16 @@ def _task(
     }
 
 
-def _both_means(
-    was: np.ndarray,
-    now: np.ndarray,
-    tasks: list[str],
-    clusters: list[str],
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    got = stratified_paired_bootstrap(was, now, tasks, clusters, resamples=resamples, seed=seed)
-    at = [np.array([t == task for t in tasks]) for task in dict.fromkeys(tasks)]
+def _both_means(was: np.ndarray, now: np.ndarray, draws: _Draws) -> dict[str, Any]:
+    got = draws.change(was, now)
+    at = list(draws.members().values())
     a_task = [flips(was[a], now[a]) for a in at]
     before, after = (float(np.mean([x[a].mean() for a in at])) for x in (was, now))
     return {
         "macro": {
             **_figures(before, after, got.macro),
             "tasks": len(at),
-            "n": len(tasks),
+            "n": len(was),
             "minimum_detectable": minimum_detectable(a_task, macro=True),
         },
         "micro": {
@@ -142,35 +159,21 @@ def _both_means(
     }
 
 
-def _format(
-    pair: QuestionPair,
-    was: np.ndarray,
-    now: np.ndarray,
-    tasks: list[str],
-    clusters: list[str],
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
+def _format(pair: QuestionPair, was: np.ndarray, now: np.ndarray, draws: _Draws) -> dict[str, Any]:
     """Format or perception? Unread answers, letters, and the difference where both were read."""
     unread = [_column(rows, "unparsed") for rows in (pair.before, pair.after)]
     fixed, broken = (was < now), (was > now)
     both = (unread[0] == 0) & (unread[1] == 0)
     read = None
     if both.any():
-        kept = [[x for x, use in zip(xs, both, strict=True) if use] for xs in (tasks, clusters)]
-        got = stratified_paired_bootstrap(
-            was[both], now[both], kept[0], kept[1], resamples=resamples, seed=seed
-        )
-        read = _figures(was[both].mean(), now[both].mean(), got.micro)
+        change = draws.kept(both).change(was[both], now[both]).micro
+        read = _figures(was[both].mean(), now[both].mean(), change)
         read |= _counts(flips(was[both], now[both]))
         read["share_of_micro"] = float((now - was)[both].sum() / len(was))
-    change = stratified_paired_bootstrap(
-        unread[0], unread[1], tasks, clusters, resamples=resamples, seed=seed
-    ).micro
-    unparsed = _figures(unread[0].mean(), unread[1].mean(), change)
+    unparsed = _figures(unread[0].mean(), unread[1].mean(), draws.change(*unread).micro)
     unparsed["p"] = mcnemar(int((unread[0] < unread[1]).sum()), int((unread[0] > unread[1]).sum()))
     missing = [sum(bool(r.missing) for r in rows) for rows in (pair.before, pair.after)]
-    letters = _letters(pair, tasks, clusters, resamples, seed)
+    letters = _letters(pair, draws)
     return {
         "unparsed": unparsed,
         "missing": {"before": missing[0], "after": missing[1]},
@@ -182,9 +185,7 @@ def _format(
     }
 
 
-def _letters(
-    pair: QuestionPair, tasks: list[str], clusters: list[str], resamples: int, seed: int
-) -> list[dict[str, Any]]:
+def _letters(pair: QuestionPair, draws: _Draws) -> list[dict[str, Any]]:
     """Share of each letter before and after, and the share of questions where it is right."""
     chosen = [[_letter(r) for r in rows] for rows in (pair.before, pair.after)]
     right = Counter(r.answer for r in pair.before)
@@ -193,13 +194,10 @@ def _letters(
     for name in names:
         was, now = (np.array([x == name for x in side]) for side in chosen)
         changed = flips(was, now)
-        change = stratified_paired_bootstrap(
-            was, now, tasks, clusters, resamples=resamples, seed=seed
-        ).micro
         rows.append(
             {
                 "letter": name,
-                **_figures(was.mean(), now.mean(), change),
+                **_figures(was.mean(), now.mean(), draws.change(was, now).micro),
                 "right": right[name] / n,
                 "p": mcnemar(changed.fixed, changed.broken),
             }
@@ -213,13 +211,11 @@ def _letter(row: AnswerRow) -> str:
     return UNREAD if row.unparsed or row.letter is None else row.letter
 
 
-def _logprob(
-    pair: QuestionPair, tasks: list[str], clusters: list[str], resamples: int, seed: int
-) -> dict[str, Any] | None:
+def _logprob(pair: QuestionPair, draws: _Draws) -> dict[str, Any] | None:
     if any(row.logprob_correct is None for row in (*pair.before, *pair.after)):
         return None
     was, now = (_column(rows, LOGPROB) for rows in (pair.before, pair.after))
-    return _both_means(was, now, tasks, clusters, resamples, seed)
+    return _both_means(was, now, draws)
 
 
 def _column(rows: list[AnswerRow], key: str) -> np.ndarray:

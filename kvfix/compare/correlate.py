@@ -31,7 +31,7 @@ from kvfix.report.compare import write_pages
 from kvfix.report.correlate import page_of
 from kvfix.runs.fingerprint import versions
 from kvfix.runs.lock import locked
-from kvfix.runs.resume import read_run
+from kvfix.runs.resume import read_finished
 from kvfix.runs.rows import READOUT, full_name
 
 PLACES = ("best", "last")
@@ -77,7 +77,7 @@ def correlate(options: CorrelateOptions, *, command: str) -> Outcome:
 
 def _correlate(options: CorrelateOptions, command: str) -> Outcome:
     start, started = time.monotonic(), datetime.now(UTC).isoformat()
-    records = [_finished(folder) for folder in options.runs]
+    records = [read_finished(folder) for folder in options.runs]
     _comparable(options.runs, records)
     gains = [_gains(record) for record in records]
     answers = [_answers(record) for record in records]
@@ -91,10 +91,7 @@ def _correlate(options: CorrelateOptions, command: str) -> Outcome:
         "started": started,
         "seconds": round(time.monotonic() - start, 1),
         "runs": [
-            _card(folder, record, gain, answer)
-            for folder, record, gain, answer in zip(
-                options.runs, records, gains, answers, strict=True
-            )
+            _card(*point) for point in zip(options.runs, records, gains, answers, strict=True)
         ],
         "correlations": rows,
         "findings": [_finding(row).to_json() for row in rows if row["place"] in PLACES],
@@ -103,16 +100,6 @@ def _correlate(options: CorrelateOptions, command: str) -> Outcome:
     }
     report = write_pages(options.out, "correlate", record, page_of(record))
     return Outcome(record, report, failed=False)
-
-
-def _finished(folder: Path) -> Record:
-    record = read_run(folder)
-    if record.get("complete") is False:
-        raise ValueError(
-            f"{folder}: expected a finished run, found one that was interrupted; start its command "
-            "again, it goes on where it stopped"
-        )
-    return record
 
 
 def _comparable(folders: Sequence[Path], records: Sequence[Record]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kvfix.data.files import bad_units
+from kvfix.data.files import faults
 from kvfix.data.readers import (
     blink,
     davis,
@@ -188,28 +188,18 @@ def load_units(
     """
     if limit is not None and limit < 1:
         raise WrongSpec(f"limit: expected at least 1, found {limit}")
-    asked = _asked(specs, tasks)
+    asked = check_words(specs, tasks=tasks)
     _check_questions(tasks, asked, questions)
-    sets = []
-    for dataset, folder in asked:
-        for task in dataset.tasks:
-            if tasks is not None and task not in tasks:
-                continue
-            if task == MCQ and not questions:
-                continue
-            if dataset.read is None:
-                sets.append(scene_units(task, n=limit))
-            else:
-                sets.append(dataset.read(folder).head(limit))
-    return sets
+    return [
+        scene_units(task, n=limit) if dataset.read is None else dataset.read(folder).head(limit)
+        for dataset, folder in asked
+        for task in dataset.tasks
+        if (tasks is None or task in tasks) and (task != MCQ or questions)
+    ]
 
 
-def check_words(specs: Sequence[str], *, tasks: Sequence[str] | None) -> None:
+def check_words(specs: Sequence[str], *, tasks: Sequence[str] | None) -> list[_Asked]:
     """Refuse at once, by a WrongSpec, what `load_units` would refuse without a look at the disk."""
-    _asked(specs, tasks)
-
-
-def _asked(specs: Sequence[str], tasks: Sequence[str] | None) -> list[_Asked]:
     if not specs:
         raise WrongSpec(f"data: expected at least one of {', '.join(CATALOG)}, found none")
     asked = [_parse(spec) for spec in specs]
@@ -268,7 +258,11 @@ def check(spec: str) -> list[str]:
     problems: list[str] = []
     more = 0
     try:
-        found = dataset.problems(folder) if dataset.problems else bad_units(dataset.read(folder))
+        if dataset.problems is not None:
+            found = dataset.problems(folder)
+        else:
+            units = dataset.read(folder)
+            found = faults(units.load, *range(len(units)))
         for problem in found:
             if len(problems) < MOST_PROBLEMS:
                 problems.append(problem)
@@ -277,8 +271,3 @@ def check(spec: str) -> list[str]:
     except (ValueError, OSError) as error:
         problems.append(str(error))
     return [*problems, f"... and {more} more"] if more else problems
-
-
-def describe() -> list[Dataset]:
-    """The rows of the table."""
-    return list(_DATASETS)

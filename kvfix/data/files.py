@@ -14,10 +14,11 @@ from PIL import Image
 
 from kvfix.data.pictures.read import Header, opened, read_header, read_picture
 from kvfix.data.texts import bounded
-from kvfix.data.units import BadUnit, UnitSet
+from kvfix.data.units import BadUnit
 from kvfix.wording import shown
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,18 @@ def in_turn(groups: Iterable[Sequence[T]]) -> tuple[T, ...]:
     return tuple(item for turn in zip_longest(*groups) for item in turn if item is not None)
 
 
-def bad_units(units: UnitSet) -> Iterator[str]:
-    """What is wrong with each unit that cannot be read; reads them all."""
-    for index in range(len(units)):
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by their key, keys and items in order of appearance."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def faults(read: Callable[[T], object], *items: T) -> Iterator[str]:
+    """What is wrong with each item that cannot be read; reads them all."""
+    for item in items:
         try:
-            units.load(index)
+            read(item)
         except BadUnit as error:
             yield str(error)

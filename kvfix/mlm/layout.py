@@ -68,11 +68,6 @@ class Layout:
         """Rows and columns of the grid."""
         return self.index_HW.shape[0], self.index_HW.shape[1]
 
-    def centres_HW2(self) -> Tensor:
-        """(x, y) of each cell centre in original pixels, float32."""
-        ys_HW, xs_HW = np.meshgrid(self.ys_H, self.xs_W, indexing="ij")
-        return torch.from_numpy(np.stack([xs_HW, ys_HW], axis=-1).astype(np.float32))
-
     def cell_of(self, x: float | np.ndarray, y: float | np.ndarray) -> GridPoint:
         """Fractional row and column of original pixels, scalars or arrays, for bilinear sampling.
 

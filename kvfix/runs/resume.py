@@ -68,7 +68,7 @@ def earlier_starts(before: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The `run.json` of a finished run."""
+    """The `run.json` of a run."""
     file = folder / "run.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder}: expected a run folder with run.json, found none")
@@ -79,3 +79,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise ValueError(f"{file}: expected a JSON object, found {type(run).__name__}")
     return run
+
+
+def read_finished(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a run that was not interrupted, or a ValueError."""
+    record = read_run(folder)
+    if record.get("complete") is False:
+        raise ValueError(
+            f"{folder}: expected a finished run, found one that was interrupted; start its command "
+            "again, it goes on where it stopped"
+        )
+    return record

@@ -21,6 +21,7 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
+from kvfix.eval.grid import cell_centres
 from kvfix.mlm.capture import SampleFeatures, _shrink, extract
 from kvfix.mlm.images.layouts import idefics3_tiles
 from kvfix.mlm.layout import (
@@ -133,8 +134,8 @@ def test_tile_after_a_centre_crop_by_hand():
     view = PixelView.of((60, 100)).shortest_edge(48).centre_crop(48, 48)
     layout = tile_layout((60, 100), view, patch=8, leading=1)
     assert layout.box == pytest.approx((20, 0, 80, 60))
-    assert layout.centres_HW2()[0, 0].tolist() == pytest.approx([25, 5])
-    assert layout.centres_HW2()[2, 5].tolist() == pytest.approx([75, 25])
+    assert cell_centres(layout)[0, 0].tolist() == pytest.approx([25, 5])
+    assert cell_centres(layout)[2, 5].tolist() == pytest.approx([75, 25])
     assert layout.index_HW[0, 0] == 1
     assert layout.n_tokens == 37
 
@@ -155,7 +156,7 @@ def test_a_mosaic_of_stretched_tiles_by_hand():
     # One tile, half as wide as the image: a pixel of it is two of the image. Nothing follows it.
     alone = mosaic_layout((48, 96), (1, 1), tile=48, cell=8)
     assert alone.n_tokens == 36 and alone.box == pytest.approx((0, 0, 96, 48))
-    assert alone.centres_HW2()[0, 1].tolist() == pytest.approx([24, 4])
+    assert cell_centres(alone)[0, 1].tolist() == pytest.approx([24, 4])
 
 
 def test_tiles_of_idefics3_are_the_processors():
@@ -180,7 +181,7 @@ def test_one_of_several_onevision_images_is_padded_to_a_square():
 @pytest.mark.parametrize("size", [(60, 100), (97, 41)])
 def test_cell_of_inverts_centres(size):
     layout = anyres_layout(size, tiny.PINPOINTS, tile=48, patch=8, max_tiles=1)
-    x, y = layout.centres_HW2().double().unbind(-1)
+    x, y = cell_centres(layout).double().unbind(-1)
     rows, cols = np.indices(layout.grid_hw)
     at = layout.cell_of(x.numpy(), y.numpy())
     np.testing.assert_allclose(at.row, rows, atol=1e-5)

@@ -22,6 +22,7 @@ from transformers import (
     SiglipModel,
 )
 
+from kvfix.eval.grid import cell_centres
 from kvfix.mlm.load import load_reference_encoder
 
 _VISION = {
@@ -71,7 +72,7 @@ def test_reference_features_lie_where_the_layout_says(kind, tmp_path):
     cells = [(0, 0), (0, width - 1), (height - 1, 0), (height // 2, 1), (height - 1, width - 1)]
     for row, col in cells:
         painted = blank.copy()
-        x, y = layout.centres_HW2()[row, col].tolist()
+        x, y = cell_centres(layout)[row, col].tolist()
         painted.paste((120, 120, 120), (round(x) - 4, round(y) - 4, round(x) + 4, round(y) + 4))
         after = reference.features([painted])[0].f_1HWC
         found = divmod(int((after - before)[0].norm(dim=-1).argmax()), width)

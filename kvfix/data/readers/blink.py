@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from kvfix.data.files import check_folder, in_turn, listed
+from kvfix.data.files import check_folder, grouped, in_turn, listed
 from kvfix.data.readers.parquet import RowReader, decode_image, encoded_image, read_rows
 from kvfix.data.texts import bounded, check_askable, check_text
 from kvfix.data.units import MCQ, BadUnit, Question, UnitSet
@@ -180,9 +180,7 @@ def _scan(folder: Path) -> list[_Entry]:
         raise ValueError(f"{folder}: expected questions, found parquet files without a row")
     if not public:
         raise ValueError(f"{folder}: expected answers such as '(A)', found none: {_HIDDEN}")
-    by_config: dict[str, list[_Entry]] = {}
-    for entry in entries.values():
-        by_config.setdefault(entry.config, []).append(entry)
+    by_config = grouped(entries.values(), lambda e: e.config)
     # Unknown configs last: their questions are bad units, not lost ones.
     order = [*(c for c in CONFIGS if c in by_config), *sorted(by_config.keys() - CONFIGS.keys())]
     return list(in_turn(by_config[c] for c in order))

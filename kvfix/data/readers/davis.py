@@ -19,6 +19,7 @@ import numpy as np
 from kvfix.data.files import (
     LazySequence,
     digest,
+    faults,
     find_root,
     listed,
     mask_size,
@@ -78,11 +79,7 @@ class Edition(NamedTuple):
                 continue
             assert isinstance(clip, Clip)
             for files in (clip.frames, clip.masks):
-                for t in range(len(files)):
-                    try:
-                        files[t]
-                    except BadUnit as error:
-                        yield str(error)
+                yield from faults(files.__getitem__, *range(len(files)))
 
 
 def _root(folder: Path) -> Path:

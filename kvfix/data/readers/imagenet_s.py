@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kvfix.data.files import check_folder, digest, header_for, in_turn, read_list
+from kvfix.data.files import check_folder, digest, faults, grouped, header_for, in_turn, read_list
 from kvfix.data.pictures.read import opened, read_picture
 from kvfix.data.readers.imagenet_names import NAMES
 from kvfix.data.units import VOID, BadUnit, Sentence, Truths, UnitSet
@@ -97,11 +97,7 @@ def imagenet_s_truths(folder: Path) -> LabelMaps:
 def imagenet_s_problems(folder: Path) -> Iterator[str]:
     """Everything wrong with an ImageNet-S folder; decodes every photo and mask."""
     tree = _tree(folder)
-    for image in _listed(tree):
-        try:
-            _read(tree, image)
-        except BadUnit as error:
-            yield str(error)
+    yield from faults(partial(_read, tree), *_listed(tree))
     for image in _listed(tree, of=_MASKS):
         if not _photo(tree.root, image).exists():
             yield f"{_photo(tree.root, image)}: expected a photo for every mask, found no such file"
@@ -193,9 +189,7 @@ def _listed(tree: _Tree, *, of: str = _PHOTOS) -> list[_Image]:
 
 def _scattered(images: list[_Image]) -> tuple[_Image, ...]:
     """Classes in turn; the order of classes, and of images within one, is by hash of the name."""
-    by_class: dict[str, list[_Image]] = {}
-    for image in sorted(images, key=lambda i: _hash(i.id)):
-        by_class.setdefault(image.wordnet_id, []).append(image)
+    by_class = grouped(sorted(images, key=lambda i: _hash(i.id)), lambda i: i.wordnet_id)
     return in_turn(by_class[w] for w in sorted(by_class, key=_hash))
 
 

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvfix.data.files import in_turn
+from kvfix.data.files import grouped, in_turn
 from kvfix.data.readers.choices import LETTERS, lettered_lines, read_answer, read_choices
 from kvfix.data.training.forms import FORMS, read_record
 from kvfix.data.training.photos import Photo, Places
@@ -115,9 +115,7 @@ def _scan(folder: Path) -> _Scan:
         raise ValueError(f"{folder}: {error}") from error
     if not entries:
         raise ValueError(f"{folder}: expected questions, found none")
-    by_task: dict[str, list[_Entry]] = {}
-    for entry in entries.values():
-        by_task.setdefault(entry.sub_task, []).append(entry)
+    by_task = grouped(entries.values(), lambda e: e.sub_task)
     return _Scan(records, places, str(folder), in_turn(by_task.values()), fit)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvfix.data.files import bad_units, check_folder, listed
+from kvfix.data.files import check_folder, faults, listed
 from kvfix.data.pictures.read import read_picture
 from kvfix.data.pictures.rle import decode_rle
 from kvfix.data.readers.parquet import RowReader, encoded_image, read_rows
@@ -91,7 +91,7 @@ def refcoco_problems(folder: Path) -> Iterator[str]:
     """Everything wrong with the files of testA and testB; decodes every photo."""
     for split, paths in _find(folder).splits.items():
         samples, sha256 = _scan(split, paths)
-        yield from bad_units(_unit_set(split, samples, sha256))
+        yield from faults(_unit_set(split, samples, sha256).load, *range(len(samples)))
         with_text = {(s.path, s.row) for s in samples}
         for path in paths:
             for row in read_rows(path, required=("file_name",)):

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvfix.data.files import digest, find_root, in_turn, is_plain, read_list, read_photo
+from kvfix.data.files import digest, find_root, grouped, in_turn, is_plain, read_list, read_photo
 from kvfix.data.pictures.read import read_header
 from kvfix.data.units import BadUnit, Pair, Truths, UnitSet
 from kvfix.wording import shown
@@ -159,7 +159,7 @@ def _photo(root: Path, category: str, name: str) -> Path:
 
 def _listed(root: Path) -> tuple[_Listed, ...]:
     """The listed pairs in their scattered order: by hash of the name, categories in turn."""
-    by_category: dict[str, list[_Listed]] = {}
+    found = []
     for name in read_list(_list_file(root)):
         match = _NAME.fullmatch(name)
         if match is None:
@@ -167,10 +167,9 @@ def _listed(root: Path) -> tuple[_Listed, ...]:
                 f"{_list_file(root)}: expected pair names like 000001-SRC-TRG:category, found "
                 f"{shown(name)}"
             )
-        pair = _Listed(name, match["source"], match["target"], match["category"])
-        by_category.setdefault(pair.category, []).append(pair)
-    for pairs in by_category.values():
-        pairs.sort(key=lambda p: hashlib.sha256(p.name.encode()).digest())
+        found.append(_Listed(name, match["source"], match["target"], match["category"]))
+    found.sort(key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    by_category = grouped(found, lambda p: p.category)
     return in_turn(by_category[c] for c in sorted(by_category))
 
 

@@ -91,10 +91,6 @@ class KeyDiagnosis:
         """(L, rows, columns) share of KV heads whose key at the cell is agnostic, in [0, 1]."""
         return self.agnostic_LHP.mean(1).reshape(-1, *self.grid_hw)
 
-    def r_map(self) -> np.ndarray:
-        """(L, H, rows, columns) ratio r."""
-        return self.r_LHP.reshape(*self.r_LHP.shape[:2], *self.grid_hw)
-
 
 def diagnose_keys(
     mlm: Mlm,

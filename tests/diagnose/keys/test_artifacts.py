@@ -70,7 +70,7 @@ def test_chosen_positions_are_found_exactly(mlm: Mlm) -> None:
     assert got.halves.jaccard == 1 and got.halves.chance < 0.1
     rows, cols = got.grid_hw
     assert np.allclose(got.share_map()[1, 0], chosen[1].mean(0)[:cols])
-    assert got.r_map().shape == (*chosen.shape[:2], rows, cols)
+    assert got.r_LHP.shape == (*chosen.shape[:2], rows * cols)
 
 
 def test_one_key_and_a_third_of_all_keys_are_found_as_well(onevision: Mlm) -> None:

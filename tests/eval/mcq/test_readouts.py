@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dealt import deal_cells, readout
 from grids import grid_layout
 from PIL import Image
 from places import SHARED
@@ -24,10 +25,8 @@ from kvfix.eval.mcq.readouts import (
     Marked,
     Points,
     compared,
-    deal_cells,
     question_views,
     read_out,
-    readout,
 )
 from kvfix.eval.source import EncoderSource, MlmSource, View
 from kvfix.mlm.load import load_mlm

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from clips import score_clip
 from grids import grid_layout, shuffled, square_mask
 from torch.nn import functional
 
@@ -201,7 +202,7 @@ def stream(features: list[torch.Tensor]) -> Iterator[tuple[torch.Tensor, Layout]
 
 def test_moving_objects_are_followed_up_to_the_ceiling() -> None:
     features, masks = moving_clip()
-    score = correspondence.score_clip(stream(features), masks, keep=1, window=Window(2, 2))
+    score = score_clip(stream(features), masks, keep=1, window=Window(2, 2))
     assert score.score_S == pytest.approx([score.ceiling] * 2, abs=0.02)
     assert score.ceiling > 0.85
     assert (score.chance_S < 0.6).all()  # the first mask, never moved
@@ -215,7 +216,7 @@ def test_clip_scores_are_those_of_the_metrics_on_what_was_kept() -> None:
     g = torch.Generator().manual_seed(1)
     noisy = [f + 3 * torch.randn(f.shape, generator=g) for f in features]
     masks[0][-4:] = masks[2][:4] = 255
-    score = correspondence.score_clip(stream(noisy), masks, keep=0)
+    score = score_clip(stream(noisy), masks, keep=0)
     objects = metrics.davis_objects([*score.kept, np.zeros(HW, np.uint8)], masks)
     assert score.score_S[0] == pytest.approx(np.mean([o.jf for o in objects]))
     assert score.extra["F_SO"][0] == pytest.approx([o.f_mean for o in objects])
@@ -227,13 +228,13 @@ def test_shuffled_clip_falls_far_below_the_true_one_and_the_static_mask() -> Non
     features, masks = moving_clip()
     g = torch.Generator().manual_seed(0)
     noise = [shuffled(f + torch.randn(f.shape, generator=g), g) for f in features]
-    score = correspondence.score_clip(stream(noise), masks)
+    score = score_clip(stream(noise), masks)
     assert (score.score_S < score.chance_S).all()
 
 
 def test_a_still_clip_keeps_its_baseline_at_one() -> None:
     features, masks = moving_clip()
-    score = correspondence.score_clip(stream(features[:1] * 4), masks[:1] * 4)
+    score = score_clip(stream(features[:1] * 4), masks[:1] * 4)
     assert score.chance_S == pytest.approx([1.0] * 2)
     assert score.score_S == pytest.approx([score.ceiling] * 2, abs=0.02)
 
@@ -247,7 +248,7 @@ def test_context_is_the_first_and_the_last_seven_frames_and_the_last_is_never_as
             asked.append(i)
             yield item
 
-    correspondence.score_clip(counting(), masks)
+    score_clip(counting(), masks)
     assert asked == [0, 1, 2, 3, 4]
     p = Propagator(features[0], torch.ones(1, *GRID))
     for _ in range(9):
@@ -258,14 +259,14 @@ def test_context_is_the_first_and_the_last_seven_frames_and_the_last_is_never_as
 def test_clips_that_cannot_be_scored_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     features, masks = moving_clip()
     with pytest.raises(ValueError, match="at least 3 frames"):
-        correspondence.score_clip(stream(features), masks[:2])
+        score_clip(stream(features), masks[:2])
     with pytest.raises(ValueError, match="6 masks but only 2 frames"):
-        correspondence.score_clip(stream(features[:2]), masks)
+        score_clip(stream(features[:2]), masks)
     with pytest.raises(ValueError, match="at least one object"):
-        correspondence.score_clip(stream(features), [masks[0] * 0] * 3)
+        score_clip(stream(features), [masks[0] * 0] * 3)
     with pytest.raises(ValueError, match="one grid"):
-        correspondence.score_clip(stream([features[0], features[1][:, :6]]), masks)
-    whole = correspondence.score_clip(stream(features), masks)
+        score_clip(stream([features[0], features[1][:, :6]]), masks)
+    whole = score_clip(stream(features), masks)
     monkeypatch.setattr(unit, "MEMORY_ELEMENTS", 1)
-    parts = correspondence.score_clip(stream(features), masks)
+    parts = score_clip(stream(features), masks)
     assert parts.score_S == pytest.approx(whole.score_S, abs=1e-9)
