@@ -31,6 +31,7 @@ from kvfix.commands.options import (
     Model,
     Out,
     Processor,
+    Profile,
     Quant,
     Seed,
     Task,
@@ -153,14 +154,7 @@ def evaluate(
     limit: Limit = None,
     out: Out = Path("runs/eval"),
     profile: Annotated[
-        Literal[
-            "kvfix",
-            "official",
-            "lmms-eval",
-            "lmms-eval@before-1435",
-            "vlmevalkit",
-            "vlmevalkit@before-1552",
-        ],
+        Profile,
         typer.Option(
             help="Whose rules find the chosen letter in a written answer: kvfix's own, the "
             "benchmark's official ones, or those of another evaluation tool."

@@ -15,6 +15,15 @@ def _tasks() -> list[str]:
     return sorted({task for entry in CATALOG.values() for task in entry.tasks})
 
 
+# Of `kvfix.eval.mcq.letters.parse.PROFILES`, which takes long to import.
+Profile = Literal[
+    "kvfix",
+    "official",
+    "lmms-eval",
+    "lmms-eval@before-1435",
+    "vlmevalkit",
+    "vlmevalkit@before-1552",
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kvfix.commands.options import Profile
 from kvfix.terminal import RichWatch, command_line, console, fail, note
 
 score_app = typer.Typer(help="Score predictions of another tool by official rules.")
@@ -79,14 +80,7 @@ def score_blink(
     ],
     answers: Annotated[Path, typer.Option(help='JSON of right answers: {"val_..._1": "(A)"}.')],
     profile: Annotated[
-        Literal[
-            "kvfix",
-            "official",
-            "lmms-eval",
-            "lmms-eval@before-1435",
-            "vlmevalkit",
-            "vlmevalkit@before-1552",
-        ],
+        Profile,
         typer.Option(help="Whose rules read the letter out of the text; none asks a judge."),
     ] = "kvfix",
     parsed: Annotated[

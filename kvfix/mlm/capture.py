@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,32 @@ def extract(
         return cap.collect()
 
 
-class Capture(AbstractContextManager):
-    """Hooks for ONE forward pass of one encoded batch; they exist inside the `with` block only.
+class Hooks(AbstractContextManager):
+    """Hooks for ONE forward pass of one encoded batch; they exist inside the `with` block only."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as setting:
+            for handle in self._register():
+                setting.callback(handle.remove)
+            self._hooks = setting.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Remove the hooks, whatever happened, and let go of what they kept."""
+        self._hooks.close()
+        self._kept.clear()
+
+    def _register(self) -> Iterable[Any]:
+        """Set hook after hook, handing over each handle as soon as it exists."""
+        raise NotImplementedError
+
+
+class Capture(Hooks):
+    """Reads features in ONE forward pass of one encoded batch, inside the `with` block only.
 
         with Capture(mlm, encoded, sites=("value",), grad=True) as cap:
             loss = mlm.model(**encoded.inputs, labels=labels).loss
@@ -115,29 +139,19 @@ class Capture(AbstractContextManager):
         text: bool = False,
     ):
         """See `extract` for the arguments; `encoded` is the batch that will be run."""
+        super().__init__()
         self.mlm, self.encoded = mlm, encoded
         self.sites = _check_sites(sites)
         self.layers = _check_layers(layers, mlm.n_layers)
         self.rope, self.grad, self.text = rope, grad, text
-        self._kept: dict[tuple[str, int], Tensor] = {}
         self._forwards = 0
-        self._hooks = ExitStack()
         self._rows_N = torch.cat(
             [s.first_row + s.layout.rows_HW.flatten() for spans in encoded.images for s in spans]
         )
         self._positions_N = _positions(encoded, text=text)
 
-    def __enter__(self) -> Capture:
-        with ExitStack() as setting:
-            for handle in self._register():
-                setting.callback(handle.remove)
-            self._hooks = setting.pop_all()
-        return self
-
     def __exit__(self, *exc: object) -> None:
-        """Remove the hooks, whatever happened, and let go of what they kept."""
-        self._hooks.close()
-        self._kept.clear()
+        super().__exit__(*exc)
         self._forwards = 0
 
     def collect(self) -> list[SampleFeatures]:
@@ -204,7 +218,6 @@ class Capture(AbstractContextManager):
         return mlm.language_model.rotate(k_NC[None], cos_ND, sin_ND, head_dim=mlm.head_dim)[0]
 
     def _register(self) -> Iterable[Any]:
-        """Set hook after hook, handing over each handle as soon as it exists."""
         mlm = self.mlm
         yield mlm.base.model.register_forward_pre_hook(self._count, with_kwargs=True)
         if "vision" in self.sites:

@@ -86,11 +86,7 @@ class Repair(nn.Module):
         return [float(batch.answer_R.sum()), *found]
 
     def forward(
-        self,
-        batch: Batch,
-        number: int,
-        amount_T: Tensor,
-        scale: float,
+        self, batch: Batch, number: int, amount_T: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Loss of one micro-batch.
 
@@ -129,7 +125,7 @@ class Repair(nn.Module):
         mlm, needs, encoded = self.mlm, self.losses.needs(number), batch.encoded
         self._earlier.begin(number)
         layers = tuple(sorted(needs.layers))
-        rows_R = self._rows(batch)
+        rows_R = batch.rows_R.to(mlm.device)
         base = None
         if needs.base_sites or needs.base_rows:
             base = run_base(
@@ -165,9 +161,6 @@ class Repair(nn.Module):
             key_bias=self._key_bias,
             earlier=self._earlier,
         )
-
-    def _rows(self, batch: Batch) -> Tensor:
-        return batch.rows_R.to(self.mlm.device)
 
     def _means_of(self, batch: Batch, step: Step, number: int) -> list[Mean]:
         assert step.rows is not None

@@ -9,13 +9,13 @@ Shapes: B samples, L positions, T text queries of a sample, Q query heads, H KV 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from kvfix.mlm.capture import Hooks
 from kvfix.mlm.language_models import Part, sliding_window
 from kvfix.mlm.load import Encoded, Mlm
 
@@ -30,8 +30,8 @@ class Attention(NamedTuple):
     scale: float  # factor of the logits
 
 
-class QueryKeys(AbstractContextManager):
-    """Hooks for ONE forward pass of one encoded batch; they exist inside the `with` block only.
+class QueryKeys(Hooks):
+    """Reads queries and keys in ONE forward pass of one encoded batch.
 
     Gradients flow through what is collected; with gradient checkpointing (non-reentrant) layers run
     again in backward, and what the first run gave is kept.
@@ -39,6 +39,7 @@ class QueryKeys(AbstractContextManager):
 
     def __init__(self, mlm: Mlm, encoded: Encoded, *, layers: Sequence[int]):
         """Say which 0-based decoder layers to read; a sliding window must span the batch."""
+        super().__init__()
         wrong = [layer for layer in layers if not 0 <= layer < mlm.n_layers]
         if wrong:
             raise ValueError(f"expected layers 0..{mlm.n_layers - 1}, found {wrong}")
@@ -48,20 +49,6 @@ class QueryKeys(AbstractContextManager):
         self._at = text_queries(encoded)
         length = self._real_BL.shape[1]
         self._rows_N = torch.cat([at_T + b * length for b, at_T in enumerate(self._at)])
-        self._kept: dict[tuple[str, int], Tensor] = {}
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> QueryKeys:
-        with ExitStack() as setting:
-            for handle in self._register():
-                setting.callback(handle.remove)
-            self._hooks = setting.pop_all()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Remove the hooks, whatever happened, and let go of what they kept."""
-        self._hooks.close()
-        self._kept.clear()
 
     def collect(self) -> dict[int, list[Attention]]:
         """Of each layer, one entry per sample; call it inside the block, after the pass."""

@@ -19,7 +19,7 @@ from kvfix.repair.terms.term import Head, LayerTerm, Needs, _given
 
 
 def input_dependence(k_IMD: Tensor, *, earlier_JMD: Tensor | None = None) -> Tensor:
-    """Differentiable r of each key, float32, 1 and more where keys share nothing; see the module.
+    """Differentiable r of each key, float32, 1 and more where keys share nothing.
 
     Args:
         k_IMD: Pre-RoPE keys of images, the bias of `k_proj` subtracted; M may be any dimensions.

@@ -13,7 +13,7 @@ from kvfix.eval.mcq.readouts import READOUTS, Marked
 from kvfix.eval.source import View
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Step
-from kvfix.repair.terms.mean import Mean, masked_mean
+from kvfix.repair.terms.mean import Mean, masked_mean, mean_of_images, standardised
 from kvfix.repair.terms.term import Head, Needs, Term
 
 
@@ -83,9 +83,7 @@ class DistilTerm(Term):
             and (scores_O := self._scores(step, sample)) is not None
         ]
         if not taught:
-            return Mean(
-                logits_RW[:1].float().sum() * 0, logits_RW.new_zeros((), dtype=torch.float32)
-            )
+            return mean_of_images([], like=logits_RW[:1])
         most, device = max(len(letters) for _, letters, _ in taught), logits_RW.device
         letters_QO, scores_QO, options_QO = (
             torch.stack([F.pad(x, (0, most - len(x))) for x in column]).to(device)
@@ -114,5 +112,4 @@ class DistilTerm(Term):
             for image, span in enumerate(step.encoded.images[sample])
         ]
         rule = READOUTS[readable.sub_task]
-        score_O = rule.scores(Marked(views, readable.compared), "value")[0]
-        return (score_O - score_O.mean()) / score_O.std(correction=0).clamp(min=1e-6)
+        return standardised(rule.scores(Marked(views, readable.compared), "value")[0])

@@ -24,7 +24,8 @@ from kvfix.eval.mcq.readouts import Points
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Readable, Step
 from kvfix.repair.terms.heads import MaskHead
-from kvfix.repair.terms.mean import Mean, masked_mean
+from kvfix.repair.terms.mask import _none
+from kvfix.repair.terms.mean import Mean, masked_mean, standardised
 from kvfix.repair.terms.term import Head, LayerTerm, Needs
 
 
@@ -61,8 +62,7 @@ class EvidenceTerm(LayerTerm):
             if extras.readable is not None and extras.readable.among(self.kinds)
         ]
         if not asked:
-            zero = head.dummy()
-            return Mean(zero, torch.zeros((), device=zero.device))
+            return _none(head)
         found = [self._evidence(step, sample, readable) for sample, readable in asked]
         values = [
             torch.cat(
@@ -107,8 +107,3 @@ def image_evidence(first_1HWC: Tensor, other_1HWC: Tensor, sub_task: str) -> Ten
         gram_CC = first_NC.mT @ first_NC / len(first_NC)
         return torch.einsum("nc,cd,nd->n", unit_NC, gram_CC, unit_NC)
     return (F.normalize(other_NC, dim=-1) @ F.normalize(first_NC, dim=-1).mT).amax(-1)
-
-
-def standardised(x_N: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1."""
-    return (x_N - x_N.mean()) / x_N.std(correction=0).clamp(min=1e-6)

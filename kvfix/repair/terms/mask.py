@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from kvfix.bounds import number
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import MaskTarget, Step
-from kvfix.repair.terms.heads import MaskHead, Temperature, TextProjection
-from kvfix.repair.terms.mean import Mean, _mean_of_images, masked_mean
+from kvfix.repair.terms.heads import MaskHead
+from kvfix.repair.terms.mean import Mean, by_image, masked_mean, mean_of_images
 from kvfix.repair.terms.term import Head, LayerTerm
 
 
@@ -29,13 +29,8 @@ def mask_bce(logits_SN: Tensor, share_N: Tensor, valid_N: Tensor, counts: Sequen
     target_SN = share_N.to(logits_SN.device, torch.float32).expand_as(logits_SN)
     bce_SN = F.binary_cross_entropy_with_logits(logits_SN.float(), target_SN, reduction="none")
     valid_N = valid_N.to(logits_SN.device)
-    return _mean_of_images(
-        [
-            masked_mean(bce, valid)
-            for bce, valid in zip(bce_SN.split(counts, 1), valid_N.split(counts), strict=True)
-        ],
-        like=bce_SN,
-    )
+    means = [masked_mean(bce, valid) for bce, valid in by_image(counts, bce_SN, valid_N)]
+    return mean_of_images(means, like=bce_SN)
 
 
 def mask_dice(
@@ -55,17 +50,12 @@ def mask_dice(
     valid_N = valid_N.to(logits_SN.device, torch.float32)
     share_N = share_N.to(logits_SN.device, torch.float32)
     means = []
-    for logits, share, valid in zip(
-        logits_SN.float().split(counts, 1),
-        share_N.split(counts),
-        valid_N.split(counts),
-        strict=True,
-    ):
+    for logits, share, valid in by_image(counts, logits_SN.float(), share_N, valid_N):
         p = logits.sigmoid()
         above_S = 2 * (valid * p * share).sum(1) + smooth
         below_S = (valid * (p.square() + share.square())).sum(1) + smooth
         means.append(masked_mean(1 - above_S / below_S, (valid.sum() > 0)))
-    return _mean_of_images(means, like=logits_SN)
+    return mean_of_images(means, like=logits_SN)
 
 
 @dataclass(frozen=True)
@@ -79,13 +69,11 @@ class MaskTerm(LayerTerm):
 
     def make_head(self, channels: int, seed: int) -> MaskHead:
         """One logit a cell, layer and kind of foreground."""
-        generator = torch.Generator().manual_seed(seed)
         return MaskHead(
-            channels,
-            len(self.layers),
+            *(channels, len(self.layers)),
             outputs=self.outputs,
             shared=self.shared,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
         )
 
     def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
@@ -145,7 +133,7 @@ def _labels(targets: list[tuple[int, MaskTarget]], device: torch.device) -> tupl
     return share_N.to(device), valid_N.to(device)
 
 
-def _none(head: MaskHead | TextProjection | Temperature) -> Mean:
+def _none(head: Head) -> Mean:
     """A rank without such samples still runs the head."""
     zero = head.dummy()
     return Mean(zero, torch.zeros((), device=zero.device))

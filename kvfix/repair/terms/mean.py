@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,7 +56,17 @@ def pooled(means: Sequence[Mean]) -> Mean:
     )
 
 
-def _mean_of_images(means: Sequence[Mean], *, like: Tensor) -> Mean:
+def by_image(counts: Sequence[int], *cells: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Each image's part of tensors whose last axis is the cells of all images, side by side."""
+    return zip(*(x.split(counts, -1) for x in cells), strict=True)
+
+
+def standardised(x_N: Tensor) -> Tensor:
+    """Mean 0, standard deviation 1."""
+    return (x_N - x_N.mean()) / x_N.std(correction=0).clamp(min=1e-6)
+
+
+def mean_of_images(means: Sequence[Mean], *, like: Tensor) -> Mean:
     """Every image that has something counts once."""
     if not means:
         return Mean(like.float().sum() * 0, like.new_zeros((), dtype=torch.float32))

@@ -14,7 +14,7 @@ from kvfix.repair.batch import Batch
 from kvfix.repair.step import Step
 from kvfix.repair.terms.heads import TextProjection
 from kvfix.repair.terms.mask import _labels, _none, _side_by_side, _targets
-from kvfix.repair.terms.mean import Mean, _mean_of_images, masked_mean
+from kvfix.repair.terms.mean import Mean, by_image, masked_mean, mean_of_images
 from kvfix.repair.terms.term import Head, LayerTerm, Needs
 
 
@@ -38,15 +38,10 @@ def text_value_nce(
     means = []
     positive_N = (share_N * valid_N).to(similarity_SN.device, torch.float32)
     candidate_N = (valid_N > 0).to(similarity_SN.device)
-    for similarity, positive, candidate in zip(
-        similarity_SN.split(counts, 1),
-        positive_N.split(counts),
-        candidate_N.split(counts),
-        strict=True,
-    ):
+    for similarity, positive, candidate in by_image(counts, similarity_SN, positive_N, candidate_N):
         log_all_S1 = similarity.masked_fill(~candidate, -torch.inf).logsumexp(1, keepdim=True)
         means.append(masked_mean(log_all_S1 - similarity, positive))
-    return _mean_of_images(means, like=similarity_SN)
+    return mean_of_images(means, like=similarity_SN)
 
 
 @dataclass(frozen=True)

@@ -150,21 +150,7 @@ def _trainer(work: Work, stops: Stops) -> Any:
         stop_at=recipe.stop_at,
         world=launch.world,
     )
-    return RepairTrainer(
-        repair,
-        args,
-        work.examples,
-        collator,
-        report=work.report,
-        rates=recipe.rates,
-        flow=flow,
-        keep=recipe.keep,
-        command=shlex.join(work.command),
-        sign=work.identity.write,
-        resumes=going.last is not None or bool(recipe.adapter),
-        torn=tuple(going.torn),
-        show=work.monitor.line,
-    )
+    return RepairTrainer(work, args, collator, flow)
 
 
 def _publish(trainer: Any, out: Path) -> None:

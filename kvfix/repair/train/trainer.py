@@ -10,11 +10,12 @@ Shapes: T loss terms, F flags of the guard.
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -24,10 +25,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import PrinterCallback
 
 from kvfix import adapters
-from kvfix.data.training.examples import Examples
 from kvfix.repair.batch import Batch, Collator
 from kvfix.repair.gradients import GradientProbe
-from kvfix.repair.lora import LoraReport, Rates, parameter_groups
+from kvfix.repair.lora import parameter_groups
 from kvfix.repair.module import Repair
 from kvfix.repair.readable import Readable, collate
 from kvfix.repair.terms.heads import check_trained
@@ -37,75 +37,45 @@ from kvfix.repair.train.saves import BESIDE, PREFIX, rotate, together
 from kvfix.repair.train.speed import Clock
 from kvfix.repair.train.stops import without_signals
 
-Show = Callable[[dict[str, float]], None]
+if TYPE_CHECKING:
+    from kvfix.repair.train.session import Work
 
 
 class RepairTrainer(Trainer):
     """Trains what is trainable in a `Repair`."""
 
-    def __init__(
-        self,
-        repair: Repair,
-        args: TrainingArguments,
-        examples: Examples,
-        collator: Collator,
-        *,
-        report: LoraReport,
-        rates: Rates,
-        flow: Flow,
-        keep: int,
-        command: str,
-        sign: Callable[[Path], None],
-        resumes: bool = False,
-        torn: Collection[Path] = (),
-        show: Show = lambda line: None,
-    ):
-        """See `transformers.Trainer`.
-
-        Args:
-            repair: The model with its adapter and heads.
-            args: Of the Trainer.
-            examples: What is learned from.
-            collator: Makes batches of them.
-            report: Of `attach`.
-            rates: Learning rates by part.
-            flow: Says when to save and stop.
-            keep: Checkpoints that stay.
-            command: As it was typed.
-            sign: Writes into a checkpoint what it is of; on rank 0.
-            resumes: From a checkpoint; the gradients of a first step are not looked at then.
-            torn: Checkpoints that do not count, to be removed when there is a new one.
-            show: Called with every line of the log, on rank 0.
-        """
+    def __init__(self, work: Work, args: TrainingArguments, collator: Collator, flow: Flow):
+        repair, recipe, going = work.repair, work.recipe, work.going
         super().__init__(
             model=repair,
             args=args,
-            train_dataset=Readable(examples),
+            train_dataset=Readable(work.examples),
             data_collator=collate(collator),
         )
         self.remove_callback(PrinterCallback)
         trained = [p for p in repair.parameters() if p.requires_grad]
         self.guard = Guard(repair.names, trained)
-        self.flow, self._keep, self._command, self._torn = flow, keep, command, torn
-        self._sign = sign
+        self.flow, self._work = flow, work
+        self._torn = tuple(going.torn)  # removed when there is a new checkpoint
         flow.attach(self.guard)
         self.add_callback(flow)
         # The loss is divided by what the step's micro-batches hold together, in `Repair`.
         self.model_accepts_loss_kwargs = True
-        self.repair, self._report, self._rates, self._show = repair, report, rates, show
+        self.repair = repair
         self._amount_T = torch.zeros(len(repair.names))
         self._left = 1  # micro-batches of the step that are still to come
         # On the device until it is logged: reading it in every micro-batch would wait for it.
         self._sums_T2 = torch.zeros(len(repair.names), 2, device=args.device)
         self._clock = Clock(sum(_numel(p) for p in repair.mlm.lm.parameters()), repair.mlm.device)
-        self.probe: GradientProbe | None = None if resumes else GradientProbe(repair)
+        # What goes on has its first step behind it.
+        fresh = going.last is None and not recipe.adapter
+        self.probe = GradientProbe(repair) if fresh else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a group per part."""
         if getattr(self, "optimizer", None) is None:
-            groups = parameter_groups(
-                self.repair.mlm, self._report, self._rates, heads=self.repair.heads
-            )
+            report, rates = self._work.report, self._work.recipe.rates
+            groups = parameter_groups(self.repair.mlm, report, rates, heads=self.repair.heads)
             check_trained(self.repair.beside(), groups)
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         return self.optimizer
@@ -197,24 +167,25 @@ class RepairTrainer(Trainer):
                 del logs["grad_norm"]  # DeepSpeed keeps none at stage 0
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            self._show({**logs, "step": self.state.global_step})
+            self._work.monitor.line({**logs, "step": self.state.global_step})
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Whole or not at all, then older ones go."""
         self.check_finite()
         target = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
-        with together(target, main=self._main, wait=self._wait, command=self._command) as folder:
+        command = shlex.join(self._work.command)
+        with together(target, main=self._main, wait=self._wait, command=command) as folder:
             self.store_flos()
             self.save_model(str(folder), _internal_call=True)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             if self._main:
-                self._sign(folder)
+                self._work.identity.write(folder)
                 self.state.save_to_json(str(folder / "trainer_state.json"))
         if self._main:
-            rotate(target, keep=self._keep, torn=self._torn)
-            self._torn = ()  # gone now
+            rotate(target, keep=self._work.recipe.keep, torn=self._torn)
+            self._torn = ()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter as PEFT writes it, and the heads; gathered from all ranks first."""
