@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kvfix.eval.metrics.masks import PRECISION_AT
-from kvfix.eval.results import Result, Table, site_result
+from kvfix.eval.results import Table, site_result
 from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap, pooled_ratio_bootstrap
-from kvfix.runs.rows import ScoreRow
+from kvfix.runs.rows import Result, ScoreRow
 
 if TYPE_CHECKING:
     from kvfix.eval.suite import TaskRun

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvfix.data.units import UnitSet
 from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval, clustered_bootstrap
-from kvfix.runs.rows import ScoreRow
+from kvfix.runs.rows import Result, ScoreRow
 
 if TYPE_CHECKING:  # the suite imports every probe, which `kvfix score` needs none of
     from kvfix.eval.suite import TaskRun
-
-Result = dict[str, Any]
 
 
 class Table:
@@ -92,9 +90,10 @@ def site_result(
 ) -> Result:
     """The flat result of site number `s` of an interval."""
     low, high = float(interval.low_S[s]), float(interval.high_S[s])
+    of_subtask: Result = {} if subtask is None else {"subtask": subtask}
     return {
         "task": units.task,
-        **({} if subtask is None else {"subtask": subtask}),
+        **of_subtask,
         "dataset": units.dataset,
         "split": units.split,
         **site._asdict(),

@@ -71,21 +71,13 @@ class Source(Protocol):
 
 
 class MlmSource:
-    """Features of every asked site of an MLM, and of the control site `position`.
+    """Features of every asked site of an MLM, and of the control site `position` if asked.
 
-    Args:
-        mlm: the model.
-        kinds: out of `SITES`.
-        heads: also every KV head apart, as kinds `key/head` and `value/head`.
-        position: whether to add the position-only control.
-        prefix: text before every image; None for none.
-        around: what to hold open during every pass, such as an intervention; None for nothing.
-        clips: "frames": every frame of a clip is an image alone in its prompt; "video": all of them
-            go through the model at once, as one video. Frames that share a step of it (two of them
-            in Qwen's models) then have the same features.
-
-    Raises:
-        ValueError: `clips` is "video", and kvfix has no map of the family's videos.
+    With `heads` also every KV head apart, as kinds `key/head` and `value/head`. `prefix` is text
+    before every image; `around` is held open during every pass, such as an intervention.
+    With `clips` "frames" every frame of a clip is an image alone in its prompt; with "video" all of
+    them go through the model at once, as one video, and frames that share a step of it (two of them
+    in Qwen's models) have the same features. A family whose videos kvfix has no map of is refused.
     """
 
     def __init__(

@@ -59,12 +59,8 @@ def run_task(
 ) -> TaskRun:
     """Score every unit that is not on disk yet; all rows of the task, those of earlier starts too.
 
-    Args:
-        units: what to score.
-        source: where features come from, or a function from a unit to that.
-        folder: the run folder.
-        control: name of the control that the source stands for, None for the model itself.
-        tick: called after each unit, done before or now.
+    The source may be a function from a unit to one; `control` names what it stands for, None the
+    model itself; `tick` is called after each unit, done before or now.
     """
     path = sample_path(folder, units, control)
     with Recorder(units, path) as recorder:

@@ -45,7 +45,6 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _filled(default: C, values: dict[str, Any], prefix: str) -> C:
-    """The default with these values in place."""
     known = {f.name: getattr(default, f.name) for f in fields(default)}  # type: ignore[arg-type]
     given = {}
     for name, value in values.items():

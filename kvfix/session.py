@@ -19,6 +19,7 @@ from kvfix.eval.source import Clips
 from kvfix.findings import Finding
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.runs.fingerprint import model_fingerprint
+from kvfix.runs.rows import Result
 from kvfix.shipped import nano_dir
 from kvfix.terminal import note
 from kvfix.threads import choose_threads
@@ -114,7 +115,7 @@ class Outcome:
 class Part:
     """What one of several diagnoses adds to the record of a run."""
 
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
     overlays: list[dict[str, Any]] = field(default_factory=list)

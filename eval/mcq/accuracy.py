@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 from kvfix.data.units import UnitSet
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter
+from kvfix.eval.site import Site
+from kvfix.runs.rows import Result
 
 ACCURACY_PROTOCOL = 2  # raised whenever a change here or in `letters` moves a score
 NONE = "unparsed"  # its name in a letter histogram
@@ -138,7 +140,7 @@ def ends(span: Span) -> list[float] | None:
     return None if math.isnan(span.low) else [span.low, span.high]
 
 
-def results(units: UnitSet, got: McqScore) -> Iterator[dict[str, Any]]:
+def results(units: UnitSet, got: McqScore) -> Iterator[Result]:
     """Flat results: macro, micro, and the accuracy of each task."""
     spans = [
         ("accuracy_macro", None, got.macro, got.all),
@@ -151,7 +153,8 @@ def results(units: UnitSet, got: McqScore) -> Iterator[dict[str, Any]]:
             "dataset": units.dataset,
             "split": units.split,
             "subtask": subtask,
-            **{"site": None, "layer": None, "head": None, "control": None},
+            **Site(None)._asdict(),
+            "control": None,
             "metric": metric,
             "value": span.value,
             "ci": ends(span),

@@ -106,7 +106,6 @@ def score_options(
 def _asked(
     mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol
 ) -> tuple[Encoded, OptionTree]:
-    """One batch's prompts, and the answers to score after them."""
     prompts = [ask(question, protocol) for question in questions]
     encoded = mlm.encode(prompts, padding_side="left")
     _check_order(prompts, encoded, mlm.processor)

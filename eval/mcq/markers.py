@@ -125,7 +125,6 @@ def _windows(f_HW: np.ndarray, rings: Sequence[Ring], reach: int) -> torch.Tenso
 
 
 def _disc(reach: int) -> torch.Tensor:
-    """Pixels of a window that the ring covers."""
     step_h = torch.arange(-reach, reach + 1.0)
     return torch.hypot(step_h[:, None], step_h[None]) <= _RADIUS + 1
 

@@ -128,7 +128,6 @@ class Prefill:
         return [text.strip() for text in texts]
 
     def _cut(self, length: int) -> None:
-        """Forget the positions from `length` on."""
         self.cache.crop(length - self.cache.get_seq_length())
 
     def _head(self, x: Tensor) -> Tensor:

@@ -122,7 +122,6 @@ def _band(at_RA: np.ndarray, radii_R: np.ndarray, middle: int) -> tuple[np.ndarr
 
 
 def _measure(red: Redness, x: float, y: float, hole: float) -> Ring | None:
-    """Centre the circle on its line, then see whether it is one."""
     radii_R = np.arange(0, 3 * hole + 6, _STEP)
     near = (radii_R >= max(hole - 1.5, 0.5)) & (radii_R <= 2 * hole + 4)
 

@@ -23,7 +23,7 @@ from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
 from kvfix.mlm.load import Mlm
 from kvfix.runs.recorder import Recorder, left_out_of
-from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Row, Rows, WithoutReadoutRow
+from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Result, Row, Rows, WithoutReadoutRow
 
 SCORINGS = ("generation", "logprob")
 
@@ -79,7 +79,6 @@ def run_answers(
 def _answered(
     questions: Sequence[Question], dataset: str, mlm: Mlm, protocol: McqProtocol
 ) -> list[list[AnswerRow]]:
-    """The row of each question of a batch."""
     with naming(image for question in questions for image in question.images):
         answers = answer(mlm, questions, protocol)
     return [
@@ -181,7 +180,7 @@ def _question(units: UnitSet, index: int) -> Question:
     return question
 
 
-def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
+def answer_results(run: TaskRun, *, seed: int = 0) -> list[Result]:
     """Accuracy of the answers, macro, micro and by subtask, under both scorings."""
     rows = list(run.rows)
     return (
@@ -189,7 +188,7 @@ def answer_results(run: TaskRun, *, seed: int = 0) -> list[dict[str, Any]]:
     )
 
 
-def _scored(units: UnitSet, rows: list[AnswerRow], how: str, seed: int) -> Iterator[dict[str, Any]]:
+def _scored(units: UnitSet, rows: list[AnswerRow], how: str, seed: int) -> Iterator[Result]:
     got = mcq.score(_questions(rows, how), seed=seed)
     chance = {task: _mean_chance(rows, task) for task in got.tasks}
     of_all = {

@@ -81,13 +81,10 @@ class Face(evaluate.Metric):
         self.add_batch(predictions=[prediction], references=[reference], **single)
 
     def _count(self, mine: Any, true: Any) -> Iterable[float]:
-        """The numbers to keep of one example."""
         raise NotImplementedError
 
 
 class _Masks(Face):
-    """Keeps the four pixel counts of an `Overlap`."""
-
     void: ClassVar[int | None] = metrics.VOID
 
     def _count(self, mine: Any, true: Any) -> Iterable[float]:

@@ -74,20 +74,10 @@ def score_pair(
 ) -> UnitScore:
     """Semantic correspondence of one pair, at the same K keypoints in pixels of each image.
 
-    Args:
-        source_SHWC: features of the source image.
-        source_layout: its layout.
-        source_xy: (K, 2) keypoints in source pixels, pixel centres at integers.
-        target_SHWC: features of the target image.
-        target_layout: its layout.
-        target_xy: (K, 2) the same keypoints in target pixels.
-        target_box: x0, y0, x1, y1 of the object in target pixels.
-        alpha: PCK radius as a share of the box's longer side.
-        keep: site whose (K, 2) predicted points come back in ``kept``.
-
-    Returns:
-        PCK of the pair ("per image"). ``extra``: ``correct`` (S,) and ``points`` (S,) counts, from
-        which the pooled "per point" PCK follows.
+    Keypoints are (K, 2), pixel centres at integers; the box is x0, y0, x1, y1 of the object in the
+    target; ``alpha`` is the PCK radius as a share of its longer side. PCK of the pair ("per
+    image"); ``extra``: ``correct`` (S,) and ``points`` (S,) counts, from which the pooled "per
+    point" PCK follows; of the site ``keep`` the (K, 2) predicted points come back in ``kept``.
     """
     n_sites = check_sites(source_SHWC, target_SHWC)
     check_keep(keep, n_sites)

@@ -42,13 +42,9 @@ def scaled_window(grid_hw: tuple[int, int]) -> Window:
 class Propagator:
     """Streams a clip: holds the features and soft labels of the first and the last frames only.
 
-    Args:
-        first_SHWC: features of the first frame.
-        labels_LHW: its soft labels, summing to 1 over L.
-        window: cells a patch may look; None = ``scaled_window``.
-        n_last: number of past predictions in the context beside the first frame.
-        top_k: context patches that count.
-        temperature: of the cosine.
+    Labels sum to 1 over L; `window` is the cells a patch may look, None ``scaled_window``; `n_last`
+    is how many past predictions stand in the context beside the first frame, of whose patches
+    `top_k` count; `temperature` is of the cosine.
     """
 
     def __init__(

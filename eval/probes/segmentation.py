@@ -149,18 +149,10 @@ def score_episode(
 ) -> UnitScore:
     """Few-shot foreground segmentation of one episode.
 
-    Args:
-        support: one f_SHWC an image; grids may differ between images.
-        support_masks: (height, width) each, 0/1 or bool, 255 = void.
-        support_layouts: one an image.
-        query_SHWC: features of the image to segment.
-        query_mask: its truth, same coding.
-        query_layout: its layout.
-        l2: penalty of the classifier on standardised features of mean square length 1.
-        keep: site whose predicted mask comes back in ``kept`` ((height, width) bool).
-
-    Returns:
-        IoU, with inter/union in pixels for pooled mIoU (Pascal-5i) and the background's for FB-IoU.
+    Grids may differ between the images, each f_SHWC; masks are (height, width), 0/1 or bool, 255 =
+    void. ``l2`` is the penalty of the classifier on standardised features of mean square length 1.
+    IoU, with inter/union in pixels for pooled mIoU (Pascal-5i) and the background's for FB-IoU; of
+    the site ``keep`` the predicted mask comes back in ``kept`` ((height, width) bool).
     """
     n_sites = check_sites(query_SHWC, *support)
     check_keep(keep, n_sites)
@@ -271,20 +263,13 @@ def score_group(
 ) -> UnitScore:
     """Co-segmentation of one group of images that share an object.
 
-    Args:
-        images: one f_SHWC an image; grids may differ.
-        masks: (height, width) truths, 0/1 or bool, 255 = void.
-        layouts: one an image.
-        seeds: R, k-means runs; scores are means over them (k-means alone moves MSRC by points).
-        seed: of the runs' generator.
-        vote_share: share of images that must vote for a cluster.
-        keep: site whose masks under the first seed come back in ``kept``, one (height, width) bool
-            an image.
-
-    Returns:
-        Jaccard index, mean over images, then seeds. ``extra``: ``precision`` (share of right
-        pixels, foreground and background), ``jaccard_SR`` (S, R) and ``k`` (mean number of
-        clusters). A run in which no cluster wins predicts nothing and scores 0.
+    Grids may differ between the images, each f_SHWC; masks are (height, width), 0/1 or bool, 255 =
+    void. Scores are means over ``seeds`` k-means runs (k-means alone moves MSRC by points), of one
+    generator; ``vote_share`` of the images must vote for a cluster, and a run in which none wins
+    predicts nothing and scores 0. Jaccard index, mean over images, then seeds. ``extra``:
+    ``precision`` (share of right pixels, foreground and background), ``jaccard_SR`` (S, R) and
+    ``k`` (mean number of clusters); of the site ``keep`` the masks under the first seed come back
+    in ``kept``.
     """
     n_sites = check_sites(*images)
     check_keep(keep, n_sites)

@@ -91,16 +91,10 @@ def pooled_ratio_bootstrap(
 ) -> Interval:
     """Sum of parts over sum of wholes (cIoU, pooled IoU, PCK per point), recomputed per resample.
 
-    Args:
-        part_NS: (N, S) or (N,) intersections, or correct keypoints.
-        whole_NS: unions, or all keypoints; broadcast against the parts' sites.
-        clusters: a label for each unit.
-        strata: a class for each unit: ratios are pooled within a class, then averaged over classes
-            (Pascal-5i mIoU). A class that a resample misses is left out of that resample's mean.
-        n_strata: how many classes the mean is over, if that is more than occur; the others are 0.
-        level: of the interval.
-        resamples: B.
-        seed: of the resamples.
+    Both are (N, S) or (N,), and the wholes broadcast against the parts' sites. With `strata`, a
+    class for each unit, ratios are pooled within a class, then averaged over classes (Pascal-5i
+    mIoU); a class that a resample misses is left out of that resample's mean. `n_strata` is how
+    many classes the mean is over, if that is more than occur; the others are 0.
     """
     part, whole = np.broadcast_arrays(_units_by_sites(part_NS), _units_by_sites(whole_NS))
     n_units, n_sites = part.shape

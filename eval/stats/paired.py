@@ -214,7 +214,6 @@ def _weighted(
     weight_T: np.ndarray,
     level: float,
 ) -> Change:
-    """The interval of sum_t w_t d_t."""
     value = float(value_T @ weight_T)
     if (clusters_T < 2).any():
         return Change(value, np.nan, np.nan)

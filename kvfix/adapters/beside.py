@@ -66,7 +66,6 @@ def _bare(name: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Tensors by name; no pickled code is run."""
     try:
         if file.suffix == ".safetensors":
             found: Any = load_file(file)

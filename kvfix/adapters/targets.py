@@ -48,8 +48,6 @@ def resolve(
 
 
 class _Names:
-    """A model's modules under the names of one generation."""
-
     def __init__(self, now_of: dict[str, str], *, old: bool, where: Path):
         self._now_of, self._old, self._where = now_of, old, where
 

@@ -68,7 +68,6 @@ def _rows(adapter: Adapter, naming: Naming, model: Any) -> int | None:
 
 
 def _length(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The part of a tensor's shape that counts tokens."""
     if "lora_embedding_A" in name and len(shape) == 2:
         return (shape[1],)
     if "lora_A" in name or "lora_embedding" in name or "trainable_tokens" in name:
@@ -79,7 +78,6 @@ def _length(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _tokenizer(folder: Path) -> Any | None:
-    """The tokenizer in the adapter's folder; None if there is none."""
     if not all((folder / file).is_file() for file in _FILES):
         return None
     from transformers import AutoTokenizer

@@ -48,7 +48,7 @@ class Name(NamedTuple):
         return f"{full_name(self.task, self.subtask)} ({self.dataset})"
 
     @property
-    def entries(self) -> dict[str, str]:
+    def entries(self) -> dict[str, Any]:
         """Its fields for JSON."""
         return {key: value for key, value in self._asdict().items() if value is not None}
 
@@ -197,7 +197,6 @@ def _same_data(before: Side, after: Side) -> None:
 
 
 def _data(record: dict[str, Any]) -> dict[str, str]:
-    """`dataset/task` -> split and digest."""
     found = {
         f"{d.get('dataset')}/{d.get('task', 'all')}": f"split {d.get('split')}, SHA-256 "
         f"{d.get('sha256')}"

@@ -159,12 +159,10 @@ def _gains(record: Record) -> dict[Name, Gain]:
 
 
 def _task(row: Record) -> str:
-    """The task, and the subtask of a readout with it."""
     return full_name(row["task"], row.get("subtask"))
 
 
 def _answers(record: Record) -> dict[tuple[str, str], float]:
-    """Macro accuracy by dataset and way of answering."""
     return {
         (r["dataset"], r["scoring"]): r["value"]
         for r in record.get("results") or []
@@ -263,7 +261,6 @@ def _finding(row: Record) -> Finding:
 def _card(
     folder: Path, record: Record, gains: dict[Name, Gain], answers: dict[tuple[str, str], float]
 ) -> Record:
-    """One point, as the report lists it."""
     model = record.get("model") or {}
     adapter = model.get("adapter")
     return {

@@ -13,7 +13,6 @@ import numpy as np
 
 from kvfix.compare.align import ProbePair
 from kvfix.diagnose.best_layer import best_value_layer
-from kvfix.eval.results import Result
 from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval, paired_bootstrap
 from kvfix.eval.stats.paired import Ratio, paired_ratio_bootstrap
@@ -24,15 +23,13 @@ from kvfix.runs.rows import full_name
 class ProbeChanges(NamedTuple):
     """Flat results of every shared site, the headline rows, findings and notes."""
 
-    results: list[Result]
+    results: list[dict[str, Any]]
     headlines: list[dict[str, Any]]
     findings: list[Finding]
     notes: list[str]
 
 
 class _Place(NamedTuple):
-    """Where a headline is read, and on which units."""
-
     name: str
     site: Site
     rows_N: np.ndarray
@@ -61,7 +58,7 @@ def probe_changes(
     return out
 
 
-def _every_site(pair: ProbePair, resamples: int, seed: int) -> list[Result]:
+def _every_site(pair: ProbePair, resamples: int, seed: int) -> list[dict[str, Any]]:
     got = paired_bootstrap(
         pair.before_NS, pair.after_NS, pair.clusters, resamples=resamples, seed=seed
     )
@@ -183,7 +180,6 @@ def _finding(row: dict[str, Any]) -> Finding:
 
 
 def _means(before_N: np.ndarray, after_N: np.ndarray) -> dict[str, float | None]:
-    """Means over the units that have both scores."""
     both = ~np.isnan(before_N) & ~np.isnan(after_N)
     if not both.any():
         return {"before": None, "after": None}

@@ -105,7 +105,6 @@ def _seed(side: Side) -> int:
 
 
 def _card(side: Side) -> dict[str, Any]:
-    """What identifies a run in the report."""
     model = side.record.get("model")
     model = model if isinstance(model, dict) else {}
     predictions = side.record.get("predictions")

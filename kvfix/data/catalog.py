@@ -178,13 +178,9 @@ def load_units(
 ) -> list[UnitSet]:
     """One unit set for each task of each dataset; no photo is decoded yet.
 
-    Args:
-        specs: `scenes`, `davis2017=DIR` and the like; each dataset at most once.
-        tasks: Names of the tasks to keep; None for all that the datasets offer.
-        limit: The most units of a set; scenes, which never run out, give exactly that many.
-        questions: Whether the caller can answer questions (task `mcq`), which no probe scores.
-
-    What cannot be meant is a WrongSpec; an empty dataset a ValueError.
+    A dataset stands once among the specs; tasks None are all that the datasets offer, but for
+    `mcq`, which only a caller with `questions` can score. A limit is the most units of a set;
+    scenes, which never run out, give exactly that many. What cannot be meant is a WrongSpec.
     """
     if limit is not None and limit < 1:
         raise WrongSpec(f"limit: expected at least 1, found {limit}")

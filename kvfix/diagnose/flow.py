@@ -216,7 +216,6 @@ def _controls(
 
 
 def _reporting_ids(curve: Curve, seed: int) -> list[tuple[str, str, str]]:
-    """Task, dataset and id of each unit that may report on the best value layer."""
     best = best_value_layer(curve.table, seed=seed)
     ids = curve.table.ids if best is None else compress(curve.table.ids, best.report_N)
     return [(curve.task, curve.dataset, unit) for unit in ids]

@@ -18,14 +18,14 @@ import numpy as np
 from kvfix.data.left_out import Attempts, LeftOut
 from kvfix.data.units import UnitSet
 from kvfix.diagnose.best_layer import best_value_layer
-from kvfix.eval.results import Result, Table, site_result
+from kvfix.eval.results import Table, site_result
 from kvfix.eval.source import MlmSource
 from kvfix.eval.stats.bootstrap import paired_bootstrap
 from kvfix.eval.suite import TaskRun, Tick, run_task, sample_path
 from kvfix.findings import Estimate, Finding, title
 from kvfix.mlm.load import Mlm, Prompt
 from kvfix.runs.recorder import left_out_of
-from kvfix.runs.rows import ProbeRow, Rows
+from kvfix.runs.rows import ProbeRow, Result, Rows
 from kvfix.session import Part, Watch
 
 CONDITIONS = ("none", "correct", "wrong", "neutral")
@@ -281,7 +281,6 @@ def prefix_results(found: PrefixRuns, *, seed: int = 0) -> list[Result]:
 
 
 def _pair(found: PrefixRuns, after: str, before: str) -> tuple[Table, Table] | None:
-    """Two conditions over the units that both scored, in one order."""
     sides = [list(found.runs[c].rows) for c in (after, before)]
     shared = set.intersection(*({r.id for r in side} for side in sides))
     now, was = (Table(r for r in side if r.id in shared) for side in sides)

@@ -119,7 +119,6 @@ def _on_image(mlm: Mlm) -> Tensor:
 
 
 def _picture() -> Image.Image:
-    """A colour wedge with a square in it."""
     rows, cols = np.mgrid[0:168, 0:224]
     pixels = np.stack([rows * 255 // 168, cols * 255 // 224, (rows + cols) % 256], axis=-1)
     pixels[60:110, 80:150] = (200, 30, 40)

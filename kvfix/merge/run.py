@@ -35,16 +35,9 @@ def merge(
     """Write merged weights and processor; needs a process that has not started DeepSpeed.
 
     What was saved is loaded again and compared with the model and its adapter; one of the two is in
-    memory at a time. Nothing is left behind where anything fails.
-
-    Args:
-        model: Hub id or folder; None is the shipped nano.
-        adapter: PEFT LoRA folder or hub id.
-        out: Folder to write: new, or empty.
-        dtype: "auto" or a torch dtype's name; below float32 the sum is rounded once.
-        processor: Hub id or folder of a processor; None is the model's own.
-        force_adapter: Merge an adapter that was trained on another model, too.
-        command: For a second process that would write the same folder.
+    memory at a time. Nothing is left behind where anything fails. The folder `out` is new, or
+    empty; below float32 the sum is rounded once; `force_adapter` merges an adapter of another
+    model, too.
     """
     with atomic_folder(out, command=command) as folder:
         tuned, merged = _save(

@@ -201,7 +201,6 @@ class Capture(Hooks):
         }
 
     def _layers(self, site: str, at: slice) -> Tensor:
-        """(S, N, C) of some kept positions, all layers."""
         device = self.mlm.device
         f_SNC = torch.stack([self._kept[site, number][at].to(device) for number in self.layers])
         if site == "key" and self.rope:

@@ -161,7 +161,6 @@ class HeadGroup:
         return mask_B1RK.masked_fill_(keys_K == at_R[:, None], 0)
 
     def _added(self, n_keys: int, device: torch.device) -> Tensor:
-        """added_BK, float32."""
         length = self.queries_BL.shape[1]
         added_BL = torch.zeros(self.queries_BL.shape, device=device)
         for change in self.changes:
@@ -204,7 +203,6 @@ def resolve(
 
 
 def _queries(encoded: Encoded) -> dict[Queries, Tensor]:
-    """Positions of each kind of query."""
     real_BL = encoded.inputs["attention_mask"].cpu().bool()
     image_BL = torch.zeros_like(real_BL)
     text_BL = real_BL.clone()
@@ -216,7 +214,6 @@ def _queries(encoded: Encoded) -> dict[Queries, Tensor]:
 
 
 def _amounts(edit: Edit, n_layers: int, n_kv_heads: int) -> Tensor:
-    """amounts_SH of an edit, in nats."""
     if edit.bias_SH is None:
         assert edit.scale is not None
         return torch.full((n_layers, n_kv_heads), edit.scale).log()

@@ -86,7 +86,6 @@ def _image_keys(
 
 
 def _draw(keys: Tensor, generator: torch.Generator, among: Tensor | None) -> Tensor:
-    """As many random positions of the last axis as `keys` has there."""
     count = keys.sum(-1, keepdim=True)
     room = keys.shape[-1] if among is None else int(among.sum())
     if int(count.max()) > room:

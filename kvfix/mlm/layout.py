@@ -83,14 +83,9 @@ def raster_layout(
 ) -> Layout:
     """Qwen's and GLM's models: the whole image, stretched to whole merged cells, in raster order.
 
-    Qwen2.5-VL's vision tower works window by window, so the merger sees its rows in window order
-    while the language model sees them in raster order.
-
-    Args:
-        image_hw: Original pixels.
-        grid_hw: `image_grid_thw[1:]`, the patch grid before merging.
-        merge: Patches merged along each axis (`spatial_merge_size`).
-        window: Merged cells along each side of an attention window; None: there are no windows.
+    `grid_hw` is `image_grid_thw[1:]`, before patches are merged by `merge` along each axis.
+    Qwen2.5-VL's vision tower works window by window (merged cells along each side), so the merger
+    sees its rows in window order while the language model sees them in raster order.
     """
     height, width = grid_hw[0] // merge, grid_hw[1] // merge
     index_HW = torch.arange(height * width).view(height, width)
@@ -140,14 +135,9 @@ def anyres_layout(
     """LLaVA-NeXT and OneVision: the base tile, then the unpadded mosaic with a newline a row.
 
     The grid is the mosaic. Follows `pack_image_features` and `unpad_image` of both model files and
-    `_get_image_patches` of their image processors in transformers.
-
-    Args:
-        image_hw: Original pixels.
-        pinpoints: Resolutions (height, width) that the processor chooses from.
-        tile: Pixels along each side of a tile.
-        patch: Pixels along each side of a patch.
-        max_tiles: 9 for anyres_max_9: mosaics of more cells than that many tiles are shrunk.
+    `_get_image_patches` of their image processors in transformers. Pinpoints are resolutions
+    (height, width) that the processor chooses from; tile and patch are pixels along a side;
+    `max_tiles` is 9 for anyres_max_9: mosaics of more cells than that many tiles are shrunk.
     """
     side = tile // patch
     best_h, best_w = best_resolution(image_hw, pinpoints)

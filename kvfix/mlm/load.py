@@ -200,10 +200,7 @@ def load_mlm(
         random_weights: A seed: the same architecture, freshly initialised, weights not read (a
             control).
 
-    Raises:
-        FileNotFoundError: No such folder, or it lacks a file.
-        ValueError: An unknown model type, weights that do not fit, an adapter that does not, or
-            options that exclude each other.
+    What does not fit, in files or options, is a ValueError or a FileNotFoundError.
     """
     _check_options(quant, random_weights, adapter)
     found = None if adapter is None else adapters.find(str(adapter))

@@ -180,7 +180,6 @@ def _stated(folder: Path, name: str, *, image: bool) -> tuple[Any, Path]:
 
 
 def _as_the_library_has_it(found: Any, right: Any) -> Any:
-    """Sizes have a class of their own."""
     return type(found)(**right) if isinstance(right, dict) and found is not None else right
 
 
@@ -220,7 +219,6 @@ def _prove(processor: Any, config: Any, family: Family, folder: Path) -> None:
 
 
 def _taken(processor: Any, turns: list, family: Family, folder: Path) -> Any:
-    """The model's inputs for one conversation with a picture."""
     try:
         [rendered] = processor.apply_chat_template(turns)
         if processor.image_token in rendered:

@@ -134,7 +134,6 @@ def check_prompts(prompts: Sequence[Prompt], *, processor: Any, padding_side: st
 
 
 def _conversation(prompt: Prompt) -> list[dict[str, Any]]:
-    """One user turn: prefix, images, text."""
     content: list[dict[str, Any]] = []
     if prompt.prefix is not None:
         content.append({"type": "text", "text": prompt.prefix})

@@ -35,14 +35,8 @@ def run_base(
     """One forward pass of the base model inside the tuned one, which must have an adapter.
 
     Run it BEFORE the tuned pass and outside its `Capture` and `intervene` blocks: switching an
-    adapter off and on sets `requires_grad` of its weights, and hooks would count the pass.
-
-    Args:
-        mlm: With an adapter.
-        encoded: The batch.
-        rows_N: Flat positions b * L + l whose next-word logits are wanted; the model's dtype.
-        sites: To capture, out of `kvfix.mlm.capture.SITES`.
-        layers: 0-based layers of the LM sites; None is all.
+    adapter off and on sets `requires_grad` of its weights, and hooks would count the pass. `rows_N`
+    are flat positions b * L + l whose next-word logits are wanted, in the model's dtype.
     """
     if not hasattr(mlm.model, "disable_adapter"):
         raise ValueError(

@@ -124,7 +124,6 @@ def _user_end(example: Example, asked: str, processor: Any) -> int:
 
 
 def _placeholder(processor: Any) -> str:
-    """What the template prints for an image."""
     turn = Turn((MARK, None, MARK), "")
     printed = processor.apply_chat_template([_user(turn)], add_generation_prompt=True)
     _, between, _ = printed.split(MARK)

@@ -50,7 +50,6 @@ class PeakBytes(TorchDispatchMode):
         self._seen = {x.untyped_storage()._cdata for x in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and count what it made."""
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
@@ -115,7 +114,6 @@ def reading_peak(mlm: Mlm, batch: Batch) -> int:
 
 
 def _hidden(mlm: Mlm, batch: Batch) -> Tensor:
-    """The last hidden states of images, then text."""
     width = mlm.config.text_config.hidden_size
     pictures = []
     for _ in range(batch.samples):
@@ -134,7 +132,6 @@ def _hidden(mlm: Mlm, batch: Batch) -> Tensor:
 
 
 def _logits(mlm: Mlm, batch: Batch) -> Tensor:
-    """Of the last rows of each sample, N together."""
     hidden_BLC = _hidden(mlm, batch)
     return mlm.logits(hidden_BLC[:, -batch.logit_rows :].flatten(0, 1))
 

@@ -95,7 +95,6 @@ def choose_keys(mlm: Mlm, examples: Examples, options: KeyOptions, *, seed: int)
 
 
 def _images(examples: Examples, n: int) -> Iterable[Image.Image]:
-    """The first image of the first examples that have one."""
     for index in range(len(examples)):
         if n == 0:
             return

@@ -45,14 +45,10 @@ class Repair(nn.Module):
         seed: int,
         keys: ChosenKeys | None = None,
     ):
-        """Make the heads that the losses ask for.
+        """Make the heads that the losses ask for, from `seed`; the model has a fresh adapter.
 
-        Args:
-            mlm: With a fresh adapter.
-            losses: The terms.
-            lm: Weight of the language model's own loss on answers.
-            seed: Of the heads' start.
-            keys: To suppress; needed by some terms.
+        `lm` is the weight of the language model's own loss on answers; some terms need `keys` to
+        suppress.
         """
         super().__init__()
         needs = losses.needs()

@@ -29,7 +29,6 @@ class StepKeys:
     """
 
     def __init__(self) -> None:
-        """Nothing seen."""
         self._number = -1
         self._seen: list[Tensor] = []
 

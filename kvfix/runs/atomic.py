@@ -57,17 +57,12 @@ def atomic_folder(
     manifest: bool = False,
     mend: str = "choose another --out",
 ) -> Iterator[Path]:
-    """A folder to write into, renamed to `target` when all of it is on disk.
+    """A folder to write into, renamed to `target`, absent or empty, when all of it is on disk.
 
     Only one process can be in it: a second one is refused with InUse, and what a killed one left is
     removed first. Other ranks of the same training write into `partial_of(target)` between two
-    barriers, while the first rank is inside.
-
-    Args:
-        target: absent or an empty folder.
-        command: the command line, for the one who is refused.
-        manifest: write `manifest.json`, by which `torn` finds what is missing or changed later.
-        mend: what one who is refused can do.
+    barriers, while the first rank is inside. With `manifest`, `torn` finds what is missing or
+    changed later; `command` and `mend` are for one who is refused.
     """
     _check_target(target, mend)
     partial = partial_of(target)

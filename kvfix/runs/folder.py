@@ -60,12 +60,8 @@ def claimed(folder: Path, *, command: str) -> Iterator[None]:
 class RunFolder:
     """One folder that a command writes, or goes on with; see `earlier_run` for what is refused.
 
-    Args:
-        folder: created if absent.
-        kind: `diagnose`, `eval` or a recipe's name.
-        command: the command line, for the record.
-        fingerprint: everything that must be equal for old samples to count.
-        host: what of the machine moves the last bits of a score, for the record.
+    `fingerprint` is everything that must be equal for old samples to count, `host` what of the
+    machine moves the last bits of a score, for the record.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 from kvfix.data.units import MCQ
 
@@ -210,6 +210,32 @@ def _from_schema_0(item: dict[str, Any]) -> dict[str, Any]:
         subtask = task.removeprefix(f"{READOUT}_")
         return item | {"kind": "readout", "task": READOUT, "subtask": subtask}
     return item | {"kind": "probe"}
+
+
+class Result(TypedDict, total=False):
+    """One figure of run.json, over the units of a task: flat, so that tables read it."""
+
+    task: str
+    subtask: str | None  # of questions
+    dataset: str
+    split: str
+    site: str | None  # None where the prediction was made elsewhere, or is an answer
+    layer: int | None
+    head: int | None
+    control: str | None  # what it was measured under; None for the model itself
+    metric: str
+    value: float | None
+    ci: list[float] | None
+    n: int  # units
+    clusters: int
+    cluster: str  # what a cluster is
+    chance: float
+    ceiling: float
+    part: str | None  # of predictions: what it is of (a fold, a category); None for all units
+    scoring: str  # of answers: written, or by log-probability
+    unparsed: float  # of answers: share without a letter
+    letters: Mapping[str, int]  # of answers: how often each was chosen
+    answers: Mapping[str, int]  # how often each is right
 
 
 class Rows(Iterable[R]):

@@ -93,7 +93,6 @@ class _Piece(NamedTuple):
 
 
 def _pieces(path: Path) -> list[_Piece]:
-    """The whole file, piece by piece."""
     pieces: list[_Piece] = []
     if not path.exists():
         return pieces
@@ -118,8 +117,6 @@ def _pieces(path: Path) -> list[_Piece]:
 
 
 class _Unit:
-    """Lines of one unit while they are read."""
-
     def __init__(self, row: Line, line: int, start: int):
         self.id, self.rows, self.line, self.start = row["id"], row["rows"], line, start
         self._seen: list[bytes] = []

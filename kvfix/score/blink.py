@@ -12,8 +12,7 @@ from kvfix.data.units import Truths, UnitSet, task_of
 from kvfix.eval.mcq import accuracy
 from kvfix.eval.mcq.accuracy import McqScore, Question, TaskScore, ends
 from kvfix.eval.mcq.letters.parse import FOLLOWS, UNPARSED, extract, parsed_letter
-from kvfix.eval.results import Result
-from kvfix.runs.rows import AnswerRow
+from kvfix.runs.rows import AnswerRow, Result
 from kvfix.score.dumps.read import Dump, read_answers, read_dump
 from kvfix.score.record import Scoring, unread
 

@@ -19,8 +19,7 @@ from kvfix.data.readers.davis import MIN_FRAMES, is_2016
 from kvfix.data.units import VOID, Truths, UnitSet
 from kvfix.eval.metrics.davis import ObjectScore, davis_objects
 from kvfix.eval.pooled import mean
-from kvfix.eval.results import Result
-from kvfix.runs.rows import ProbeRow
+from kvfix.runs.rows import ProbeRow, Result
 from kvfix.score.davis_masks import Masks, masks_of, read_masks
 from kvfix.score.predictions import check_size, some
 from kvfix.score.record import Scoring, unread
@@ -170,7 +169,6 @@ def _no_masks(folder: Path) -> str:
 
 
 def _objects(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[ObjectScore]:
-    """Scores of each object of a sequence of DAVIS-2017."""
     labels = [read_masks(true, name) for name in true.frames]
     first = labels[0]
     if is_2016(first):
@@ -195,7 +193,6 @@ def _objects(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[ObjectS
 
 
 def _one_object(true: Masks, mine: Masks, counted: tuple[str, ...]) -> list[ObjectScore]:
-    """The score of a sequence of DAVIS-2016."""
     if true.objects:
         raise ValueError(
             f"{true.folder}: expected masks <frame>.png of DAVIS-2016, found folders of objects"

@@ -12,8 +12,7 @@ from kvfix.data.readers.imagenet_s import LabelMaps
 from kvfix.data.units import Truths
 from kvfix.eval.metrics.classes import IGNORE, class_counts, class_ids
 from kvfix.eval.pooled import class_iou
-from kvfix.eval.results import Result
-from kvfix.runs.rows import ProbeRow
+from kvfix.runs.rows import ProbeRow, Result
 from kvfix.score.predictions import MaskFolder, read_pixels
 from kvfix.score.record import Scoring
 

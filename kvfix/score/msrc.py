@@ -12,8 +12,7 @@ import numpy as np
 from kvfix.data.units import Truths
 from kvfix.eval.metrics.masks import group_score, overlap
 from kvfix.eval.pooled import mean
-from kvfix.eval.results import Result
-from kvfix.runs.rows import ProbeRow
+from kvfix.runs.rows import ProbeRow, Result
 from kvfix.score.predictions import MaskFolder, read_binary
 from kvfix.score.record import Scoring
 

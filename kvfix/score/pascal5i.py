@@ -14,8 +14,7 @@ from kvfix.data.readers.pascal import QueryTruth
 from kvfix.data.units import Truths
 from kvfix.eval.metrics.masks import fold_of, overlap, pooled_ratio
 from kvfix.eval.pooled import class_iou, foreground_background_iou
-from kvfix.eval.results import Result
-from kvfix.runs.rows import ProbeRow
+from kvfix.runs.rows import ProbeRow, Result
 from kvfix.score.predictions import MaskFolder, read_binary, read_pixels
 from kvfix.score.record import Scoring
 

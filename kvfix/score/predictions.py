@@ -194,7 +194,6 @@ def _objects(path: Path, whole: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _sides(ids: Collection[str], found: Collection[str]) -> tuple[list[str], list[str]]:
-    """The ids that were not found, and what was found beside them."""
     known = set(ids)
     return [i for i in ids if i not in found], [name for name in found if name not in known]
 

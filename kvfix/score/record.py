@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 from kvfix.data.left_out import too_many
 from kvfix.data.units import Truths, UnitSet
 from kvfix.eval.pooled import Columns
-from kvfix.eval.results import Result, site_result
+from kvfix.eval.results import site_result
 from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import Interval
 from kvfix.runs.atomic import write_text
 from kvfix.runs.folder import RunFolder, claimed
 from kvfix.runs.recorder import Entry, Listing
-from kvfix.runs.rows import ProbeRow, Row, to_json
+from kvfix.runs.rows import ProbeRow, Result, Row, to_json
 
 if TYPE_CHECKING:  # it loads models
     from kvfix.session import Watch

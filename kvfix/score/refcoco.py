@@ -13,8 +13,7 @@ from kvfix.data.readers.refcoco import refcoco_sentences
 from kvfix.data.units import Sentence, Truths
 from kvfix.eval.metrics.masks import EMPTY_IS, overlap
 from kvfix.eval.pooled import POOLED, mean
-from kvfix.eval.results import Result
-from kvfix.runs.rows import ProbeRow
+from kvfix.runs.rows import ProbeRow, Result
 from kvfix.score.predictions import Lines
 from kvfix.score.record import Scoring
 from kvfix.wording import shown
@@ -70,7 +69,6 @@ def _rle(line: dict[str, Any], where: str) -> _Rle:
 
 
 def _decode(rle: _Rle | None, shape: tuple[int, ...]) -> np.ndarray:
-    """The mask; empty where there is none."""
     if rle is None:
         return np.zeros(shape, np.uint8)
     if rle.size != shape:

@@ -60,7 +60,6 @@ def _by_task(benchmark: Benchmark, record: dict[str, Any]) -> Table:
 
 
 def _by_sequence(benchmark: Benchmark, record: dict[str, Any]) -> Table:
-    """One row for each sequence, then the mean over objects."""
     from rich.text import Text
 
     measures = list(record["ci"])
@@ -124,6 +123,5 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _percent(value: float, ends: Sequence[float] | None) -> tuple[str, str]:
-    """A share and its interval."""
     span = "–" if ends is None else f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"
     return f"{100 * value:.2f}", span

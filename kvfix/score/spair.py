@@ -12,8 +12,7 @@ from kvfix.data.readers.spair import PairTruth
 from kvfix.data.units import Truths
 from kvfix.eval.metrics.points import PairHits, box_size, image_size, pck_hits
 from kvfix.eval.pooled import mean, per_point
-from kvfix.eval.results import Result
-from kvfix.runs.rows import ProbeRow
+from kvfix.runs.rows import ProbeRow, Result
 from kvfix.score.predictions import Lines
 from kvfix.score.record import Scoring
 from kvfix.wording import shown

@@ -75,15 +75,11 @@ _HIDDEN = (
 
 
 class _Shard(NamedTuple):
-    """One parquet file."""
-
     path: Path
     config: str | None  # what its folder is called; None in a plain folder
 
 
 class _Entry(NamedTuple):
-    """One question as the scan found it."""
-
     shard: _Shard
     row: int  # within the file
     id: str
@@ -163,7 +159,6 @@ def _split_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _scan(folder: Path) -> list[_Entry]:
-    """Every question, configs in turn."""
     entries: dict[str, _Entry] = {}
     public = False
     for shard in _shards(folder):

@@ -76,7 +76,6 @@ def read_answer(value: object, choices: Sequence[str]) -> int:
 
 
 def _readings(text: str, choices: Sequence[str]) -> set[int]:
-    """Every option that an answer could mean."""
     plain = [_plain(choice) for choice in choices]
     readings = {i for i, choice in enumerate(plain) if choice == _plain(text)}
     if letter := _LETTER.fullmatch(text):

@@ -174,7 +174,6 @@ def _classes(root: Path, found: list[str]) -> list[str]:
 
 
 def _listed(tree: _Tree, *, of: str = _PHOTOS) -> list[_Image]:
-    """All photos (or masks), by class and name."""
     suffix = ".png" if of == _MASKS else ".JPEG"
     out = []
     for wordnet_id in tree.ids:
@@ -213,7 +212,6 @@ def _load(tree: _Tree, images: tuple[_Image, ...], index: int) -> Sentence:
 
 
 def _read(tree: _Tree, image: _Image) -> tuple[Image.Image, np.ndarray]:
-    """Photo, and mask of the image's own class."""
     ids_HW = _read_ids(tree, image)
     own = tree.ids[image.wordnet_id]
     mask_HW = np.where(ids_HW == IGNORE, VOID, ids_HW == own).astype(np.uint8)
@@ -222,7 +220,6 @@ def _read(tree: _Tree, image: _Image) -> tuple[Image.Image, np.ndarray]:
 
 
 def _read_ids(tree: _Tree, image: _Image) -> np.ndarray:
-    """Class ids of a mask, int32 (height, width)."""
     path = _mask(tree.root, image)
     header_for(_photo(tree.root, image), path)
     ids_HW = _class_ids(path)

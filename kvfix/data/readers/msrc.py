@@ -93,7 +93,6 @@ def _root(folder: Path) -> Path:
 
 
 def _groups(root: Path) -> tuple[str, ...]:
-    """Folders that have masks, by name."""
     names = sorted(
         p.name for p in root.iterdir() if not p.name.startswith(".") and (p / _TRUTH).is_dir()
     )
@@ -106,7 +105,6 @@ def _groups(root: Path) -> tuple[str, ...]:
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    """Image files of a folder by name, without hidden ones."""
     if not folder.is_dir():
         return ()
     found = (p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
@@ -114,7 +112,6 @@ def _images(folder: Path) -> tuple[Path, ...]:
 
 
 def _paired(group: Path) -> list[tuple[Path, Path]]:
-    """(photo, mask) files of a group."""
     photos, masks = _by_stem(group), _by_stem(group / _TRUTH)
     for stem in sorted(photos.keys() ^ masks.keys()):
         if stem in photos:
@@ -148,7 +145,6 @@ def _load(root: Path, names: tuple[str, ...], index: int) -> Group:
 
 
 def _read_truth(truth: Path, photo: Path) -> np.ndarray:
-    """uint8 (height, width), 0 or 1."""
     header_for(photo, truth)
     with opened(truth, expected="a mask") as image:
         if image.mode.startswith(("I", "F")):

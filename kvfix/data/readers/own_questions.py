@@ -45,8 +45,6 @@ _ID = re.compile(r"[^\W_]+_(.+)_\d+")  # of BLINK: split, sub-task, number
 
 
 class _Entry(NamedTuple):
-    """One question as the scan found it."""
-
     number: int  # from 1
     at: int
     id: str
@@ -58,8 +56,6 @@ class _Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class _Scan:
-    """All questions of a file."""
-
     records: Records
     places: Places
     name: str

@@ -225,7 +225,6 @@ def _given_lists(root: Path) -> list[list[Entry]] | None:
 
 
 def _areas(path: Path) -> dict[int, int]:
-    """Pixels of each class that a mask shows."""
     return _pixels(_read_mask(path))
 
 

@@ -42,8 +42,6 @@ _NAME = re.compile(r"(?P<number>\d+)-(?P<source>[^-:]+)-(?P<target>[^-:]+):(?P<c
 
 
 class _Listed(NamedTuple):
-    """What a pair's name says."""
-
     name: str
     source: str  # photo, without .jpg
     target: str
@@ -51,8 +49,6 @@ class _Listed(NamedTuple):
 
 
 class _Marked(NamedTuple):
-    """One side of a pair's annotation."""
-
     photo: Path
     size: tuple[int, int]  # width, height that the keypoints belong to
     xy: np.ndarray  # float64 (K, 2)
@@ -215,7 +211,6 @@ def _load(root: Path, pairs: tuple[_Listed, ...], clusters: tuple[str, ...], ind
 
 
 def _upright(side: _Marked) -> _Marked:
-    """Points and box on the photo as it is shown."""
     _check_size(side.photo, side.size)
     header = read_header(side.photo)
     corners = header.points(np.array(side.box).reshape(2, 2), side.size)
@@ -235,7 +230,6 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def _read_annotation(root: Path, pair: _Listed) -> tuple[_Marked, _Marked]:
-    """Source and target of a pair."""
     path = _annotation(root, pair.name)
     try:
         fields = json.loads(path.read_bytes())

@@ -170,7 +170,6 @@ def question(split: str, index: int) -> Question:
 
 
 def _skill(index: int) -> tuple[str, int]:
-    """The skill of question `index`, and its number within the skill."""
     turn, skill = divmod(index, len(SKILLS))
     return tuple(SKILLS)[skill], turn
 

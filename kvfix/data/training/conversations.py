@@ -96,12 +96,10 @@ def read_conversations(
 ) -> Conversations:
     """Open and check training data of any form; decodes no photo.
 
-    Args:
-        source: A JSONL file, a JSON list, a parquet or Arrow file, a folder of them or of
-            `save_to_disk`, or a hub id.
-        images: The folder that image names are relative to; None for the file's own.
-        most_bad: The share of records that may be bad; with 1, none need be good. More of them are
-            a ValueError that quotes the first.
+    The source is a JSONL file, a JSON list, a parquet or Arrow file, a folder of them or of
+    `save_to_disk`, or a hub id; `images` is the folder that image names are relative to, None for
+    the file's own. More bad records than the share `most_bad` are a ValueError that quotes the
+    first; with 1, none need be good.
     """
     name = str(source)
     records, root = open_records(name)

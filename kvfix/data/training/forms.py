@@ -91,7 +91,6 @@ def _trl_turns(row: RawRecord) -> Turns:
 
 
 def _spoken(value: object, role: str) -> object:
-    """A plain text is one turn."""
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 

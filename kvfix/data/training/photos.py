@@ -137,7 +137,6 @@ def is_file(path: Path) -> bool:
 
 
 def _plain(name: str) -> PurePosixPath:
-    """A path that cannot leave its folder, or a ValueError."""
     if len(name) > _LONGEST_NAME or any(
         len(part.encode("utf-8", "surrogatepass")) > _LONGEST_PART for part in name.split("/")
     ):

@@ -198,7 +198,6 @@ def _mapped(file: Any) -> mmap.mmap:
 
 
 def _elements(whole: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Where each element of the list that a file is starts and ends."""
     depth, start = 0, 0
     for found in _BRACKET.finditer(whole):
         sign = found[0]

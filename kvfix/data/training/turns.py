@@ -149,7 +149,6 @@ def _is_learned(turn: dict[str, Any], otherwise: bool) -> bool:
 
 
 def _content(value: object, key: str, ignored: set[str]) -> tuple[str, list[Slot]]:
-    """A turn's text with placeholders, and what stands at each."""
     if value is None:
         return "", []
     if isinstance(value, str):
@@ -170,7 +169,6 @@ def _content(value: object, key: str, ignored: set[str]) -> tuple[str, list[Slot
 
 
 def _part(part: object, ignored: set[str]) -> tuple[str, list[Slot]]:
-    """One part of a content list."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(part, dict) or kind not in ("text", "image", "image_url", None):
         raise ValueError(f"expected parts of type text or image, found {shown(kind or part)}")
@@ -225,7 +223,6 @@ def _in_order(messages: list[Message]) -> tuple[list[Message], bool]:
 
 
 def _placed(slots: Sequence[Slot], column: list[Any]) -> tuple[Any, ...]:
-    """The image of each placeholder."""
     following = [slot for slot in slots if slot.cell is None and slot.number is None]
     numbered = {slot.number for slot in slots if slot.number is not None}
     if numbered and (following or numbered != set(range(len(column)))):

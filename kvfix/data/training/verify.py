@@ -35,12 +35,9 @@ def verify(
 ) -> list[Bad]:
     """Decode every picture, and list the conversations of those that cannot be read, in order.
 
-    Args:
-        lines: The conversations.
-        look: Checks the rest of a conversation, in order and in this thread, given the sizes of
-            its pictures; raises a ValueError.
-        tick: Called after each conversation.
-        threads: How many decode; None for as many as there are cores.
+    `look` checks the rest of a conversation, in order and in this thread, given the sizes of its
+    pictures, and raises a ValueError; `tick` is called after each. As many `threads` decode as
+    there are cores, for None.
     """
     seen = _Seen()
     found: list[Bad] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,7 @@ from kvfix.diagnose.keys.calibration import (
 from kvfix.diagnose.keys.statistics import GROUPS, KeyStatistics, mean_cosine, merged, stream_keys
 from kvfix.eval.stats.bootstrap import Interval
 from kvfix.mlm.load import Mlm
+from kvfix.runs.rows import Result
 
 TASK = "image_keys"
 METRIC = "share input-agnostic"
@@ -105,15 +106,9 @@ def diagnose_keys(
 ) -> KeyDiagnosis:
     """Find a model's input-agnostic image keys; features are not kept, only sums over images.
 
-    Args:
-        mlm: The model.
-        images: At least 64 of one grid, such as `to_square` makes them; a generator will do.
-        seed: Of the shuffles.
-        dataset: Name of the images' dataset, for the findings.
-        clusters: One label an image (the clip of a frame); None: images are independent.
-        alpha: False-positive rate that tau is calibrated to, in (0, 0.02].
-        batch: Images a forward pass; None: by their number of tokens.
-        tick: Called after each image.
+    There are at least 64 images of one grid, such as `to_square` makes them; a generator will do.
+    `clusters` and `batch` are those of `stream_keys`; `alpha` is the false-positive rate that tau
+    is calibrated to, in (0, 0.02]; `seed` is of the shuffles, `dataset` for the findings.
     """
     check_alpha(alpha)  # before the images are read
     stats = stream_keys(mlm, images, clusters=clusters, groups=GROUPS, batch=batch, tick=tick)
@@ -154,10 +149,10 @@ def judge_keys(
     )
 
 
-def key_results(diagnosis: KeyDiagnosis) -> list[dict[str, Any]]:
+def key_results(diagnosis: KeyDiagnosis) -> list[Result]:
     """Rows of `results` in run.json: the share of agnostic keys by layer, and by head."""
     n_heads = diagnosis.r_LHP.shape[1]
-    rows = []
+    rows: list[Result] = []
     for by_head, got in ((False, diagnosis.shares.layer_L), (True, diagnosis.shares.head_LH)):
         for i, value in enumerate(got.value_S):
             rows.append(

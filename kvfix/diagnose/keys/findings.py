@@ -186,6 +186,5 @@ def _finding(
     clear: bool,
     **more: Any,
 ) -> Finding:
-    """A number without an interval is of all images."""
     estimate = number if isinstance(number, Estimate) else Estimate(number, None, d.n)
     return Finding(name, words, estimate, TASK, d.dataset, clear=bool(clear), more=more)

@@ -90,15 +90,9 @@ def score_cells(
 ) -> CellScores:
     """Score the values at chosen keys, and those of other heads at the same cells.
 
-    Args:
-        mlm: The model.
-        episodes: Support and query; cut to squares of `side` pixels.
-        chosen_LHP: Bool, such as `KeyDiagnosis.agnostic_LHP`; at least one key.
-        side: Pixels; must give the grid that the keys were found on.
-        seed: Of the random keys, which are the same for all episodes.
-        chosen: Name of the chosen keys.
-        l2: Penalty of the classifiers, as in few-shot foreground segmentation.
-        tick: Called after each episode.
+    Episodes are cut to squares of `side` pixels, which must give the grid that the keys were found
+    on; `chosen` names the keys. Random keys are the same for all episodes; `l2` is the classifiers'
+    penalty, as in few-shot foreground segmentation.
     """
     if not chosen_LHP.any():
         raise ValueError("expected at least one chosen key, found none; there is nothing to score")

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvfix.data.units import MCQ
-from kvfix.eval.results import Result, Table
+from kvfix.eval.results import Table
 from kvfix.eval.stats.bootstrap import (
     Interval,
     clustered_bootstrap,
@@ -178,7 +178,7 @@ def align(
 
 def surfacing_result(
     found: Surfacing, table: Table, *, dataset: str, subtask: str, scoring: str
-) -> Result:
+) -> dict[str, Any]:
     """The record of one subtask for run.json."""
     numbers = {
         name: {"value": None if np.isnan(share.value) else share.value, "ci": share.ci}

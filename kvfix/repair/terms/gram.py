@@ -22,13 +22,9 @@ def gram_anchor(
     """Squared change of the cell-by-cell cosine Gram matrix of an image's values, in [0, 4].
 
     It holds which parts of an image look alike and leaves the values free to turn as a whole (Gram
-    anchoring, as in DINOv3 and LaVer, arXiv 2512.06281, there on a teacher's patches).
-
-    Args:
-        v_SNC: Values of the tuned model, cells of all images side by side.
-        base_SNC: Values of the base model at the same cells.
-        counts: Cells of each image; pairs are formed inside an image only.
-        chunk: Rows of a Gram matrix at a time.
+    anchoring, as in DINOv3 and LaVer, arXiv 2512.06281, there on a teacher's patches). Cells of all
+    images stand side by side, `counts` of each; pairs are formed inside an image only, `chunk` rows
+    of a matrix at a time.
     """
     if v_SNC.shape != base_SNC.shape:
         raise ValueError(

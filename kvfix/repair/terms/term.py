@@ -31,7 +31,6 @@ class Needs:
     agnostic: bool = False  # the mask of keys to suppress
 
     def __or__(self, other: Needs) -> Needs:
-        """All that either needs."""
         return Needs(**{name: mine | vars(other)[name] for name, mine in vars(self).items()})
 
 

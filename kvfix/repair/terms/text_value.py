@@ -26,13 +26,8 @@ def text_value_nce(
     Several positives stand outside the logarithm (SupCon's L_out, Khosla et al. 2020, eq. 2),
     weighted by how much of the mask each holds: all of the mask must be found, not its easiest
     cell. The least possible loss is the entropy of these weights, log n for n whole cells. Images
-    whose mask is empty are left out.
-
-    Args:
-        similarity_SN: Of each cell with the expression of its image, over the temperature.
-        share_N: In [0, 1]: share of each cell that the expression names.
-        valid_N: In [0, 1]; cells of 0 are neither positive nor negative.
-        counts: Cells of each image.
+    whose mask is empty are left out. Similarities are over the temperature; shares and validity are
+    those of `mask_bce`, and cells of validity 0 are neither positive nor negative.
     """
     similarity_SN = similarity_SN.float()
     means = []

@@ -121,8 +121,6 @@ def _share(parameter: Any) -> Tensor:
 
 
 class _Late:
-    """A small tensor on its way to the host."""
-
     def __init__(self, x: Tensor):
         self._x, self._event = x.to("cpu", non_blocking=True), None
         if x.device.type == "cuda":

@@ -75,7 +75,6 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -154,7 +154,6 @@ def _trainer(work: Work, stops: Stops) -> Any:
 
 
 def _publish(trainer: Any, out: Path) -> None:
-    """What was trained, into the run folder."""
     trainer.check_finite()
     staging = partial_of(out / "adapter")
     if trainer.args.should_save:

@@ -210,7 +210,6 @@ class RepairTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """See `load_trained`."""
         load_trained(self.repair, Path(resume_from_checkpoint))
 
     @property
@@ -218,19 +217,16 @@ class RepairTrainer(Trainer):
         return bool(self.args.should_save)
 
     def _wait(self) -> None:
-        """For all ranks."""
         if self.args.world_size > 1:
             dist.barrier()
 
     def _largest(self, x: Tensor) -> Tensor:
-        """Over ranks."""
         if self.args.world_size > 1:
             x = x.to(self.args.device)
             dist.all_reduce(x, op=dist.ReduceOp.MAX)
         return x
 
     def _summed(self, x: Tensor) -> Tensor:
-        """Over ranks."""
         if self.args.world_size > 1:
             dist.all_reduce(x)
         return x

@@ -125,8 +125,6 @@ def read_dump(path: Path, answers: Mapping[str, str]) -> Dump:
 
 
 class _Aligner:
-    """Gives rows the ids of the answer key."""
-
     def __init__(self, answers: Mapping[str, str]):
         self.answers = answers
         self.predictions: dict[str, Prediction] = {}

@@ -242,7 +242,6 @@ def _table_rows(
 
 
 def _index(cell: str | None) -> tuple[float, str]:
-    """Sorts numbers as numbers."""
     try:
         return float(cell or ""), ""
     except ValueError:
