@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from kvfix.data.files import grouped
 from kvfix.data.units import UnitSet
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter
 from kvfix.eval.site import Site
@@ -81,9 +82,7 @@ def score(
     [(twice, count)] = Counter(q.id for q in questions).most_common(1)
     if count > 1:
         raise ValueError(f"expected every question once, found {twice} {count} times")
-    by_task: dict[str, list[Question]] = {}
-    for question in questions:
-        by_task.setdefault(question.task, []).append(question)
+    by_task = grouped(questions, lambda question: question.task)
     tasks = {}
     for name, members in by_task.items():
         correct = sum(q.correct for q in members)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+from kvfix.data.files import grouped
 from kvfix.data.pictures.read import source_of
 from kvfix.data.units import MCQ, Question
 from kvfix.eval.mcq.ask import McqProtocol, ask
@@ -76,9 +77,7 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
 
 def batches(subtasks: Sequence[str], size: int) -> list[list[int]]:
     """Indices of questions to answer together, at most `size` of one subtask: little is padding."""
-    of_subtask: dict[str, list[int]] = {}
-    for i, subtask in enumerate(subtasks):
-        of_subtask.setdefault(subtask, []).append(i)
+    of_subtask = grouped(range(len(subtasks)), lambda i: subtasks[i])
     return [
         members[start : start + size]
         for members in of_subtask.values()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kvfix.data.files import grouped
 from kvfix.eval.results import Table
 from kvfix.eval.site import Site
 from kvfix.eval.stats.paired import Ratio
@@ -244,9 +245,7 @@ def _by_id(rows: Sequence[AnswerRow], folder: Path) -> dict[str, AnswerRow]:
 
 
 def _by_unit(rows: Sequence[ScoreRow], folder: Path) -> dict[str, list[ScoreRow]]:
-    found: dict[str, list[ScoreRow]] = {}
-    for row in rows:
-        found.setdefault(row.id, []).append(row)
+    found = grouped(rows, lambda row: row.id)
     for name, unit in found.items():
         n = unit[0].rows
         if len({(r.site, r.layer, r.head) for r in unit}) < len(unit) or len(unit) != (

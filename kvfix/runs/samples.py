@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvfix.data.files import grouped
 from kvfix.runs.atomic import atomic_file
 
 OUTCOMES = {"score", "correct", "left_out", "without_readout"}  # a line holds one of them
@@ -138,9 +139,7 @@ class _Unit:
 
 def _whole_units(pieces: Sequence[_Piece]) -> dict[_Piece, None]:
     """The pieces to keep, in their order: of each unit that has no other piece, or only copies."""
-    of_unit: dict[str | None, list[_Piece]] = {}
-    for piece in pieces:
-        of_unit.setdefault(piece.id, []).append(piece)
+    of_unit = grouped(pieces, lambda piece: piece.id)
     return {
         piece: None
         for piece in pieces

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvfix.data.files import check_folder, faults, listed
+from kvfix.data.files import check_folder, faults, grouped, listed
 from kvfix.data.pictures.read import read_picture
 from kvfix.data.pictures.rle import decode_rle
 from kvfix.data.readers.parquet import RowReader, encoded_image, read_rows
@@ -119,9 +119,7 @@ def _find(folder: Path) -> _Found:
         folder, wanted = folder.parent, folder.name
     check_folder(folder, "RefCOCO")
     root = next((r for r in (folder, folder / "RefCOCO") if _parquet(r)), folder)
-    splits: dict[str, list[Path]] = {}
-    for path in _parquet(root):
-        splits.setdefault(_split_of(path), []).append(path)
+    splits = grouped(_parquet(root), _split_of)
     if not splits:
         raise FileNotFoundError(f"{root}: {_nothing(root)}")
     usable = {s: splits[s] for s in OFFICIAL_ROWS if s in splits}

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from kvfix.data.files import grouped
 from kvfix.data.scenes.paint import SIZE, generator, render, sample_scene
 from kvfix.data.scenes.questions import random_warp, scene_question, warp_image, warp_points
 from kvfix.data.scenes.shapes import SHAPES
@@ -21,7 +22,7 @@ from kvfix.data.scenes.talk import conversation
 from kvfix.data.scenes.units import MAKERS
 from kvfix.data.training.conversations import Conversations
 from kvfix.data.training.mix import SceneMix
-from kvfix.data.training.record import PLACEHOLDER, Conversation, Match
+from kvfix.data.training.record import PLACEHOLDER, Conversation
 from kvfix.data.units import Pair, Question, Sentence
 
 NO_OUTPUT = -1
@@ -134,9 +135,7 @@ def from_conversation(line: Conversation) -> Example:
     turns, system = turns_of(line)
     masked = sorted({mask.image for mask in line.masks})
     masks = tuple(Mask(image, _union(line, image)) for image in masked)
-    by_pair: dict[tuple[int, int], list[Match]] = {}
-    for point in line.points:
-        by_pair.setdefault((point.image_a, point.image_b), []).append(point)
+    by_pair = grouped(line.points, lambda point: (point.image_a, point.image_b))
     matches = tuple(
         MatchedPoints(
             a,
