@@ -13,36 +13,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from kvfix.data.training.examples import Examples
 from kvfix.repair.batch import Collator
-from kvfix.repair.lora import LoraReport
-from kvfix.repair.module import Repair
 from kvfix.repair.train.guard import Diverged
-from kvfix.repair.train.identity import Identity
-from kvfix.repair.train.launch import Launch, set_rank_variables
+from kvfix.repair.train.launch import set_rank_variables
 from kvfix.repair.train.saves import checkpoints, publish, step_of
 from kvfix.repair.train.shared_memory import forget
-from kvfix.repair.train.show import Monitor
-from kvfix.repair.train.starts import Going
+from kvfix.repair.train.starts import Work
 from kvfix.repair.train.stops import Stops
 from kvfix.runs.atomic import partial_of
 from kvfix.terminal import Interrupted
 from kvfix.wording import cause
-
-
-class Work(NamedTuple):
-    """What a start works with."""
-
-    recipe: Any  # the config
-    launch: Launch  # how this rank was started
-    repair: Repair  # what is trained
-    report: LoraReport  # of `attach`
-    examples: Examples  # what is learned from
-    out: Path  # run folder
-    going: Going  # where it begins
-    monitor: Monitor  # shows and logs
-    identity: Identity  # what must be the same to go on with it
-    command: Sequence[str]  # as it was typed
 
 
 class Ended(NamedTuple):

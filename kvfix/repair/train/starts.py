@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvfix.checkpoint.folder import read_json, sha256_of
-from kvfix.repair.train.identity import FINGERPRINT, MEND, check_same, fields_of
+from kvfix.data.training.examples import Examples
+from kvfix.repair.lora import LoraReport
+from kvfix.repair.module import Repair
+from kvfix.repair.train.identity import FINGERPRINT, MEND, Identity, check_same, fields_of
+from kvfix.repair.train.launch import Launch
 from kvfix.repair.train.saves import ADAPTER_FILES, checkpoints, newest_whole, step_of
-from kvfix.repair.train.show import LOG
+from kvfix.repair.train.show import LOG, Monitor
 from kvfix.runs.lock import LOCK, locked
 from kvfix.wording import shown
 
@@ -30,6 +34,21 @@ class Going(NamedTuple):
     fingerprint: Mapping[str, Any] = {}  # of what is gone on with
     torn: Mapping[Path, str] = {}  # newer checkpoints that do not count, and why
     finished: bool = False  # whether nothing is left to do
+
+
+class Work(NamedTuple):
+    """What a start works with."""
+
+    recipe: Any  # the config
+    launch: Launch  # how this rank was started
+    repair: Repair  # what is trained
+    report: LoraReport  # of `attach`
+    examples: Examples  # what is learned from
+    out: Path  # run folder
+    going: Going  # where it begins
+    monitor: Monitor  # shows and logs
+    identity: Identity  # what must be the same to go on with it
+    command: Sequence[str]  # as it was typed
 
 
 def finished(out: Path) -> bool:

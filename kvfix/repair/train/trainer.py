@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,10 +35,8 @@ from kvfix.repair.train.flow import Flow
 from kvfix.repair.train.guard import Guard
 from kvfix.repair.train.saves import BESIDE, PREFIX, rotate, together
 from kvfix.repair.train.speed import Clock
+from kvfix.repair.train.starts import Work
 from kvfix.repair.train.stops import without_signals
-
-if TYPE_CHECKING:
-    from kvfix.repair.train.session import Work
 
 
 class RepairTrainer(Trainer):

@@ -29,10 +29,10 @@ from kvfix.repair.train.identity import Identity, adapter_fields, check_same, fi
 from kvfix.repair.train.launch import plan_launch
 from kvfix.repair.train.recipe import Recipe, keys_to_suppress, load_model, read_examples
 from kvfix.repair.train.saves import TRAINED_FILES, publish
-from kvfix.repair.train.session import Work, run_steps
+from kvfix.repair.train.session import run_steps
 from kvfix.repair.train.shared_memory import SHARED, sweep
 from kvfix.repair.train.show import Monitor
-from kvfix.repair.train.starts import CONFIG, claim, look
+from kvfix.repair.train.starts import CONFIG, Work, claim, look
 from kvfix.runs.atomic import remove_leftovers, write_text
 from kvfix.shipped import default_out, presets_dir
 
