@@ -108,11 +108,7 @@ class MlmSource:
 
     def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
         """Features of images, each alone in its prompt, a batch of them at a time."""
-        batch = self._batch(images[0])
-        for start in range(0, len(images), batch):
-            prompts = [
-                Prompt((image,), NEUTRAL, self.prefix) for image in images[start : start + batch]
-            ]
+        for prompts in self.prompts(images):
             for sample in extract(self.mlm, prompts, sites=self.kinds, around=self.around):
                 yield self._view(sample)
 
@@ -126,6 +122,14 @@ class MlmSource:
         steps = self._each(sample)
         for frame in range(len(prompt.images)):
             yield steps[step_of(frame, self.mlm.config)]
+
+    def prompts(self, images: Sequence[Image.Image]) -> Iterator[list[Prompt]]:
+        """What each forward pass of `views` is asked."""
+        batch = self._batch(images[0])
+        for start in range(0, len(images), batch):
+            yield [
+                Prompt((image,), NEUTRAL, self.prefix) for image in images[start : start + batch]
+            ]
 
     def together(self, images: Sequence[Image.Image], text: str) -> list[View]:
         """Features of images that stand in ONE prompt, in order, with a text after them.

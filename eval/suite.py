@@ -13,6 +13,7 @@ from kvfix.data.left_out import naming, too_many
 from kvfix.data.units import UnitSet, images_of
 from kvfix.eval.probes.tasks import TASKS, Scores
 from kvfix.eval.source import Source
+from kvfix.ranks import dealt
 from kvfix.runs.recorder import Recorder, left_out_of
 from kvfix.runs.rows import ProbeRow, Rows
 
@@ -57,16 +58,15 @@ def run_task(
     control: str | None = None,
     tick: Tick = lambda task: None,
 ) -> TaskRun:
-    """Score every unit that is not on disk yet; all rows of the task, those of earlier starts too.
+    """Score every unit that is not on disk yet; ranks of one launch share them.
 
     The source may be a function from a unit to one; `control` names what it stands for, None the
     model itself; `tick` is called after each unit, done before or now.
     """
     path = sample_path(folder, units, control)
     with Recorder(units, path) as recorder:
-        for i, name in enumerate(units.ids):
-            recorder.unit(name, partial(_score, units, i, source, control))
-            tick(units.task)
+        for i in dealt(len(units), lambda i: tick(units.task)):
+            recorder.unit(units.ids[i], partial(_score, units, i, source, control))
     wanted = set(units.ids)
     scored = Rows(path, ProbeRow, lambda row: row.id in wanted)
     return TaskRun(units, scored, left_out_of(units, path))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import fields
 from enum import StrEnum
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,6 +42,7 @@ from kvfix.commands.report import report
 from kvfix.commands.score import score_app
 from kvfix.commands.show import show, show_comparison
 from kvfix.commands.train import repair, train
+from kvfix.launchers import SHARED, without_rank
 from kvfix.terminal import (
     DONE,
     RichWatch,
@@ -314,4 +316,5 @@ app.command()(report)
 def main() -> None:
     """Entry point."""
     one_process("kvfix", sys.argv[1:])
-    guarded(app)
+    words = without_rank(sys.argv[1:])
+    guarded(partial(app, words), together=bool(words) and words[0] in SHARED)

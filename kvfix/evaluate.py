@@ -26,6 +26,7 @@ from kvfix.eval.source import NEUTRAL, Clips, MlmSource, clips_fingerprint, clip
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm
+from kvfix.ranks import agreed, is_first, joined
 from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
 from kvfix.runs.fingerprint import data_fingerprint
@@ -53,12 +54,14 @@ class Options(ModelOptions):
 def evaluate(options: Options, *, command: str, watch: Watch) -> Outcome:
     """Run the suite; a second call with the same `out` goes on where the first stopped.
 
+    The ranks of a launch share the units, and all return what the first of them wrote.
+
     Raises:
         ValueError: options, data or model that do not fit, or a folder that holds another run.
         FileNotFoundError: a model or data folder that is not there.
         InUse: another process is writing the folder.
     """
-    with claimed(options.out, command=command), threads_as_before():
+    with joined(), claimed(options.out, command=command), threads_as_before():
         return _evaluate(options, command, watch)
 
 
@@ -69,6 +72,42 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     )
     with watch.phase(f"loading {options.name}"):
         mlm = options.load()
+    folder = _folder(options, command, mlm, unit_sets) if is_first() else None
+    probes = [u for u in unit_sets if u.task in TASKS]
+    asked = [u for u in unit_sets if u.task not in TASKS]
+    runs = _probe(probes, mlm, options, watch)
+    answers = _answer(asked, mlm, options, watch)
+    readouts = _read_out(asked, mlm, options, watch)
+
+    def finish() -> Outcome:
+        assert folder is not None
+        for units in asked:
+            draw_questions(units, options.out)
+        unread = [e for u in asked for e in left_out_of(u, readout_path(options.out, u))]
+        with watch.phase("statistics"):
+            results = _results(runs, answers, readouts, options.seed)
+        record = folder.save(
+            seconds=time.monotonic() - start,
+            complete=True,
+            results=results,
+            findings=[],
+            notes=clips_notes(mlm, options.clips),
+            left_out=once([e for run in (*runs, *answers) for e in run.left_out] + unread),
+            without_readout={u.dataset: without_readout(u, options.out) for u in asked},
+            peak_memory_mib=peak_memory_mib(),
+        )
+        with watch.phase("writing the report"):
+            report = write_report(folder.folder)
+        failed = any(run.too_many_left_out for run in (*runs, *answers))
+        failed |= any(
+            too_many(len(left_out_of(u, readout_path(options.out, u))), len(u)) for u in asked
+        )
+        return Outcome(record, report, failed)
+
+    return agreed(finish)
+
+
+def _folder(options: Options, command: str, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> RunFolder:
     folder = RunFolder(
         options.out,
         kind="eval",
@@ -83,33 +122,7 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
         resumed=folder.resumed,
         mcq=asdict(options.mcq),
     )
-    probes = [u for u in unit_sets if u.task in TASKS]
-    asked = [u for u in unit_sets if u.task not in TASKS]
-    runs = _probe(probes, mlm, options, watch)
-    answers = _answer(asked, mlm, options, watch)
-    readouts = _read_out(asked, mlm, options, watch)
-    for units in asked:
-        draw_questions(units, options.out)
-    unread = [e for u in asked for e in left_out_of(u, readout_path(options.out, u))]
-    with watch.phase("statistics"):
-        results = _results(runs, answers, readouts, options.seed)
-    record = folder.save(
-        seconds=time.monotonic() - start,
-        complete=True,
-        results=results,
-        findings=[],
-        notes=clips_notes(mlm, options.clips),
-        left_out=once([e for run in (*runs, *answers) for e in run.left_out] + unread),
-        without_readout={u.dataset: without_readout(u, options.out) for u in asked},
-        peak_memory_mib=peak_memory_mib(),
-    )
-    with watch.phase("writing the report"):
-        report = write_report(folder.folder)
-    failed = any(run.too_many_left_out for run in (*runs, *answers))
-    failed |= any(
-        too_many(len(left_out_of(u, readout_path(options.out, u))), len(u)) for u in asked
-    )
-    return Outcome(record, report, failed)
+    return folder
 
 
 def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Commands that are one process, under launchers that start several (torchrun, deepspeed, mpirun).
+"""What launchers that start several processes (torchrun, deepspeed, mpirun) say to each of them.
 
-Each of the processes would do the whole work, and all would write one folder.
+Most commands are one process: each of several would do the whole work, and all would write one
+folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _VARIABLES = (
     ("PMI_SIZE", "PMI_RANK"),
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
-MADE_FOR_RANKS = frozenset({"train"})  # commands that share their work out
+MEETING = "WORLD_SIZE"  # who says this also says where the processes meet
+SHARED = frozenset({"eval", "diagnose"})  # commands whose units the ranks share
+MADE_FOR_RANKS = SHARED | {"train"}
 
 
 class Rank(NamedTuple):
@@ -37,6 +40,16 @@ def rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
     return None
 
 
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """This process among those on its machine, from 0."""
+    return _number(environment.get("LOCAL_RANK"))
+
+
+def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """Processes of the launch on this machine: as torchrun says it, or deepspeed."""
+    return max(1, *(_number(environment.get(v)) for v in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")))
+
+
 def refusal(
     program: str, arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> str | None:
@@ -46,16 +59,21 @@ def refusal(
     """
     found = rank(environment)
     command = next((word for word in arguments if not word.startswith("-")), "")
-    if found is None or command in MADE_FOR_RANKS:
+    if found is None or (command in MADE_FOR_RANKS and found.variable == MEETING):
         return None
     if found.number > 0:
         return ""
-    # deepspeed puts --local_rank before everything else.
-    typed = shlex.join(word for word in arguments if not word.startswith("--local_rank"))
+    other = "by torchrun, or " if command in MADE_FOR_RANKS else ""
+    typed = shlex.join(without_rank(arguments))
     return (
         f"expected one process, found {found.of} ({found.variable}), which would write one folder "
-        f"each for itself; start it without the launcher: {program} {typed}"
+        f"each for itself; start it {other}without the launcher: {program} {typed}"
     )
+
+
+def without_rank(arguments: Sequence[str]) -> list[str]:
+    """Arguments without deepspeed's own, which it puts before everything else."""
+    return [word for word in arguments if not word.startswith("--local_rank")]
 
 
 def _number(text: str | None) -> int:

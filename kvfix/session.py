@@ -17,7 +17,9 @@ from kvfix.adapters import AdapterWarning
 from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.eval.source import Clips
 from kvfix.findings import Finding
+from kvfix.launchers import local_rank, local_ranks
 from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.ranks import ranks
 from kvfix.runs.fingerprint import model_fingerprint
 from kvfix.runs.rows import Result
 from kvfix.shipped import nano_dir
@@ -45,9 +47,28 @@ class ModelOptions:
         return self.model or "the shipped nano"
 
     @property
+    def own_device(self) -> str | None:
+        """The device of this rank: ranks of one machine take a GPU each.
+
+        Raises:
+            ValueError: `auto` for several ranks of one machine, which would all take all GPUs.
+        """
+        if ranks() == 1 or not torch.cuda.is_available():
+            return self.device
+        if self.device == "auto" and local_ranks() > 1:
+            raise ValueError(
+                f"--device auto: expected one rank on each machine, found {local_ranks()}, each of "
+                "which would spread its model over all GPUs; start one rank on a machine "
+                "(--nproc_per_node 1)"
+            )
+        if self.device in (None, "cuda"):
+            return f"cuda:{local_rank() % torch.cuda.device_count()}"
+        return self.device
+
+    @property
     def one_device(self) -> str | None:
         """Controls and reference encoders are not spread over devices."""
-        return None if self.device == "auto" else self.device
+        return None if self.device == "auto" else self.own_device
 
     def load(self) -> Mlm:
         """The model with its adapter; raises as `load_mlm`."""
@@ -58,7 +79,7 @@ class ModelOptions:
                 adapter=self.adapter,
                 force_adapter=self.force_adapter,
                 dtype=self._dtype(),
-                device=self.device,
+                device=self.own_device,
                 quant=self.quant,
                 attn=self.attn,
                 processor=self.processor,
@@ -138,6 +159,7 @@ def host_of(mlm: Mlm) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "threads_set_by": "user" if "OMP_NUM_THREADS" in os.environ else "kvfix",
         "saved_dtype": saved_dtype(mlm),
+        "ranks": ranks(),
     }
 
 

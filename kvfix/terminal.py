@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ from rich.text import Text
 
 from kvfix.launchers import refusal
 from kvfix.quiet import quiet
+from kvfix.ranks import speaks
 from kvfix.wording import cause
 
 if TYPE_CHECKING:
@@ -195,27 +196,46 @@ class Interrupted(KeyboardInterrupt):
         self.code = code
 
 
-def guarded(run: Callable[[], object]) -> None:
-    """Run a command and exit; what went wrong is one line, with KVFIX_DEBUG=1 a traceback."""
+def guarded(run: Callable[[], object], *, together: bool = False) -> None:
+    """Run a command and exit; what went wrong is one line, with KVFIX_DEBUG=1 a traceback.
+
+    Where the ranks of a launch do it `together`, one of them speaks.
+    """
+
+    def silent() -> bool:
+        return together and not speaks()
+
     try:
-        with quiet(), _warnings_as_notes():
+        with quiet(), _warnings_as_notes(), _nothing_shown(silent()):
             run()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
+        if stop.code == INTERRUPTED and not silent():  # what typer makes of Ctrl-C
             console.print("interrupted; the same command goes on where it stopped")
         raise
     except Interrupted as stop:
-        if text := str(stop):
+        if (text := str(stop)) and not silent():
             console.print(text, soft_wrap=True)
         raise SystemExit(stop.code) from None
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where it stopped")
+        if not silent():
+            console.print("interrupted; the same command goes on where it stopped")
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         if os.environ.get("KVFIX_DEBUG"):
             raise
-        labelled("error:", "red", _plain(error))
+        if not silent():
+            labelled("error:", "red", _plain(error))
         raise SystemExit(_code(error)) from None
+
+
+@contextmanager
+def _nothing_shown(silent: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if silent:
+            nothing = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stderr(nothing))
+            stack.enter_context(redirect_stdout(nothing))
+        yield
 
 
 def _plain(error: Exception) -> str:

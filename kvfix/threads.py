@@ -12,13 +12,22 @@ from contextlib import contextmanager
 
 import torch
 
+from kvfix.launchers import local_ranks
+
 SMALL = 20_000_000  # parameters
 
 
 def choose_threads(parameters: int) -> None:
-    """One thread for a small model, where the user has not set OMP_NUM_THREADS."""
-    if parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
+    """One thread for a small model, where the user has not set OMP_NUM_THREADS.
+
+    Ranks on one machine share its cores out.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    if parameters < SMALL:
         torch.set_num_threads(1)
+    elif (here := local_ranks()) > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // here))
 
 
 @contextmanager

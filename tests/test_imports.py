@@ -14,10 +14,11 @@ from places import ROOT
 ORDER = (
     *(
         "checkout",
-        "threads",
         "wording",
         "bounds",
         "launchers",
+        "threads",
+        "ranks",
         "quiet",
         "shipped",
         "findings",

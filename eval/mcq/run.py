@@ -22,6 +22,7 @@ from kvfix.eval.mcq.readouts import READOUTS, question_views, read_out
 from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
 from kvfix.mlm.load import Mlm
+from kvfix.ranks import dealt
 from kvfix.runs.recorder import Recorder, left_out_of
 from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Result, Row, Rows, WithoutReadoutRow
 
@@ -52,7 +53,7 @@ def run_answers(
     *,
     tick: Tick = lambda task: None,
 ) -> TaskRun:
-    """Answer every question that is not on disk yet; all answers of the dataset, with earlier ones.
+    """Answer every question that is not on disk yet; ranks of one launch share the batches.
 
     A batch is always the same questions, whatever an interruption left undone: in low precision a
     batch moves the last bits of its members. It is the questions of `batches` without those that
@@ -62,15 +63,18 @@ def run_answers(
     index = {name: i for i, name in enumerate(units.ids)}
     in_batches = batches(units.subtasks, protocol.batch)
     order = [units.ids[i] for batch in in_batches for i in batch]
+
+    def answered(number: int) -> None:
+        for _ in in_batches[number]:
+            tick(units.task)
+
     with Recorder(units, path, order=order) as recorder:
-        for batch in in_batches:
+        for number in dealt(len(in_batches), answered):
             recorder.batch(
-                [units.ids[i] for i in batch],
+                [units.ids[i] for i in in_batches[number]],
                 lambda name: _question(units, index[name]),
                 lambda questions: _answered(questions, units.dataset, mlm, protocol),
             )
-            for _ in batch:
-                tick(units.task)
     wanted = set(units.ids)
     rows = Rows(path, AnswerRow, lambda row: row.id in wanted)
     return TaskRun(units, rows, left_out_of(units, path))
@@ -90,15 +94,14 @@ def _answered(
 def run_readouts(
     units: UnitSet, source: Source, folder: Path, *, tick: Tick = lambda task: None
 ) -> list[TaskRun]:
-    """Read out every question that is not on disk yet, each image alone in its prompt.
+    """Read out every question that is not on disk yet; ranks of one launch share them.
 
     A run for each subtask that has a readout, in order of appearance.
     """
     path = readout_path(folder, units)
     with Recorder(units, path) as recorder:
-        for i, name in enumerate(units.ids):
-            recorder.unit(name, partial(_read, units, i, source))
-            tick(READOUT)
+        for i in dealt(len(units), lambda i: tick(READOUT)):
+            recorder.unit(units.ids[i], partial(_read, units, i, source))
     wanted = set(units.ids)
     scored = Rows(path, ReadoutRow, lambda row: row.id in wanted)
     left_out = left_out_of(units, path)

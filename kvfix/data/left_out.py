@@ -5,7 +5,8 @@ cause on one line. Two kinds of faults end the run instead: what the machine lac
 the disk, open files), and a fault that hits every unit. If the first three units (or all, if there
 are fewer) fail alike, by the same exception from the same line, and none has succeeded, that
 exception is raised and nothing is left out; a `BadUnit` never counts there, because only a reader
-that looked at the unit raises it.
+that looked at the unit raises it. The first units and the successes are those of all ranks of a
+launch (see `kvfix.ranks`), whoever did them.
 
 A batch in which anything fails is done again unit by unit, to find whose fault it was, and then the
 others as one batch: in low precision, which units share a batch moves last bits. Only if the others
@@ -18,10 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from kvfix.data.pictures.read import MACHINE, source_of
 from kvfix.data.units import BadUnit
+from kvfix.ranks import Jury, OtherRankEnded, everyone, in_order, number
 from kvfix.wording import cause, short_path
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class Attempts:
 
     total: int  # units that there are to do
     proven: bool = False  # whether units succeeded before, in an earlier start
+    jury: Jury | None = None  # of all ranks, where they share the units; then end with `finish`
     _failed: list[Exception] = field(default_factory=list, init=False, repr=False)
 
     @property
@@ -64,8 +67,23 @@ class Attempts:
     def do(self, what: Callable[[], T]) -> T | LeftOut:
         """Do one unit; faults that are not the unit's are raised (see the top)."""
         got = self._try(what)
-        self.proven |= not isinstance(got, LeftOut)
+        self._note(got)
         return got
+
+    def finish(self) -> None:
+        """Once no rank has a unit left: raises as `do` if all units of all ranks failed alike."""
+        if self.jury is None:
+            return
+        if not self.proven:
+            self.jury.hopeless()
+        found = everyone(None if self.proven else [str(_place(e)) for e in self._failed])
+        places = [place for of_rank in found for place in of_rank or ()]
+        enough = 0 < min(ALIKE, self.total) <= len(places) and len(set(places)) == 1
+        if None in found or not enough:
+            return
+        if found.index(next(filter(None, found))) != number():
+            raise OtherRankEnded("another rank says why")
+        self._raise(len(places))
 
     def batch(
         self,
@@ -94,8 +112,14 @@ class Attempts:
         results = [together] * len(good) if isinstance(together, LeftOut) else together
         for i, got in zip(good, results, strict=True):
             found[i] = got
-            self.proven |= not isinstance(got, LeftOut)
+            self._note(got)
         return found
+
+    def _note(self, got: object) -> None:
+        if not self.proven and not isinstance(got, LeftOut):
+            self.proven = True
+            if self.jury is not None:
+                self.jury.succeeded()
 
     def _try(self, what: Callable[[], T], *, count: bool = True) -> T | LeftOut:
         try:
@@ -117,10 +141,33 @@ class Attempts:
         enough = min(ALIKE, self.total)
         if len(self._failed) < enough:
             return
-        if len({_place(e) for e in self._failed[:enough]}) == 1:
-            n = "first unit" if enough == 1 else f"first {enough} units"
-            self._failed[0].add_note(f"The {n} failed alike, so that none is left out.")
-            raise self._failed[0]
+        if len({_place(e) for e in self._failed[:enough]}) > 1:
+            return
+        if self.jury is not None and self.jury.acquits():
+            self.proven = True
+        else:
+            self._raise(enough)
+
+    def _raise(self, n: int) -> NoReturn:
+        some = "first unit" if n == 1 else f"first {n} units"
+        self._failed[0].add_note(f"The {some} failed alike, so that none is left out.")
+        raise self._failed[0]
+
+
+def attempted(
+    total: int, what: Callable[[int], T], tick: Callable[[int], None] = lambda i: None
+) -> list[T | LeftOut]:
+    """Do units by their number, each on one rank of the launch; all results on every rank.
+
+    Args:
+        total: how many units there are.
+        what: does one; raises as `Attempts.do`.
+        tick: called with each number once it is done.
+    """
+    attempts = Attempts(total, jury=Jury())
+    found = in_order(total, lambda i: attempts.do(partial(what, i)), tick)
+    attempts.finish()
+    return found
 
 
 @contextmanager

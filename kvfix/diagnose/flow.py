@@ -25,6 +25,7 @@ from kvfix.eval.stats.bootstrap import clustered_bootstrap, paired_bootstrap
 from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.findings import Estimate, Finding, title
 from kvfix.mlm.load import Mlm, load_reference_encoder
+from kvfix.ranks import agreed
 from kvfix.report.pictures.gallery import draw_gallery
 from kvfix.session import Options, Part, Watch
 
@@ -138,6 +139,23 @@ def diagnose_flow(
     """Measure the model; what comes back measures the controls, once the model may be let go."""
     source = MlmSource(mlm, heads=options.heads, clips=options.clips)
     runs = _measure(unit_sets, source, options, "reading the model", None, watch)
+    part, curves = agreed(lambda: _of_model(unit_sets, runs, source, options, watch))
+
+    def with_controls() -> Part:
+        others = _controls(options, unit_sets, curves, watch)
+        return agreed(lambda: _of_controls(part, curves, others, options, watch))
+
+    return with_controls
+
+
+def _of_model(
+    unit_sets: Sequence[UnitSet],
+    runs: Sequence[TaskRun],
+    source: MlmSource,
+    options: Options,
+    watch: Watch,
+) -> tuple[Part, list[Curve]]:
+    """What the model alone adds to the record, and its curves."""
     curves = [_curve(run) for run in runs if run.rows]
     sites = {(c.task, c.dataset): best_site(c, seed=options.seed) for c in curves}
     with watch.phase("drawing", len(curves)) as tick:
@@ -148,7 +166,7 @@ def diagnose_flow(
         results=results,
         left_out=[entry for run in runs for entry in run.left_out],
         overlays=drawn.overlays,
-        notes=clips_notes(mlm, options.clips)
+        notes=clips_notes(source.mlm, options.clips)
         + [
             f"Picture of {name}: not drawn, {why}"
             for name, why in drawn.not_drawn.items()
@@ -156,20 +174,26 @@ def diagnose_flow(
         ],
         failed=any(run.too_many_left_out for run in runs),
     )
+    return part, curves
 
-    def with_controls() -> Part:
-        others = _controls(options, unit_sets, curves, watch)
-        with watch.phase("statistics of the controls"):
-            for name, other_runs in others.items():
-                control = RANDOM if name == RANDOM else None
-                for run in other_runs:
-                    part.left_out += run.left_out
-                    part.failed |= run.too_many_left_out
-                    part.results += summarise(run, control=control, seed=options.seed)
-            part.findings = _findings(curves, others, options.seed)
-        return part
 
-    return with_controls
+def _of_controls(
+    part: Part,
+    curves: Sequence[Curve],
+    others: dict[str, list[TaskRun]],
+    options: Options,
+    watch: Watch,
+) -> Part:
+    """The same with what the controls add, and the findings."""
+    with watch.phase("statistics of the controls"):
+        for name, runs in others.items():
+            control = RANDOM if name == RANDOM else None
+            for run in runs:
+                part.left_out += run.left_out
+                part.failed |= run.too_many_left_out
+                part.results += summarise(run, control=control, seed=options.seed)
+        part.findings = _findings(curves, others, options.seed)
+    return part
 
 
 def _measure(

@@ -24,6 +24,7 @@ from kvfix.eval.stats.bootstrap import paired_bootstrap
 from kvfix.eval.suite import TaskRun, Tick, run_task, sample_path
 from kvfix.findings import Estimate, Finding, title
 from kvfix.mlm.load import Mlm, Prompt
+from kvfix.ranks import agreed, is_first
 from kvfix.runs.recorder import left_out_of
 from kvfix.runs.rows import ProbeRow, Result, Rows
 from kvfix.session import Part, Watch
@@ -121,8 +122,9 @@ def run_prefixes(
             mlm, kinds=kinds, position=False, prefix=texts[str(named(unit))].text(condition)
         )
 
-    plain = _scored_plain(units, folder, kinds)
-    runs = {} if plain is None else {"none": plain}
+    plain = _scored_plain(units, folder, kinds) if is_first() else None
+    scored = {"none"} if agreed(lambda: plain is not None) else set()
+    runs = {name: plain or TaskRun(units, (), []) for name in scored}
     for condition in CONDITIONS:
         if condition not in runs:
             runs[condition] = run_task(
@@ -231,6 +233,8 @@ def diagnose_prefix(
                 found = run_prefixes(units, mlm, folder, tick=tick)
             except NoContrast as error:
                 part.notes.append(f"Text before the image, {units.task}: not measured, {error}")
+                continue
+            if not is_first():
                 continue
             part.results += prefix_results(found, seed=seed)
             part.findings += prefix_findings(found, seed=seed)

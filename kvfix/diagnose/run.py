@@ -18,6 +18,7 @@ from kvfix.eval.mcq.run import readable
 from kvfix.eval.source import NEUTRAL, clips_fingerprint
 from kvfix.eval.suite import PROTOCOL
 from kvfix.mlm.load import Mlm, load_reference_encoder
+from kvfix.ranks import agreed, is_first, joined
 from kvfix.report.html import write_report
 from kvfix.runs.fingerprint import data_fingerprint
 from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
@@ -39,12 +40,14 @@ ASKING = {"keys", "surfacing"}  # these put questions to the model
 def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
     """Run the asked diagnoses; a second call with the same `out` goes on where the first stopped.
 
+    The ranks of a launch share the units, and all return what the first of them wrote.
+
     Raises:
         ValueError: options, data or model that do not fit, or a folder that holds another run.
         FileNotFoundError: a model or data folder that is not there.
         InUse: another process is writing the folder.
     """
-    with claimed(options.out, command=command), threads_as_before():
+    with joined(), claimed(options.out, command=command), threads_as_before():
         return _diagnose(options, command, watch)
 
 
@@ -57,20 +60,7 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     reference = _reference_sha256(options)
     with watch.phase(f"loading {options.name}"):
         mlm = options.load()
-    folder = RunFolder(
-        options.out,
-        kind="diagnose",
-        command=command,
-        fingerprint=_fingerprint(options, mlm, unit_sets, reference),
-        host=host_of(mlm),
-    )
-    folder.save(
-        seed=options.seed,
-        model=model_card(mlm),
-        data=data_card(unit_sets),
-        reference_encoder=options.reference_encoder,
-        resumed=folder.resumed,
-    )
+    folder = _folder(options, command, mlm, unit_sets, reference) if is_first() else None
     how: dict[str, Any] = {"seed": options.seed, "watch": watch}
     some = {**how, "limit": options.limit}
     flow = diagnose_flow(probes, mlm, options, watch) if "flow" in options.only else None
@@ -85,20 +75,49 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     gc.collect()
     if flow is not None:
         parts.insert(0, flow())
-    record = folder.save(
-        seconds=time.monotonic() - start,
-        complete=True,
-        results=[r for part in parts for r in part.results],
-        findings=[f.to_json() for part in parts for f in part.findings],
-        left_out=once([entry for part in parts for entry in part.left_out]),
-        notes=[note for part in parts for note in part.notes],
-        overlays=[o for part in parts for o in part.overlays],
-        **{name: entry for part in parts for name, entry in part.entries.items()},
-        peak_memory_mib=peak_memory_mib(),
+
+    def finish() -> Outcome:
+        assert folder is not None
+        record = folder.save(
+            seconds=time.monotonic() - start,
+            complete=True,
+            results=[r for part in parts for r in part.results],
+            findings=[f.to_json() for part in parts for f in part.findings],
+            left_out=once([entry for part in parts for entry in part.left_out]),
+            notes=[note for part in parts for note in part.notes],
+            overlays=[o for part in parts for o in part.overlays],
+            **{name: entry for part in parts for name, entry in part.entries.items()},
+            peak_memory_mib=peak_memory_mib(),
+        )
+        with watch.phase("writing the report"):
+            report = write_report(folder.folder)
+        return Outcome(record, report, any(part.failed for part in parts))
+
+    return agreed(finish)
+
+
+def _folder(
+    options: Options,
+    command: str,
+    mlm: Mlm,
+    unit_sets: Sequence[UnitSet],
+    reference: str | None,
+) -> RunFolder:
+    folder = RunFolder(
+        options.out,
+        kind="diagnose",
+        command=command,
+        fingerprint=_fingerprint(options, mlm, unit_sets, reference),
+        host=host_of(mlm),
     )
-    with watch.phase("writing the report"):
-        report = write_report(folder.folder)
-    return Outcome(record, report, any(part.failed for part in parts))
+    folder.save(
+        seed=options.seed,
+        model=model_card(mlm),
+        data=data_card(unit_sets),
+        reference_encoder=options.reference_encoder,
+        resumed=folder.resumed,
+    )
+    return folder
 
 
 def _probe_units(options: Options) -> list[UnitSet]:

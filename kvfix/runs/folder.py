@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import kvfix
 from kvfix.data.units import UnitSet
+from kvfix.ranks import is_first
 from kvfix.runs.atomic import write_text
 from kvfix.runs.fingerprint import mixed, start_card, versions
 from kvfix.runs.lock import locked
 from kvfix.runs.resume import earlier_run, earlier_starts, refuse_foreign
 from kvfix.runs.rows import SCHEMA
+from kvfix.runs.shares import sharing
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +51,15 @@ def data_card(unit_sets: Sequence[UnitSet]) -> list[dict[str, Any]]:
 def claimed(folder: Path, *, command: str) -> Iterator[None]:
     """Hold a run folder from before its model is loaded until its report is written.
 
-    OtherRun: it holds files that are no run. InUse: another process is writing there.
+    The first rank of a launch holds it for all of them. OtherRun: it holds files that are no run.
+    InUse: another process is writing there.
     """
-    if not (folder / "run.json").exists():
-        refuse_foreign(folder)
-    with locked(folder, command=command):
+    with ExitStack() as held:
+        if is_first():
+            if not (folder / "run.json").exists():
+                refuse_foreign(folder)
+            held.enter_context(locked(folder, command=command))
+        held.enter_context(sharing(folder, command=command))
         yield
 
 

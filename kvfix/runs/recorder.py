@@ -3,20 +3,25 @@
 What is left out because of an unexpected fault is held back until another unit has succeeded: a
 fault that hits every unit ends the run (see `kvfix.data.left_out`) and must leave no rows behind,
 which the next start would take for done.
+
+Ranks of a launch write a file each, which the first brings together (see `kvfix.runs.shares`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from kvfix.data.left_out import Attempts, LeftOut, too_many
 from kvfix.data.units import UnitSet
+from kvfix.ranks import Jury, agreed, everyone, is_first
 from kvfix.runs.rows import LeftOutRow, Row, Rows, to_json
 from kvfix.runs.samples import SampleFile
+from kvfix.runs.shares import bring_together, own_share
 
 T = TypeVar("T")
 Entry = dict[str, str]  # a unit that was left out, as run.json lists it
@@ -48,16 +53,18 @@ class Listing:
 class Recorder:
     """Scores units and appends their rows; a context manager that writes what was held back.
 
+    Every rank of a launch opens one, whichever units it is dealt, and closes it with the others.
     `order` are the ids of all units of the file, as an undisturbed run writes them; None for those
     of `units`.
     """
 
     def __init__(self, units: UnitSet, path: Path, *, order: Sequence[str] | None = None):
-        self.units, self.file = units, SampleFile(path)
+        self.units, self.path = units, path
         self.order = units.ids if order is None else order
-        todo = sum(name not in self.file.done for name in units.ids)
-        proven = any("left_out" not in line for line in self.file.lines)
-        self._attempts, self._held = Attempts(todo, proven), list[Sequence[Row]]()
+        self.done, proven = agreed(partial(_done, path))  # by any rank, in an earlier start
+        self._file = SampleFile(own_share(path))
+        todo = sum(name not in self.done for name in units.ids)
+        self._attempts, self._held = Attempts(todo, proven, Jury()), list[Sequence[Row]]()
 
     def __enter__(self) -> Recorder:
         return self
@@ -69,12 +76,16 @@ class Recorder:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
+            self._attempts.finish()
             self._write()
-            self.file.sort(self.order)
+            written = everyone(self._file.done)
+            if is_first():
+                bring_together(self.path, written, self.order)
+            everyone(None)  # nobody reads the file before it is whole
 
     def unit(self, name: str, score: Callable[[], Sequence[Row]]) -> None:
         """Score a unit, unless it is on disk."""
-        if name not in self.file.done:
+        if name not in self.done:
             self._append(name, self._attempts.do(lambda: _checked(score())))
 
     def batch(
@@ -84,11 +95,11 @@ class Recorder:
         score: Callable[[list[T]], Sequence[Sequence[Row]]],
     ) -> None:
         """Read units one by one and score them together, unless all of them are on disk."""
-        if all(name in self.file.done for name in names):
+        if all(name in self.done for name in names):
             return
         found = self._attempts.batch(names, load, lambda some: [_checked(r) for r in score(some)])
         for name, rows in zip(names, found, strict=True):
-            if name not in self.file.done:
+            if name not in self.done:
                 self._append(name, rows)
 
     def _append(self, name: str, rows: Sequence[Row] | LeftOut) -> None:
@@ -100,8 +111,15 @@ class Recorder:
 
     def _write(self) -> None:
         for rows in self._held:
-            self.file.append([to_json(row) for row in rows])
+            self._file.append([to_json(row) for row in rows])
+            self.done.add(rows[0].id)
         self._held.clear()
+
+
+def _done(path: Path) -> tuple[set[str], bool]:
+    """The units on disk, and whether any of them was scored."""
+    file = SampleFile(path)
+    return file.done, any("left_out" not in line for line in file.lines)
 
 
 def _checked(rows: Sequence[Row]) -> Sequence[Row]:

@@ -50,7 +50,8 @@ def earlier_run(folder: Path, kind: str, fingerprint: dict[str, Any]) -> dict[st
 
 def refuse_foreign(folder: Path) -> None:
     """Refuse a folder that holds files but no run."""
-    if folder.is_dir() and any(p.name not in LEFTOVERS for p in folder.iterdir()):
+    files = (p for p in folder.rglob("*") if not p.is_dir())
+    if any(p.name not in LEFTOVERS for p in files):
         raise OtherRun(
             f"{folder}: expected a new, empty or run folder, found other files; "
             "choose another --out"

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from kvfix.data.files import grouped
 from kvfix.runs.atomic import atomic_file
@@ -64,6 +64,18 @@ class SampleFile:
             os.fsync(stream.fileno())
         self.done |= ids
         self._order += ids
+
+    def take(self, path: Path) -> None:
+        """Add the units of another file that are not here yet; the other file stays as it is."""
+        pieces = [p for p in _whole_units(_pieces(path)) if p.id not in self.done]
+        if not pieces:
+            return
+        with path.open("rb") as other, self.path.open("ab") as stream:
+            _copy(other, stream, pieces)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._order += [str(piece.id) for piece in pieces]
+        self.done = set(self._order)
 
     def sort(self, ids: Sequence[str]) -> None:
         """Put the units in the order of `ids`, others after them, as an undisturbed run wrote them.
@@ -186,12 +198,16 @@ def _regions(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
 def _rewrite(path: Path, pieces: Sequence[_Piece]) -> None:
     """The file with these pieces alone; a crash leaves the old one."""
     with path.open("rb") as old, atomic_file(path) as new:
-        for piece in pieces:
-            old.seek(piece.start)
-            left = piece.end - piece.start
-            while left and (block := old.read(min(left, COPIED))):
-                new.write(block)
-                left -= len(block)
+        _copy(old, new, pieces)
+
+
+def _copy(old: IO[bytes], new: IO[bytes], pieces: Sequence[_Piece]) -> None:
+    for piece in pieces:
+        old.seek(piece.start)
+        left = piece.end - piece.start
+        while left and (block := old.read(min(left, COPIED))):
+            new.write(block)
+            left -= len(block)
 
 
 def _parse(line: bytes) -> Line | None:

@@ -12,7 +12,7 @@ Shapes: L layers, H KV heads, N units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kvfix.data.left_out import Attempts, LeftOut
+from kvfix.data.left_out import Attempts, LeftOut, attempted
 from kvfix.data.units import Episode, Question
 from kvfix.eval.mcq.answer import Scores, score_options
 from kvfix.eval.mcq.ask import McqProtocol, ask
@@ -32,8 +32,9 @@ from kvfix.eval.stats.bootstrap import paired_bootstrap
 from kvfix.findings import FEWEST_CLUSTERS, Estimate, Finding
 from kvfix.mlm.intervene import Edit, Keys, intervene, on_tokens, random_keys
 from kvfix.mlm.layout import Layout
-from kvfix.mlm.load import Encoded, Mlm
+from kvfix.mlm.load import Encoded, Mlm, Prompt
 from kvfix.mlm.prompts import Around
+from kvfix.ranks import Jury, in_order
 
 CONDITIONS = ("base", "nothing", "chosen", "random")
 TASK = "key_blocking"
@@ -92,6 +93,31 @@ def conditions(mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, seed: int) -> d
     }
 
 
+class _Drawn:
+    """Random keys that do not depend on how ranks share the batches.
+
+    They are drawn from one generator, batch after batch. A rank draws for the batches of the others
+    too, and runs only its own.
+    """
+
+    def __init__(
+        self, around: Around, mlm: Mlm, passes: Callable[[int], Iterable[Sequence[Prompt]]]
+    ):
+        """Given what draws, and the prompts of each forward pass that a number stands for."""
+        self._around, self._mlm, self._passes, self._next = around, mlm, passes, 0
+        self._attempts = Attempts(0, proven=True)  # who runs them says what is wrong with them
+
+    def until(self, number: int) -> None:
+        """Draw for what comes before this number and was dealt to others."""
+        for other in range(self._next, number):
+            self._attempts.do(partial(self._draw, other))
+        self._next = number + 1
+
+    def _draw(self, number: int) -> None:
+        for prompts in self._passes(number):
+            self._around(self._mlm.encode(prompts))
+
+
 def answer_effects(
     mlm: Mlm,
     questions: Sequence[Question],
@@ -109,7 +135,14 @@ def answer_effects(
     accuracy = Effects("accuracy by log-probability", "question")
     nats = Effects("log-probability of the right option", "question")
     around = conditions(mlm, "text", cells_LHHW, seed)
-    attempts = Attempts(len(questions))
+    attempts = Attempts(len(questions), jury=Jury())
+    batches = [
+        questions[start : start + protocol.batch]
+        for start in range(0, len(questions), protocol.batch)
+    ]
+    drawn = _Drawn(
+        around["random"], mlm, lambda n: [[ask(question, protocol) for question in batches[n]]]
+    )
 
     def scored(batch: list[Question]) -> list[dict[str, Scores]]:
         by_condition = {
@@ -120,22 +153,27 @@ def answer_effects(
         }
         return [{name: by_condition[name][i] for name in CONDITIONS} for i in range(len(batch))]
 
-    for start in range(0, len(questions), protocol.batch):
-        batch = questions[start : start + protocol.batch]
-        found = attempts.batch(batch, lambda question: question, scored)
-        for question, got in zip(batch, found, strict=True):
-            for _ in CONDITIONS:
-                tick()
-            if isinstance(got, LeftOut):
-                accuracy.left_out[question.id] = got.why
-                continue
-            accuracy.clusters.append(question.cluster)
-            for name in CONDITIONS:
-                right = got[name].letter == EVERY_LETTER[question.answer]
-                accuracy.scores[name].append(float(right))
-                # Of the options only: what other words are likely does not count.
-                among = torch.tensor(got[name].logprobs, dtype=torch.float64).log_softmax(0)
-                nats.scores[name].append(float(among[question.answer]))
+    def done(number: int) -> list[dict[str, Scores] | LeftOut]:
+        drawn.until(number)
+        return attempts.batch(batches[number], lambda question: question, scored)
+
+    def told(number: int) -> None:
+        for _ in range(len(batches[number]) * len(CONDITIONS)):
+            tick()
+
+    found = [got for of_batch in in_order(len(batches), done, told) for got in of_batch]
+    attempts.finish()
+    for question, got in zip(questions, found, strict=True):
+        if isinstance(got, LeftOut):
+            accuracy.left_out[question.id] = got.why
+            continue
+        accuracy.clusters.append(question.cluster)
+        for name in CONDITIONS:
+            right = got[name].letter == EVERY_LETTER[question.answer]
+            accuracy.scores[name].append(float(right))
+            # Of the options only: what other words are likely does not count.
+            among = torch.tensor(got[name].logprobs, dtype=torch.float64).log_softmax(0)
+            nats.scores[name].append(float(among[question.answer]))
     nats.clusters, nats.left_out = accuracy.clusters, accuracy.left_out
     return [accuracy, nats]
 
@@ -161,10 +199,16 @@ def probe_effects(
     """
     effects = Effects("IoU", "episode")
     around = conditions(mlm, "image", cells_LHHW, seed)
-    attempts = Attempts(len(episodes))
+    plain = MlmSource(mlm, kinds=("value",), position=False)
+    drawn = _Drawn(
+        around["random"],
+        mlm,
+        lambda n: plain.prompts([*episodes[n].support, episodes[n].query]),
+    )
 
-    def scored(episode: Episode) -> list[float]:
-        found = []
+    def scored(number: int) -> list[float]:
+        drawn.until(number)
+        episode, found = episodes[number], []
         for name in CONDITIONS:
             held = {} if name == "base" else {"around": around[name]}
             source = MlmSource(mlm, kinds=("value",), position=False, **held)  # type: ignore[arg-type]
@@ -172,10 +216,11 @@ def probe_effects(
             found.append(float(scores["value"].score_S[layer]))
         return found
 
-    for episode in episodes:
-        got = attempts.do(partial(scored, episode))
+    def told(number: int) -> None:
         for _ in CONDITIONS:
             tick()
+
+    for episode, got in zip(episodes, attempted(len(episodes), scored, told), strict=True):
         if isinstance(got, LeftOut):
             effects.left_out[episode.id] = got.why
             continue

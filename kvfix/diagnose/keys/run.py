@@ -30,6 +30,7 @@ from kvfix.diagnose.keys.values import score_cells, squared
 from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.eval.mcq.run import in_turn
 from kvfix.mlm.load import Mlm
+from kvfix.ranks import agreed
 from kvfix.report.pictures.overlays import heat_overlay
 from kvfix.runs.recorder import Listing, left_out_entry
 from kvfix.session import Part, Watch
@@ -111,7 +112,7 @@ def diagnose_keys(
     part.results = key_results(found)
     part.findings = key_findings(found, values, seed=seed)
     part.findings += [effect_finding(e, dataset=dataset) for e in effects]
-    part.overlays = _maps(found, to_square(shown[0].image, side), folder)
+    part.overlays = agreed(lambda: _maps(found, to_square(shown[0].image, side), folder))
     part.entries["keys"] = _record(found, side, name, effects)
     return part
 

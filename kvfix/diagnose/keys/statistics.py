@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from kvfix.eval.source import NEUTRAL, TOKEN_BUDGET
 from kvfix.mlm.capture import extract
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Mlm, Prompt
+from kvfix.ranks import dealt, everyone, ranks, summed
 
 FEWEST_IMAGES = 64
 GROUPS = 8
@@ -150,25 +151,32 @@ def stream_keys(
     bias_L1H1D = _biases(mlm)
     stats: KeyStatistics | None = None
     group_of: dict[Hashable, int] = {}
-    at = 0
-    for number, (k_LHPD, massive_LP, layout) in enumerate(_read(mlm, images, batch)):
-        k = k_LHPD.double() if bias_L1H1D is None else k_LHPD.double() - bias_L1H1D
-        if stats is None:
-            empty = [Moments.empty(k) for _ in range(groups)]
-            stats = KeyStatistics(empty, torch.zeros_like(k), massive_LP.long() * 0, layout)
-        _check_image(number, k, layout, stats.layout)
-        label = number if clusters is None else _label(clusters, number)
-        group = group_of.setdefault(label, len(group_of) % groups)
-        stats.groups[group].add(k)
-        length_LHP1 = k.norm(dim=-1, keepdim=True)
-        stats.unit_sum_LHPD += torch.where(length_LHP1 > 0, k / length_LHP1, 0.0)
-        stats.massive_LP += massive_LP
-        at = number + 1
-        tick()
+    at, bad = 0, None
+    try:
+        for number, found in enumerate(_read(mlm, images, batch)):
+            label = number if clusters is None else _label(clusters, number)
+            group = group_of.setdefault(label, len(group_of) % groups)
+            at = number + 1
+            tick()
+            if found is None:  # another rank reads it
+                continue
+            k_LHPD, massive_LP, layout = found
+            k = k_LHPD.double() if bias_L1H1D is None else k_LHPD.double() - bias_L1H1D
+            if stats is None:
+                stats = _nothing_yet(k, massive_LP, layout, groups)
+            _check_image(number, k, layout, stats.layout)
+            stats.groups[group].add(k)
+            length_LHP1 = k.norm(dim=-1, keepdim=True)
+            stats.unit_sum_LHPD += torch.where(length_LHP1 > 0, k / length_LHP1, 0.0)
+            stats.massive_LP += massive_LP
+    except BadKeys as error:
+        bad = error.number
+    if of_ranks := [n for n in everyone(bad) if n is not None]:
+        raise BadKeys(min(of_ranks))
     _check_count(at)
+    stats = _of_all_ranks(stats, mlm, groups)
     if clusters is not None and len(clusters) != at:
         raise ValueError(f"expected one cluster an image, found {len(clusters)} for {at} images")
-    assert stats is not None
     if min(group.n for group in stats.groups) < 2:
         raise ValueError(
             f"expected at least two images in each of {groups} groups, found "
@@ -177,16 +185,51 @@ def stream_keys(
     return stats
 
 
+def _nothing_yet(k_LHPD: Tensor, massive_LP: Tensor, layout: Layout, groups: int) -> KeyStatistics:
+    """Statistics of no image, for keys of this shape."""
+    empty = [Moments.empty(k_LHPD) for _ in range(groups)]
+    zero_LP = torch.zeros_like(massive_LP, dtype=torch.long)
+    return KeyStatistics(empty, torch.zeros_like(k_LHPD), zero_LP, layout)
+
+
+def _of_all_ranks(mine: KeyStatistics | None, mlm: Mlm, groups: int) -> KeyStatistics:
+    """The statistics of all ranks' images together, on every rank; a rank may have read none."""
+    if ranks() == 1:
+        assert mine is not None
+        return mine
+    read = None if mine is None else (mine.unit_sum_LHPD.shape, mine.massive_LP.shape, mine.layout)
+    shape, massive, layout = next(filter(None, everyone(read)))
+    if mine is None:
+        k_LHPD = torch.zeros(shape, dtype=torch.float64, device=mlm.device)
+        mine = _nothing_yet(k_LHPD, k_LHPD.new_zeros(massive), layout, groups)
+    _check_grid(0, mine.layout, layout)
+    counts = torch.tensor([group.n for group in mine.groups])
+    for group, n in zip(mine.groups, summed(counts).tolist(), strict=True):
+        mean_LHPD = summed(group.mean_LHPD * group.n) / max(n, 1)
+        off_LHPD = group.mean_LHPD - mean_LHPD
+        group.m2_LHP = summed(group.m2_LHP + off_LHPD.square().sum(-1) * group.n)
+        group.mean_LHPD, group.n = mean_LHPD, n
+    mine.unit_sum_LHPD = summed(mine.unit_sum_LHPD)
+    mine.massive_LP = summed(mine.massive_LP)
+    return mine
+
+
 def _read(
     mlm: Mlm, images: Iterable[Image.Image], batch: int | None
-) -> Iterator[tuple[Tensor, Tensor, Layout]]:
-    """Key, massive activations and layout of each image."""
-    left = iter(images)
+) -> Iterator[tuple[Tensor, Tensor, Layout] | None]:
+    """Key, massive activations and layout of each image; None for one that another rank reads."""
+    left, turns = iter(images), dealt(None)
+    mine, number = next(turns), 0
     while chunk := list(islice(left, batch or 1)):
         prompts = [Prompt((image,), NEUTRAL) for image in chunk]
         if batch is None:  # the first image tells how many fit
             [[span]] = mlm.encode(prompts).images
             batch = max(1, TOKEN_BUDGET // span.layout.n_tokens)
+        number += 1
+        if number <= mine:
+            yield from repeat(None, len(chunk))
+            continue
+        mine = next(turns)
         for sample in extract(mlm, prompts, sites=("projector", "hidden", "key")):
             f = sample.images[0]
             k_LPHD = f["key"].flatten(1, 2).unflatten(-1, (mlm.n_kv_heads, -1))
@@ -230,6 +273,12 @@ def _check_count(n: int) -> None:
 
 
 def _check_image(number: int, k_LHPD: Tensor, layout: Layout, first: Layout) -> None:
+    _check_grid(number, layout, first)
+    if not torch.isfinite(k_LHPD).all():
+        raise BadKeys(number)
+
+
+def _check_grid(number: int, layout: Layout, first: Layout) -> None:
     if layout.grid_hw != first.grid_hw or not torch.equal(layout.index_HW, first.index_HW):
         rows_cols = [" x ".join(map(str, found.grid_hw)) for found in (first, layout)]
         raise ValueError(
@@ -238,5 +287,3 @@ def _check_image(number: int, k_LHPD: Tensor, layout: Layout, first: Layout) -> 
             "images to one size first (kvfix.diagnose.keys.statistics.to_square), which also fixes "
             "the grid of a model with dynamic resolution"
         )
-    if not torch.isfinite(k_LHPD).all():
-        raise BadKeys(number)

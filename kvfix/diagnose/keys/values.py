@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from kvfix.data.left_out import Attempts, LeftOut
+from kvfix.data.left_out import LeftOut, attempted
 from kvfix.data.units import Episode
 from kvfix.diagnose.keys.statistics import to_square
 from kvfix.eval.grid import to_grid
@@ -103,11 +102,12 @@ def score_cells(
     gaps, random_gaps, plain = [], [], []
     left_out: dict[str, str] = {}
     every = list(episodes)
-    attempts = Attempts(len(every))
-    for episode in every:
-        square = squared(episode, side)
-        right = attempts.do(partial(_right, source, square, chosen_LHP.shape, l2=l2))
-        tick()
+
+    def right_of(number: int) -> _Right:
+        return _right(source, squared(every[number], side), chosen_LHP.shape, l2=l2)
+
+    found = attempted(len(every), right_of, lambda i: tick())
+    for episode, right in zip(every, found, strict=True):
         if isinstance(right, LeftOut):
             left_out[episode.id] = right.why
             continue

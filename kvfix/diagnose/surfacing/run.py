@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from kvfix.eval.results import summarise
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun
 from kvfix.mlm.load import Mlm
+from kvfix.ranks import agreed, is_first
 from kvfix.report.asked import draw_questions
 from kvfix.runs.recorder import left_out_of
 from kvfix.runs.rows import AnswerRow
@@ -52,7 +54,7 @@ def diagnose_surfacing(
     The sets are of task `mcq`, as `readable` leaves them; a `limit` also bounds the training
     questions.
     """
-    part, records, trained = Part(), [], []
+    part = Part(entries={"surfacing": [], "surfacing_trained": []})
     source = MlmSource(mlm, kinds=("value",), position=False)
     for units in question_sets:
         if not units.ids:
@@ -65,22 +67,7 @@ def diagnose_surfacing(
             answers = run_answers(units, mlm, protocol, folder, tick=tick)
         with watch.phase("reading out", len(units)) as tick:
             readouts = run_readouts(units, source, folder, tick=tick)
-        draw_questions(units, folder)
-        part.results += answer_results(answers, seed=seed)
-        part.results += [r for run in readouts for r in summarise(run, seed=seed)]
-        part.left_out += answers.left_out
-        part.failed |= answers.too_many_left_out
-        unread = left_out_of(units, readout_path(folder, units))
-        part.left_out += unread
-        part.failed |= too_many(len(unread), len(units))
-        part.entries.setdefault("without_readout", {})[units.dataset] = without_readout(
-            units, folder
-        )
-        reported: dict[str, list[str]] = {}
-        for run in readouts:
-            found = _subtask(run, answers, part, seed)
-            records += found.records
-            reported[found.subtask] = found.reported
+        reported = agreed(partial(_compared, units, answers, readouts, folder, part, seed))
         with watch.phase("reading out, trained", n_trained(units, reported, limit)) as tick:
             learned = trained_readouts(
                 units, reported, source, folder, limit=limit, seed=seed, tick=tick
@@ -88,10 +75,32 @@ def diagnose_surfacing(
         part.notes += learned.notes
         part.left_out += learned.left_out
         part.failed |= learned.failed
-        for run in learned.runs:
-            trained += _trained(run, answers, part, seed)
-    part.entries |= {"surfacing": records, "surfacing_trained": trained}
+        for run in learned.runs if is_first() else ():
+            part.entries["surfacing_trained"] += _trained(run, answers, part, seed)
     return part
+
+
+def _compared(
+    units: UnitSet,
+    answers: TaskRun,
+    readouts: Sequence[TaskRun],
+    folder: Path,
+    part: Part,
+    seed: int,
+) -> dict[str, list[str]]:
+    """Add what answers and readouts say to `part`; by subtask the questions that report on it."""
+    draw_questions(units, folder)
+    part.results += answer_results(answers, seed=seed)
+    part.results += [r for run in readouts for r in summarise(run, seed=seed)]
+    part.left_out += answers.left_out
+    part.failed |= answers.too_many_left_out
+    unread = left_out_of(units, readout_path(folder, units))
+    part.left_out += unread
+    part.failed |= too_many(len(unread), len(units))
+    part.entries.setdefault("without_readout", {})[units.dataset] = without_readout(units, folder)
+    found = [_subtask(run, answers, part, seed) for run in readouts]
+    part.entries["surfacing"] += [record for of_run in found for record in of_run.records]
+    return {of_run.subtask: of_run.reported for of_run in found}
 
 
 class _Found(NamedTuple):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from kvfix.data.left_out import naming, too_many
+from kvfix.data.left_out import LeftOut, attempted, naming, too_many
 from kvfix.data.scenes.questions import SKILLS
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import MCQ, Question, UnitSet
@@ -28,7 +28,8 @@ from kvfix.eval.mcq.trained_readout import (
 )
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, Tick, sample_path
-from kvfix.runs.recorder import Entry, Listing, Recorder, left_out_of
+from kvfix.ranks import agreed, dealt
+from kvfix.runs.recorder import Entry, Recorder, left_out_entry, left_out_of
 from kvfix.runs.rows import READOUT, ReadoutRow
 from kvfix.runs.samples import SampleFile
 
@@ -91,11 +92,11 @@ def trained_readouts(
     if units.dataset not in TRAIN_SPLITS:
         return Learned([], [], [], False)
     path = sample_path(folder, replace(units, task=READOUT), TRAINED)
-    file = SampleFile(path)
+    done = agreed(lambda: SampleFile(path).done)
     runs: list[TaskRun] = []
     refused: dict[str, list[str]] = {}  # why -> subtasks
     train = _train_units(units, limit)
-    todo = {t: ids for t, ids in reported.items() if not set(ids) <= file.done}
+    todo = {t: ids for t, ids in reported.items() if not set(ids) <= done}
     taught = _read_all(train, source, todo, tick)
     left_out: list[Entry] = []
     order = [name for ids in reported.values() for name in ids]
@@ -103,17 +104,15 @@ def trained_readouts(
         if not ids:
             continue
         if subtask in todo:
-            try:
-                readout = train_readout(taught.options.get(subtask, []), seed=seed)
-            except ValueError as error:
-                refused.setdefault(str(error), []).append(subtask)
+            readout = agreed(partial(_trained, taught.options.get(subtask, []), seed))
+            if isinstance(readout, str):
+                refused.setdefault(readout, []).append(subtask)
                 continue
             subset = units.subset([units.ids.index(name) for name in ids])
             with Recorder(subset, path, order=order) as recorder:
-                for name in ids:
-                    row = partial(_row, units, name, source, readout, train.split)
-                    recorder.unit(name, row)
-                    tick(READOUT)
+                for i in dealt(len(ids), lambda i: tick(READOUT)):
+                    row = partial(_row, units, ids[i], source, readout, train.split)
+                    recorder.unit(ids[i], row)
         run = readout_run(units, subtask, path, set(ids), [])
         left_out += left_out_of(units.subset([units.ids.index(name) for name in ids]), path)
         if run.rows:
@@ -128,7 +127,6 @@ def _read_all(
     train: UnitSet, source: MlmSource, todo: Mapping[str, Sequence[str]], tick: Tick
 ) -> _Taught:
     """Training questions by subtask; one without a readout teaches nothing."""
-    listing = Listing(len(train))
     taught: dict[str, list[Options]] = {}
 
     def features(index: int) -> tuple[str, Options] | tuple[()]:
@@ -142,11 +140,22 @@ def _read_all(
             features = option_features(marked, KIND)
         return question.sub_task, Options(features, question.answer, question.cluster)
 
-    for i in range(len(train) if todo else 0):
-        tick(READOUT)
-        if found := listing.unit(train, train.ids[i], partial(features, i)):
+    looked = len(train) if todo else 0
+    left_out: list[Entry] = []
+    for i, found in enumerate(attempted(looked, features, lambda i: tick(READOUT))):
+        if isinstance(found, LeftOut):
+            left_out.append(left_out_entry(train, train.ids[i], found.why))
+        elif found:
             taught.setdefault(found[0], []).append(found[1])
-    return _Taught(taught, listing.left_out, listing.looked)
+    return _Taught(taught, left_out, looked)
+
+
+def _trained(options: Sequence[Options], seed: int) -> TrainedReadout | str:
+    """The readout, or why there is none."""
+    try:
+        return train_readout(options, seed=seed)
+    except ValueError as error:
+        return str(error)
 
 
 def _row(

@@ -27,6 +27,7 @@ import psutil
 import torch
 
 from kvfix.checkpoint.folder import read_json
+from kvfix.launchers import without_rank
 from kvfix.terminal import Interrupted
 
 _PATIENCE = timedelta(days=2)  # for what rank 0 does alone
@@ -107,7 +108,7 @@ def check_tools() -> None:
 
 def typed(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
     """The command line as it was typed, the launcher in front."""
-    words = [word for word in argv if not word.startswith("--local_rank")]
+    words = without_rank(argv)
     script = words[0].endswith(".py")
     if "LOCAL_RANK" not in environment:
         return ["python", *words] if script else words
