@@ -152,9 +152,11 @@ def summed(x: Tensor) -> Tensor:
     """The sum of every rank's tensor, on every rank and equal to the last bit there."""
     if _team is None:
         return x
+    import torch
     from torch import distributed as dist
 
-    total = x.cpu().clone()
+    # Contiguous: ranks may have laid it out differently.
+    total = x.cpu().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total.to(x.device)
 

@@ -66,7 +66,7 @@ def jobs(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         evaluation("nothing there", 2, "--model", "/nowhere"),
         evaluation("wrong words", 2, "--data", "nothing"),
         diagnosis("one diagnosis", 1),
-        diagnosis("two diagnoses", 2),
+        diagnosis("three diagnose", 3),  # more than there are batches of images,
     ]
     (folder / "jobs.json").write_text(json.dumps(listed))
     helper = [sys.executable, shared_runs.__file__, str(folder / "jobs.json")]
@@ -93,19 +93,21 @@ def test_one_rank_shows_what_goes_on(jobs: Jobs) -> None:
     assert jobs.shown("two", 1) == ""  # also of --json
 
 
-def test_a_diagnosis_of_two_ranks_is_that_of_one(jobs: Jobs) -> None:
-    assert jobs.codes("two diagnoses") == [0, 0], jobs.shown("two diagnoses", 0)
-    one, two = (kill_and_resume.record(jobs.folder / n) for n in ("one diagnosis", "two diagnoses"))
+def test_a_diagnosis_of_three_ranks_is_that_of_one(jobs: Jobs) -> None:
+    assert jobs.codes("three diagnose") == [0, 0, 0], jobs.shown("three diagnose", 0)
+    one, three = (
+        kill_and_resume.record(jobs.folder / n) for n in ("one diagnosis", "three diagnose")
+    )
     for key in ("findings", "notes", "left_out", "prefix", "surfacing", "surfacing_trained"):
-        assert two[key] == one[key], key
-    assert two["keys"]["blocking"] == one["keys"]["blocking"]
-    assert len(two["results"]) == len(one["results"])
-    for mine, alone in zip(two["results"], one["results"], strict=True):
+        assert three[key] == one[key], key
+    assert three["keys"]["blocking"] == one["keys"]["blocking"]
+    assert len(three["results"]) == len(one["results"])
+    for mine, alone in zip(three["results"], one["results"], strict=True):
         assert mine["value"] == pytest.approx(alone["value"], abs=1e-9)
         assert {k: v for k, v in mine.items() if k not in ("value", "ci")} == {
             k: v for k, v in alone.items() if k not in ("value", "ci")
         }
-    samples = [jobs.folder / n / "samples" for n in ("one diagnosis", "two diagnoses")]
+    samples = [jobs.folder / n / "samples" for n in ("one diagnosis", "three diagnose")]
     for file in samples[0].iterdir():
         assert (samples[1] / file.name).read_bytes() == file.read_bytes(), file.name
 
