@@ -62,7 +62,7 @@ class Recorder:
         self.units, self.path = units, path
         self.order = units.ids if order is None else order
         self.done, proven = agreed(partial(_done, path))  # by any rank, in an earlier start
-        self._file = SampleFile(own_share(path))
+        self.file = SampleFile(own_share(path))
         todo = sum(name not in self.done for name in units.ids)
         self._attempts, self._held = Attempts(todo, proven, Jury()), list[Sequence[Row]]()
 
@@ -78,7 +78,7 @@ class Recorder:
         if kind is None:
             self._attempts.finish()
             self._write()
-            written = everyone(self._file.done)
+            written = everyone(self.file.done)
             if is_first():
                 bring_together(self.path, written, self.order)
             everyone(None)  # nobody reads the file before it is whole
@@ -111,7 +111,7 @@ class Recorder:
 
     def _write(self) -> None:
         for rows in self._held:
-            self._file.append([to_json(row) for row in rows])
+            self.file.append([to_json(row) for row in rows])
             self.done.add(rows[0].id)
         self._held.clear()
 
