@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kvfix.checkpoint.folder import Weights
 from kvfix.mlm.families import family_of
@@ -98,41 +98,49 @@ def training_peak(mlm: Mlm, batch: Batch, *, checkpointing: bool) -> int:
             if parameter.requires_grad:  # of these, gradients are counted elsewhere
                 parameter.grad = torch.empty_like(parameter)
                 known.append(parameter.grad)
+        inputs = _inputs(mlm, batch)
         with PeakBytes(known) as counter:
             with torch.no_grad():
-                base_NW = _logits(mlm, batch)
-            tuned_NW = _logits(mlm, batch)
+                base_NW = _logits(mlm, batch, inputs)
+            tuned_NW = _logits(mlm, batch, inputs)
             kl_anchor(tuned_NW, base_NW, torch.ones(len(base_NW))).value.backward()
             return counter.peak
 
 
 def reading_peak(mlm: Mlm, batch: Batch) -> int:
     """Bytes of one pass without gradients and head, as diagnoses run it; tensors become fake."""
-    with _without_data(mlm.model.eval()) as known, torch.no_grad(), PeakBytes(known) as counter:
-        _hidden(mlm, batch)
-        return counter.peak
+    with _without_data(mlm.model.eval()) as known, torch.no_grad():
+        inputs = _inputs(mlm, batch)
+        with PeakBytes(known) as counter:
+            _hidden(mlm, batch, inputs)
+            return counter.peak
 
 
-def _hidden(mlm: Mlm, batch: Batch) -> Tensor:
-    width = mlm.config.text_config.hidden_size
-    pictures = []
-    for _ in range(batch.samples):
-        given = batch.images()
-        given["pixel_values"] = given["pixel_values"].to(mlm.dtype)
-        pictures.append(mlm.family.pictures(mlm.base.model, given).view(1, -1, width))
-    image_BVC = torch.cat(pictures)
+def _inputs(mlm: Mlm, batch: Batch) -> list[dict[str, Any]]:
+    """What the tower is given of every sample, pixels in the model's data type."""
+    made = [batch.images() for _ in range(batch.samples)]
+    return [given | {"pixel_values": given["pixel_values"].to(mlm.dtype)} for given in made]
+
+
+def _hidden(mlm: Mlm, batch: Batch, inputs: list[dict[str, Any]]) -> Tensor:
+    """The last hidden states of images, then text; a pass holds copies of all it is given."""
+    width, length = mlm.config.text_config.hidden_size, batch.image_tokens + batch.text_tokens
+    held = [tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, i) for i in inputs]
+    embedded_BLC = torch.empty(batch.samples, length, width, dtype=mlm.dtype)
+    image_BVC = torch.cat(
+        [mlm.family.pictures(mlm.base.model, given).view(1, -1, width) for given in held]
+    )
     if image_BVC.shape[1] != batch.image_tokens:
         raise ValueError(
             f"expected {batch.image_tokens} image tokens, found {image_BVC.shape[1]} out of the "
             "projector: kvfix's layout and the model disagree"
         )
-    text_BLC = torch.empty(batch.samples, batch.text_tokens, width, dtype=mlm.dtype)
-    inputs = torch.cat([image_BVC, text_BLC], dim=1)
-    return mlm.lm(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    inputs_BLC = torch.cat([image_BVC, embedded_BLC[:, batch.image_tokens :]], dim=1)
+    return mlm.lm(inputs_embeds=inputs_BLC, use_cache=False).last_hidden_state
 
 
-def _logits(mlm: Mlm, batch: Batch) -> Tensor:
-    hidden_BLC = _hidden(mlm, batch)
+def _logits(mlm: Mlm, batch: Batch, inputs: list[dict[str, Any]]) -> Tensor:
+    hidden_BLC = _hidden(mlm, batch, inputs)
     return mlm.logits(hidden_BLC[:, -batch.logit_rows :].flatten(0, 1))
 
 

@@ -123,12 +123,21 @@ def placed_patch_rows(
 def stretched_tiles(
     sizes: Sequence[tuple[int, int]], config: Any, layouts: Sequence[Layout], grids: Any
 ) -> dict[str, Any]:
-    """InternVL, Idefics3 and Gemma 3: arguments of `get_image_features`."""
+    """InternVL, Gemma 3 and PaliGemma: arguments of `get_image_features`."""
     side = config.vision_config.image_size
     height, width = (side, side) if isinstance(side, int) else side
     # Every tile has as many tokens as a grid of one tile would have.
     count = sum(layout.n_tokens for layout in layouts) // _tokens_per_tile(config)
     return {"pixel_values": torch.empty(count, 3, height, width)}
+
+
+def masked_tiles(
+    sizes: Sequence[tuple[int, int]], config: Any, layouts: Sequence[Layout], grids: Any
+) -> dict[str, Any]:
+    """Idefics3 and SmolVLM: the same, and which pixels are no padding."""
+    given = stretched_tiles(sizes, config, layouts, grids)
+    count, _, height, width = given["pixel_values"].shape
+    return given | {"pixel_attention_mask": torch.empty(count, height, width, dtype=torch.long)}
 
 
 def _tokens_per_tile(config: Any) -> int:
@@ -152,7 +161,9 @@ def _window_sides(cells: int, window: int) -> list[int]:
 
 def of_idefics3(model: Any, given: dict[str, Any]) -> torch.Tensor:
     """Image tokens of Idefics3 and SmolVLM; their own function asks what the tiles hold."""
-    tower, pixels = model.vision_model, given["pixel_values"]
+    # It copies the tiles that are no padding, and their masks.
+    copies = [given[name].clone() for name in ("pixel_values", "pixel_attention_mask")]
+    tower, pixels = model.vision_model, copies[0]
     patch = tower.patch_size
     grid = pixels.shape[0], pixels.shape[2] // patch, pixels.shape[3] // patch
     seen = torch.ones(grid, dtype=torch.bool)

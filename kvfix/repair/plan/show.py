@@ -6,9 +6,6 @@ from rich.table import Table
 
 from kvfix.repair.plan.make import Plan, PlanRequest
 
-# What is planned for a pass of tiny models is within 10 % of a real one, but for these.
-LESS_CLOSE = {"idefics3": 35, "smolvlm": 35, "internvl": 25, "qwen3_vl": 20, "qwen3_vl_moe": 20}
-
 
 def lines(made: Plan, options: PlanRequest) -> list[str]:
     """What is planned, for the terminal, as plain text."""
@@ -26,19 +23,12 @@ def lines(made: Plan, options: PlanRequest) -> list[str]:
         + ", with ".join(f"{'' if k == 'plain' else k} {_size(n)}".strip() for k, n in reading),
         f"a step: {asked.samples} x ({made.sample_tokens} image + {asked.text_tokens} text) "
         f"tokens, {'with' if asked.checkpointing else 'without'} gradient checkpointing",
-        *_how_close(made.family),
         *(
             f"refused: {m.quant or made.dtype}, ZeRO {m.zero}, offload {m.offload}: {m.refusal}"
             for m in made.memory
             if m.refusal
         ),
     ]
-
-
-def _how_close(family: str) -> list[str]:
-    if family not in LESS_CLOSE:
-        return []
-    return [f"memory beside the weights of {family} is known to {LESS_CLOSE[family]} % only"]
 
 
 def table(made: Plan, options: PlanRequest) -> Table:
