@@ -71,6 +71,7 @@ BUILDERS = {
     "llava_qwen3": lambda: llava_with(Qwen3Config, head_dim=16, attention_bias=True),
     "llava_smollm3": lambda: llava_with(SmolLM3Config, no_rope_layer_interval=2),
     "smolvlm": lambda: idefics3(smol=True),
+    "smolvlm_whole": lambda: idefics3(smol=True, split=False),
     "onevision_shrunk": lambda: llava_onevision(max_tiles=1),
     "onevision_gaps": lambda: llava_onevision(image_size=52),
 }

@@ -78,7 +78,7 @@ def llava_onevision(*, max_tiles: int = 9, image_size: int = 48, **vision: Any) 
     return LlavaOnevisionForConditionalGeneration(config), processor
 
 
-def idefics3(*, image_size: int = 48, smol: bool = False) -> tuple[Any, Any]:
+def idefics3(*, image_size: int = 48, smol: bool = False, split: bool = True) -> tuple[Any, Any]:
     """Tiles of 6 x 6 patches, merged 2 x 2; the longer side has four of them."""
     tok = tokenizer(
         fake_image_token="<fake_token_around_image>",
@@ -103,7 +103,9 @@ def idefics3(*, image_size: int = 48, smol: bool = False) -> tuple[Any, Any]:
         scale_factor=2,
     )
     pixels = images(
-        size={"longest_edge": 4 * image_size}, max_image_size={"longest_edge": image_size}
+        size={"longest_edge": 4 * image_size},
+        max_image_size={"longest_edge": image_size},
+        do_image_splitting=split,
     )
     given = (pixels, tok, SmolVLMVideoProcessor()) if smol else (pixels, tok)
     template = TEMPLATE.replace("IMAGE", "<image>")

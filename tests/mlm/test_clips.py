@@ -114,14 +114,21 @@ def test_what_the_language_model_is_given_of_a_frame_is_its_projected_step(name,
 def test_frames_stand_at_their_times(name, load) -> None:
     """As M-RoPE has them (Qwen2.5-VL), or as text before each step (Qwen3-VL)."""
     mlm = load(name, dtype=torch.bfloat16)
-    slow, fast = (mlm.encode([Prompt(FRAMES, "x", fps=fps)]) for fps in (2.0, 24.0))
+    slow, fast = (mlm.encode([Prompt(FRAMES * 2, "x", fps=fps)]) for fps in (2.0, 24.0))
     text = mlm.processor.tokenizer.decode(slow.inputs["input_ids"][0])
     if name == "qwen3_vl":
-        assert [f"<{t} seconds>" in text for t in (0.2, 1.2, 2.0)] == [True] * 3  # of two frames
+        # The mean time of the two frames of a step, printed with one decimal.
+        assert all(f"<{t} seconds>" in text for t in (0.2, 1.2, 2.2, 3.2, 4.2))
         return
     # In bfloat16 a twelfth of a second would be 0.0835.
     assert fast.inputs["second_per_grid_ts"].tolist() == pytest.approx([1 / 12], abs=1e-8)
-    assert slow.inputs["second_per_grid_ts"].tolist() == [1.0]
+    rate = mlm.config.vision_config.tokens_per_second
+    for encoded, seconds in ((slow, 1), (fast, 1 / 12)):
+        names = ("input_ids", "mm_token_type_ids", "attention_mask", "video_grid_thw")
+        given = {name: encoded.inputs[name] for name in (*names, "second_per_grid_ts")}
+        positions_3BL, _ = mlm.base.model.get_rope_index(**given)
+        at = [int(positions_3BL[0, 0, span.positions_V[0]]) for span in encoded.images[0]]
+        assert [x - at[0] for x in at] == [int(step * seconds * rate) for step in range(len(at))]
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,12 @@ _IDEFICS = ("model.connector.modality_projection.proj",)
 _QWEN3 = ("model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2")
 _QWEN3_BLOCK = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
-# Parameters as published; then the language model's layers and what is adapted in one, those of the
-# vision tower, and the projector.
+# Parameters; then the language model's layers and what is adapted in one, those of the vision
+# tower, and the projector. The parameters of Qwen3-VL, SmolVLM2 and SmolVLM are the published ones
+# to the last; those of the others add up to what their cards say (8.5, 4.3, 3.0 and 10.3 billion).
+# Not confirmed word for word in the configs: the language model of InternVL3.5 (here Qwen3-8B's),
+# that of PaliGemma 2 (Gemma 2 2B's), and `rope_theta` and `image_token_id` of SmolVLM2-2.2B (those
+# of SmolLM2-1.7B and of SmolVLM2-500M), on which no shape depends.
 REAL = [
     (
         "Qwen3-VL-4B-Instruct",

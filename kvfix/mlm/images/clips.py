@@ -16,7 +16,7 @@ from kvfix.mlm.layout import Layout
 from kvfix.mlm.prompt import Prompt
 
 _SETTINGS = ("size", "do_resize", "resample", "image_mean", "image_std", "patch_size", "merge_size")
-_SETTINGS += ("temporal_patch_size",)
+_SETTINGS += ("temporal_patch_size", "cap_pixels_per_frame", "max_video_tokens")
 
 
 def check_takes_videos(family: Family) -> None:
