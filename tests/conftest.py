@@ -27,6 +27,37 @@ settings.register_profile("deep", max_examples=2000, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: run what holds a model on a GPU; cpu: run the rest, whatever the machine has",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs before torch looks for one, also from the commands that tests start."""
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        config.option.markexpr = config.option.markexpr.replace("not gpu and ", "")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a GPU only the tests that are made for one."""
+    if config.getoption("--device") == "cuda":
+        made = [i for i in items if i.get_closest_marker("gpu") or "device" in i.fixturenames]
+        config.hook.pytest_deselected(items=[i for i in items if i not in made])
+        items[:] = made
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test that is made for a GPU puts its model: `cuda`, or `pretend` without one."""
+    return "cuda" if request.config.getoption("--device") == "cuda" else "pretend"
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a tiny checkpoint by its name in `tiny.BUILDERS`, built once."""

@@ -1,0 +1,128 @@
+"""No tensor's device is taken for granted: what runs on the CPU runs on a GPU, to the same scores.
+
+Without a GPU one is pretended (see `pretend_gpu`), in a process of its own, which then knows that
+device. `pytest --device cuda` runs the same on a real one. Qwen's models are not among them: they
+make Python numbers of a tensor's where nothing can pretend.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretend_gpu import on_gpu, pretend_gpu
+
+from kvfix.data.catalog import load_units
+from kvfix.data.units import MCQ
+from kvfix.diagnose.keys import run as keys
+from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.run import run_answers, run_readouts
+from kvfix.eval.source import MlmSource
+from kvfix.eval.suite import run_task
+from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.terminal import RichWatch
+
+KINDS = ("vision", "projector", "value")
+QUESTIONS = 5
+
+
+def test_every_measurement_runs_on_a_gpu(
+    checkpoint: Callable[[str], Path], tmp_path: Path, device: str
+) -> None:
+    model = checkpoint("llava_onevision")
+    alone = _measured(load_mlm(str(model), device="cpu"), tmp_path / "cpu")
+    there = _in_child(lambda: _on(device, model, tmp_path / device))
+    assert there.keys() == alone.keys()
+    for what, scores in alone.items():
+        assert there[what] == pytest.approx(scores, abs=1e-3), what
+
+
+def test_what_a_gpu_refuses_is_refused() -> None:
+    assert _in_child(lambda: dict(_refusals())) == {
+        "numpy": True,
+        "two devices": True,
+        "generator": True,
+        "a number": False,
+        "an index": False,
+    }
+
+
+def _refusals() -> Iterator[tuple[str, bool]]:
+    """Whether each of these fails there."""
+    with pretend_gpu():
+        x, here = torch.zeros(3, device="pretend"), torch.ones(3)
+        tries: dict[str, Callable[[], Any]] = {
+            "numpy": x.numpy,
+            "two devices": lambda: x + here,
+            "generator": lambda: x.uniform_(generator=torch.Generator()),
+            "a number": lambda: x + here.sum(),
+            "an index": lambda: x[torch.tensor([1])],
+        }
+        for what, attempt in tries.items():
+            try:
+                attempt()
+                yield what, False
+            except (RuntimeError, TypeError):
+                yield what, True
+
+
+def _on(device: str, model: Path, folder: Path) -> dict[str, list[float]]:
+    """The scores of a model on the real GPU or the pretended one."""
+    if device == "cuda":
+        return _measured(load_mlm(str(model), device="cuda"), folder)
+    with pretend_gpu():
+        return _measured(on_gpu(load_mlm(str(model), device="cpu")), folder)
+
+
+def _measured(mlm: Mlm, folder: Path) -> dict[str, list[float]]:
+    """Scores of every task, answers, readouts, and what blocking keys does."""
+    found: dict[str, list[float]] = {}
+    probes = []
+    for units in load_units(("scenes",), limit=12, questions=True):
+        if units.task == MCQ:
+            asked = units.head(QUESTIONS)
+            answers = run_answers(asked, mlm, McqProtocol(), folder).rows
+            found["answers"] = [p for row in answers for p in row.logprobs]
+            source = MlmSource(mlm, kinds=KINDS, position=False)
+            readouts = run_readouts(asked, source, folder)
+            found["readouts"] = [row.choice for run in readouts for row in run.rows]
+            continue
+        probes.append(units)
+        run = run_task(units.head(1), MlmSource(mlm, kinds=KINDS), folder)
+        assert not run.left_out, run.left_out
+        found[units.task] = [row.score for row in run.rows]
+    some = [u for u in probes if u.task == "foreground_segmentation"]
+    how = {"limit": 1, "seed": 0, "watch": RichWatch()}
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(keys, "EPISODES", 1)
+        part = keys.diagnose_keys(some, [asked], mlm, folder, McqProtocol(), **how)
+    assert not part.left_out, part.left_out
+    found["keys"] = [r["value"] for r in part.results]
+    for record in part.entries["keys"]["blocking"]:
+        found[f"blocking {record['metric']}"] = list(record["means"].values())
+    return found
+
+
+def _in_child(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, in a forked process."""
+    reads, writes = os.pipe()
+    if not (child := os.fork()):
+        try:
+            said = {"value": make()}
+        except BaseException:
+            said = {"error": traceback.format_exc()}
+        with os.fdopen(writes, "w") as stream:
+            json.dump(said, stream)
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as stream:
+        said = json.load(stream)
+    os.waitpid(child, 0)
+    assert "error" not in said, said["error"]
+    return said["value"]
