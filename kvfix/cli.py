@@ -27,6 +27,7 @@ from kvfix.commands.options import (
     Device,
     Dtype,
     ForceAdapter,
+    Format,
     Heads,
     Limit,
     Model,
@@ -34,6 +35,7 @@ from kvfix.commands.options import (
     Processor,
     Profile,
     Quant,
+    ReportTo,
     Seed,
     Task,
 )
@@ -117,6 +119,7 @@ def diagnose(
     device: Device = None,
     quant: Quant = None,
     attn: Attn = None,
+    report_to: ReportTo = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -128,12 +131,12 @@ def diagnose(
     answer the model holds while it gives another).
     """
     typed = locals()
-    _begin(data, task, "kvfix.diagnose.run")
+    _begin(data, task, "kvfix.diagnose.run", report_to)
     from kvfix.diagnose.run import diagnose as run
     from kvfix.session import Options
 
     options = _options(Options, typed, only=tuple(map(str, only or Diagnosis)))
-    _run(run, options, as_json)
+    _run(run, options, as_json, report_to)
 
 
 @app.command(name="eval")
@@ -179,6 +182,8 @@ def evaluate(
     device: Device = None,
     quant: Quant = None,
     attn: Attn = None,
+    format_: Format = None,
+    report_to: ReportTo = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -189,20 +194,36 @@ def evaluate(
     alone. Two such runs can be compared by `kvfix compare`.
     """
     typed = locals()
-    _begin(data, task, "kvfix.evaluate")
+    _begin(data, task, "kvfix.evaluate", report_to)
     from kvfix.eval.mcq.answer import McqProtocol
     from kvfix.evaluate import Options
     from kvfix.evaluate import evaluate as run
 
     mcq = McqProtocol(profile=profile, order=order, concat=concat, batch=batch)
-    _run(run, _options(Options, typed, sites=tuple(map(str, site or Site)), mcq=mcq), as_json)
+    options = _options(Options, typed, sites=tuple(map(str, site or Site)), mcq=mcq)
+    _run(run, options, as_json, report_to, format_)
 
 
-def _begin(data: list[str] | None, tasks: list[str] | None, module: str) -> None:
+def _write_lmms_eval(run: Path) -> None:
+    from kvfix.report.lmms_eval import write_lmms_eval
+
+    results = write_lmms_eval(run)
+    if results is None:
+        note("--format lmms-eval: no question was answered, so there is nothing to write")
+    else:
+        console.print(f"As lmms-eval writes it: {results}", soft_wrap=True)
+
+
+def _begin(
+    data: list[str] | None, tasks: list[str] | None, module: str, tracker: str | None
+) -> None:
     """Refuse a wrong name, and say a first word, before what takes seconds is imported."""
     from kvfix.data.catalog import check_words
+    from kvfix.report.trackers import need
 
     check_words(data or ("scenes",), tasks=tasks)
+    if tracker is not None:
+        need(tracker)
     if module not in sys.modules:
         with RichWatch().phase("starting"):
             import_module(module)
@@ -215,11 +236,24 @@ def _options(kind: type[DataclassInstance], typed: dict[str, Any], **made: Any) 
     return kind(**made, **{name: typed[name] for name in same})
 
 
-def _run(run: Callable[..., Outcome], options: Any, as_json: bool) -> None:
+def _run(
+    run: Callable[..., Outcome],
+    options: Any,
+    as_json: bool,
+    tracker: str | None,
+    form: str | None = None,
+) -> None:
     """Run it, show what it found, and fail if too much of its data could not be used."""
     with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
         outcome = run(options, command=command_line(), watch=RichWatch())
     show(outcome.record, outcome.report)
+    if form is not None:
+        _write_lmms_eval(outcome.report.parent)
+    if tracker is not None:
+        from kvfix.report.trackers import log_run
+
+        with redirect_stdout(sys.stderr):
+            log_run(outcome.record, outcome.report.parent, tracker)
     if as_json:
         typer.echo(json.dumps(outcome.record, indent=1))
     if outcome.failed:

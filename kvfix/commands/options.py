@@ -120,6 +120,14 @@ Seed = Annotated[
         help="Another number draws other random samples, such as those of confidence intervals.",
     ),
 ]
+ReportTo = Annotated[
+    Literal["tensorboard", "wandb"] | None,
+    typer.Option(help="Also log the scores and the figure there, when the run is finished."),
+]
+Format = Annotated[
+    Literal["lmms-eval"] | None,
+    typer.Option("--format", help="Also write the answers as this tool writes its own."),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Also print the whole record (run.json) to stdout.")
 ]

@@ -33,6 +33,7 @@ from kvfix.repair.train.session import run_steps
 from kvfix.repair.train.shared_memory import SHARED, sweep
 from kvfix.repair.train.show import Monitor
 from kvfix.repair.train.starts import CONFIG, Work, claim, look
+from kvfix.report.trackers import need
 from kvfix.runs.atomic import remove_leftovers, write_text
 from kvfix.shipped import default_out, presets_dir
 
@@ -71,6 +72,7 @@ class Training(AbstractContextManager):
         """Look at the folder; nothing is touched before `with`. `command` is for messages and the
         card.
         """
+        need(recipe.report_to)
         self.recipe, self.command, self._line = recipe, command, shlex.join(command)
         self.launch = plan_launch(recipe.zero, presets_dir())
         self.out = Path(recipe.out) if recipe.out else default_out(name)
