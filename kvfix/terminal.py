@@ -64,7 +64,10 @@ class _Console(Console):
 
 # No emoji: the id of an SPair pair may end in ":dog:".
 console = _Console(
-    stderr=True, emoji=False, markup=False, width=None if sys.stderr.isatty() else 100
+    stderr=True,
+    emoji=False,
+    markup=False,
+    width=None if sys.stderr.isatty() or os.environ.get("COLUMNS") else 100,
 )
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -89,6 +92,11 @@ def note(text: str) -> None:
 def labelled(label: str, style: str, text: str) -> None:
     """One line, whatever the text holds, after a label."""
     console.print(Text.assemble((label, style), " ", _BREAKS.sub(" ", text)), soft_wrap=True)
+
+
+def told(text: str) -> None:
+    """A line that wraps between words on a terminal, and stays whole elsewhere."""
+    console.print(text, highlight=False, soft_wrap=not console.is_terminal)
 
 
 class _Notes(logging.Handler):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvfix.commands.options import AsJson
-from kvfix.terminal import console
+from kvfix.terminal import told
 
 if TYPE_CHECKING:
     from kvfix.mlm.families import Family
@@ -37,13 +37,13 @@ def families(
         more = "" if model_type in REFUSED else f"; it would take {ROW}"
         raise ValueError(str(error).removeprefix(": ") + more) from None
     for row in rows:
-        console.print(f"{row.model_type}: {_said(row)}", highlight=False, soft_wrap=True)
+        told(f"{row.model_type}: {_said(row)}")
     if model_type is None:
         for name, why in REFUSED.items():
-            console.print(f"{name}: refused, {why}", highlight=False, soft_wrap=True)
+            told(f"{name}: refused, {why}")
         inside = ", ".join(LANGUAGE_MODELS)
-        console.print(f"language models inside: {inside}", highlight=False, soft_wrap=True)
-        console.print(f"another model takes {ROW}", highlight=False, soft_wrap=True)
+        told(f"language models inside: {inside}")
+        told(f"another model takes {ROW}")
     if as_json:
         typer.echo(json.dumps([_record(row) for row in rows], indent=1))
 

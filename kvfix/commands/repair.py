@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kvfix.terminal import command_line, console, fail
+from kvfix.terminal import command_line, console, fail, told
 
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
@@ -87,7 +87,7 @@ def plan(
     with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
         made = run(options)
     for line in lines(made, options):
-        console.print(line, highlight=False, soft_wrap=True)
+        told(line)
     console.print(table(made, options))
     if as_json:
         typer.echo(json.dumps(made.as_dict(), indent=1))

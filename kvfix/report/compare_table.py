@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvfix.report.columns import add_names, add_numbers, lean_table
 from kvfix.report.compare import (
     ALPHA,
     format_rows,
@@ -43,33 +44,22 @@ def sentences(record: dict[str, Any]) -> RenderableType:
 
 def answers_table(questions: dict[str, Any]) -> Table:
     """One row for each task, then micro and macro; in percent and points."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-        title=Text(f"{questions['dataset']}: answers before and after, in %"),
-        title_justify="left",
+    table = lean_table(
+        f"{questions['dataset']}: answers before and after, in %",
+        "Holm p = exact McNemar, corrected for many tasks (bold: below 0.05);\n"
+        "det. = the smallest difference that as many questions show with 80 % power",
     )
-    table.add_column("task", overflow="fold", min_width=14, max_width=15)
+    names = [row["task"].replace("_", " ") for row in questions["tasks"]]
+    add_names(table, "task", names, most=15)
     heads = ("n", "before", "after", "difference,\n95 % CI", "fixed/\nbroken", "Holm p", "det.")
-    for name in heads:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in questions["tasks"]:
-        style = "bold" if row["p_holm"] < ALPHA else ""
-        table.add_row(Text(row["task"].replace("_", " ")), *_cells(row), style=style)
+    add_numbers(table, *heads)
+    for name, row in zip(names, questions["tasks"], strict=True):
+        table.add_row(Text(name), *_cells(row), style="bold" if row["p_holm"] < ALPHA else "")
     table.add_section()
     for name in ("micro", "macro"):
         table.add_row(name, *_cells(questions[name]), style=_style(questions[name]))
-    table.caption = (
-        "Holm p = exact McNemar, corrected for many tasks (bold: below 0.05);\n"
-        "det. = the smallest difference that as many questions show with 80 % power"
-    )
-    table.caption_justify = "left"
     return table
 
 
@@ -87,14 +77,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def format_table(questions: dict[str, Any]) -> Table:
     """Format or perception? Unread answers, letters, and accuracy where both answers were read."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table = lean_table()
     table.add_column("format or perception?", overflow="fold", max_width=26)
-    for name in ("before", "after", "difference,\n95 % CI", "p", "Holm p", "right"):
-        table.add_column(name, justify="right", no_wrap=True)
+    add_numbers(table, "before", "after", "difference,\n95 % CI", "p", "Holm p", "right")
     for name, row in format_rows(questions):
         cells = [pct(row["before"]), pct(row["after"])]
         cells.append(f"{pts(row['value'])}\n{pspan(row['ci'])}".rstrip())
@@ -105,15 +92,13 @@ def format_table(questions: dict[str, Any]) -> Table:
 
 def probes_table(probes: list[dict[str, Any]]) -> Table:
     """One row for each task and place."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for name, least, most in (("task", 14, 15), ("place", 9, 10), ("metric", 8, 8)):
-        table.add_column(name, overflow="fold", min_width=least, max_width=most)
-    for name in ("before", "after", "difference,\n95 % CI", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = lean_table(legend="bold = clear: an interval for all tasks at once leaves out 0")
+    add_names(table, "task", map(task_name, probes), most=15)
+    table.add_column("place", overflow="fold", min_width=9, max_width=10)
+    add_names(table, "metric", (row["metric"] for row in probes), most=9)
+    add_numbers(table, "before", "after", "difference,\n95 % CI", "n")
     previous = None
     for row in probes:
         same, previous = previous == (row["task"], row["dataset"]), (row["task"], row["dataset"])
@@ -126,10 +111,8 @@ def probes_table(probes: list[dict[str, Any]]) -> Table:
             str(row["n"]),
             style="bold" if row["clear"] else "",
         )
-    table.caption = "bold = clear: an interval for all tasks at once leaves out 0"
     if any(r["place"] == "best" and not r["held_out"] for r in probes):
-        table.caption += "; * chosen on the units that compare it"
-    table.caption_justify = "left"
+        table.caption = f"{table.caption};\n* chosen on the units that compare it"
     return table
 
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvfix.findings import PLACES
+from kvfix.report.columns import add_names, add_numbers, lean_table
 from kvfix.report.compare import p_value, task_name
-from kvfix.report.html import (
-    readable_date,
-    readable_duration,
-)
+from kvfix.report.html import readable_date, readable_duration
 from kvfix.report.stages import clean, interval, number
 
 if TYPE_CHECKING:
@@ -105,27 +103,26 @@ def _probe(row: dict[str, Any]) -> str:
 
 
 def table(record: dict[str, Any]) -> Table:
-    """One row a probe, place and way of answering; at most 100 columns wide."""
-    from rich import box
-    from rich.table import Table
+    """One row for each probe, place and way of answering; at most 80 columns wide."""
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for name, width in (("gain of the LM at", 26), ("layer", 5), ("answers", 18)):
-        shown.add_column(name, overflow="fold", max_width=width)
-    for name in ("rho", "95 % CI", "p", "Holm p", "n"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in clean(record)["correlations"]:
-        if row["place"] in SHOWN:
-            c = cells(row)
-            answers = f"{c['questions']}, {c['scoring']}"
-            shown.add_row(
-                Text(c["probe"]),
-                row["place"],
-                Text(answers),
-                *(str(c[k]) for k in ("rho", "span", "p", "p_holm", "n")),
-                style="bold" if c["clear"] else "",
-            )
-    shown.caption = "Spearman's rho of gain and accuracy over runs; bold = Holm p below 0.05"
-    shown.caption_justify = "left"
+    rows = [r for r in clean(record)["correlations"] if r["place"] in SHOWN]
+    texts = [cells(r) for r in rows]
+    shown = lean_table(
+        legend="rho = Spearman's, of the gain of the language model at a value layer and the "
+        "accuracy of the answers, over runs; bold = Holm p below 0.05"
+    )
+    add_names(shown, "gain at", (c["probe"] for c in texts), most=20)
+    add_names(shown, "layer", (r["place"] for r in rows), most=5)
+    add_names(shown, "answers", (c["questions"] for c in texts), most=14)
+    add_numbers(shown, "rho,\n95 % CI", "p", "Holm p", "n")
+    for row, c in zip(rows, texts, strict=True):
+        shown.add_row(
+            Text(c["probe"]),
+            row["place"],
+            Text(f"{c['questions']}, {c['scoring']}"),
+            f"{c['rho']}\n{c['span']}",
+            *(str(c[k]) for k in ("p", "p_holm", "n")),
+            style="bold" if c["clear"] else "",
+        )
     return shown

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvfix.report.columns import add_names, add_numbers, lean_table
 from kvfix.report.stages import interval, number
 
 if TYPE_CHECKING:
@@ -115,36 +116,33 @@ def _histogram(letters: Any) -> str:
 
 
 def table(board: Board) -> Table:
-    """One row a line, at most 100 columns wide; accuracies in percent."""
-    from rich import box
-    from rich.table import Table
+    """One row for each subtask, then the means; in percent, at most 80 columns wide."""
     from rich.text import Text
 
-    shown = Table(
-        title=f"multiple choice, {board.dataset}: accuracy in percent",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
+    shown = lean_table(
+        f"multiple choice, {board.dataset}: right answers in percent",
+        "unread = no option letter found in the written answer, which counts as wrong",
     )
-    shown.add_column("task", overflow="fold")
-    for name in ("n", "chance", "written", "log-prob."):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("unparsed", justify="right", no_wrap=True)
-    shown.add_column("letters written (? unparsed)", overflow="fold")
-    for line in board.lines:
+    names = [line.name.replace("_", " ") for line in board.lines]
+    add_names(shown, "task", names, most=20)
+    add_numbers(shown, "n", "chance", "written", "log-prob.", "unread")
+    shown.add_column("letters\nwritten", overflow="fold", min_width=6)
+    for name, line in zip(names, board.lines, strict=True):
         shown.add_row(
-            Text(line.name.replace("_", " ")),
+            Text(name),
             str(line.n),
             line.chance_text,
-            line.generation.text,
-            line.logprob.text,
-            f"{100 * line.unparsed:.1f}",
-            Text(line.letters),
+            _two_lines(line.generation),
+            _two_lines(line.logprob),
+            f"{100 * line.unparsed:.0f}",
+            Text(line.letters.replace(" ", "\u00a0").replace("\u00a0·\u00a0", ", ")),
             style="bold" if line.mean else None,
         )
     if board.lines:
-        shown.caption = f"letters of the right answers: {board.lines[-1].answers}"
-        shown.caption_justify = "left"
+        shown.caption = f"letters of the right answers: {board.lines[-1].answers}\n{shown.caption}"
     return shown
+
+
+def _two_lines(cell: Cell) -> str:
+    """The interval below its value."""
+    return cell.text.replace(" [", "\n[")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvfix.report.columns import add_names, add_numbers, lean_table
 from kvfix.report.stages import clean, interval, number
 
 if TYPE_CHECKING:
@@ -42,44 +43,34 @@ def training(item: dict[str, Any]) -> str:
 
 
 def table(run: dict[str, Any]) -> Table:
-    """One row a subtask and readout, at most 100 columns wide; percent."""
-    from rich import box
-    from rich.table import Table
+    """One row for each subtask and readout; in percent, at most 80 columns wide."""
     from rich.text import Text
 
-    shown = Table(
-        title="what the values hold and the answers do not say, in percent",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
+    rows = list(_by_readout(clean(run)))
+    shown = lean_table(
+        "what the values hold and the answers do not say, in percent",
+        "unsaid = readout right, answer wrong, beyond what features of other questions "
+        "give; log-pr. = by the log-probability of the option letters; bold = clear",
     )
-    for name in ("task", "readout"):
-        shown.add_column(name, overflow="fold")
-    shown.add_column("n", justify="right", no_wrap=True)
-    for name in ("readout\nright", "written\nright", "unsaid\nbeyond chance"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for name in ("log-pr.\nright", "unsaid\nbeyond chance"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for name, kind, by in _by_readout(clean(run)):
+    add_names(shown, "task, readout", (f"{name}, {kind}" for name, kind, _ in rows), most=16)
+    add_numbers(shown, "n", "readout\nright", "written\nright", "written\nunsaid")
+    add_numbers(shown, "log-pr.\nright", "log-pr.\nunsaid")
+    for name, kind, by in rows:
         written, likely = by.get("generation", {}), by.get("logprob", {})
-        shown.add_row(
-            Text(name),
-            Text(kind),
-            str(next(iter(by.values())).get("n")),
-            _percent(next(iter(by.values())).get("readout")),
+        first = next(iter(by.values()))
+        cells = [
+            _percent(first.get("readout")),
             _value(written.get("answer")),
             _percent(written.get("beyond"), signed=True),
             _value(likely.get("answer")),
             _percent(likely.get("beyond"), signed=True),
+        ]
+        shown.add_row(
+            Text(f"{name}, {kind}"),
+            str(first.get("n")),
+            *(cell.replace(" [", "\n[") for cell in cells),
             style="bold" if any(item.get("clear") for item in by.values()) else "",
         )
-    shown.caption = (
-        "unsaid = readout right, answer wrong; beyond what features of other questions give; "
-        "bold = clear"
-    )
-    shown.caption_justify = "left"
     return shown
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kvfix.report.columns import add_names, add_numbers, lean_table
 from kvfix.score.predictions import some
 from kvfix.score.record import Benchmark
 
@@ -41,6 +42,7 @@ def _by_task(benchmark: Benchmark, record: dict[str, Any]) -> Table:
     letters = [name for name in record["letters"] if name != "unparsed"]
     table = _table(
         f"{benchmark.title}, {by}, profile {record['profile']} ({record['follows']})",
+        (name.replace("_", " ") for name in record["tasks"]),
         *("task", "accuracy", "95 % CI", "n", "unparsed", *letters),
     )
 
@@ -64,8 +66,8 @@ def _by_sequence(benchmark: Benchmark, record: dict[str, Any]) -> Table:
 
     measures = list(record["ci"])
     title = benchmark.title.replace("DAVIS", record["benchmark"].replace("davis", "DAVIS-"))
-    table = _table(title, "sequence", "objects", *(m.replace("-", "\n") for m in measures))
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    heads = (m.replace("-", "\n") for m in measures)
+    table = _table(title, record["sequences"], "sequence", "objects", *heads)
     for name, sequence in record["sequences"].items():
         figures = (f"{sequence[m]:.3f}" for m in measures)
         table.add_row(Text(name), str(len(sequence["objects"])), *figures)
@@ -88,6 +90,7 @@ def _figures(benchmark: Benchmark, record: dict[str, Any]) -> Table:
     first = record["results"][0]
     table = _table(
         f"{benchmark.title}, {data['split']}{rule}",
+        (_figure(row) for row in record["results"]),
         *("metric", "value", "95 % CI", "n", f"clusters ({first['cluster']})"),
     )
     previous = None
@@ -97,28 +100,23 @@ def _figures(benchmark: Benchmark, record: dict[str, Any]) -> Table:
             table.add_section()
             previous = part
         table.add_row(
-            Text(row["metric"] if part is None else f"{part}: {row['metric']}"),
+            Text(_figure(row)),
             *(*_percent(row["value"], row["ci"]), str(row["n"]), str(row["clusters"])),
             style="bold" if row is first else "",
         )
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    """An empty table; numbers never wrap, because one over two lines is misread."""
-    from rich import box
-    from rich.table import Table
+def _figure(row: dict[str, Any]) -> str:
+    return row["metric"] if row["part"] is None else f"{row['part']}: {row['metric']}"
 
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        header_style="bold",
-    )
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+
+def _table(title: str, names: Iterable[str], *columns: str) -> Table:
+    """An empty table: names, then numbers."""
+    first, *numbers = columns
+    table = lean_table(title)
+    add_names(table, first, names, most=20)
+    add_numbers(table, *numbers)
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from kvfix.repair.plan.make import Plan, PlanRequest
+from kvfix.report.columns import add_numbers, lean_table
 
 
 def lines(made: Plan, options: PlanRequest) -> list[str]:
@@ -34,11 +35,14 @@ def lines(made: Plan, options: PlanRequest) -> list[str]:
 def table(made: Plan, options: PlanRequest) -> Table:
     """Memory by way to train; a dash where training would be refused."""
     gpus = options.plan.gpus
-    shown = Table(title=f"memory a GPU, {gpus} GPU{'s' * (gpus > 1)}")
+    shown = lean_table(
+        f"memory per GPU, {gpus} GPU{'s' * (gpus > 1)}",
+        "frozen = weights that do not train; trained = adapter, gradients and optimizer; host "
+        "= memory of the machine",
+    )
     for column in ("weights", "ZeRO", "offload"):
-        shown.add_column(column)
-    for column in ("frozen", "adapter, optimizer", "activations", "total", "host"):
-        shown.add_column(column, justify="right")
+        shown.add_column(column, no_wrap=True)
+    add_numbers(shown, "frozen", "trained", "activations", "total", "host")
     for m in made.memory:
         way = (m.quant or made.dtype, str(m.zero), m.offload)
         bytes_of = (m.weights, m.states, m.activations, m.total, m.host)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from kvfix.runs.atomic import write_text
-from kvfix.terminal import console
+from kvfix.terminal import LATER, console
 
 LOG = "log.jsonl"
 
@@ -22,16 +24,20 @@ class Monitor:
         """Nothing is shown before `with`, nothing written before `begin`."""
         self._main, self._file = main, out / LOG
         self._log: IO[str] | None = None
+        # On a narrow terminal the losses of terms are cut, and everything before them stays.
+        losses = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=8),
             TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=losses),
             console=console,
-            disable=not main,
+            expand=True,
+            disable=not (main and console.is_interactive),
         )
         self._task = self._progress.add_task("", total=steps)
+        self._next_line = 0.0  # off a terminal: when the next line is due, in monotonic seconds
 
     def __enter__(self) -> Monitor:
         if self._main:
@@ -76,6 +82,16 @@ class Monitor:
             return
         terms = [f"{k.removeprefix('loss_')} {v:.3f}" for k, v in logs.items() if "loss" in k]
         speed = f"{logs.get('images_per_s', 0):.1f} images/s"
-        self._progress.update(
-            self._task, completed=logs["step"], description=f"{' '.join(terms)}  {speed}"
-        )
+        said = f"{terms[0]}  {speed}  {' '.join(terms[1:])}".rstrip()
+        self._progress.update(self._task, completed=logs["step"], description=said)
+        if not console.is_interactive:
+            self._tell(logs["step"], said)
+
+    def _tell(self, step: int, said: str) -> None:
+        """Off a terminal: a line for the first and the last step, and every LATER seconds."""
+        task, now = self._progress.tasks[0], time.monotonic()
+        if now < self._next_line and not task.finished:
+            return
+        self._next_line = now + LATER
+        left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+        self.say(f"step {step} of {task.total:.0f}{left}  {said}")
