@@ -205,7 +205,7 @@ def evaluate(
 
 
 def _write_lmms_eval(run: Path) -> None:
-    from kvfix.report.lmms_eval import write_lmms_eval
+    from kvfix.report.export.lmms_eval import write_lmms_eval
 
     results = write_lmms_eval(run)
     if results is None:
@@ -219,7 +219,7 @@ def _begin(
 ) -> None:
     """Refuse a wrong name, and say a first word, before what takes seconds is imported."""
     from kvfix.data.catalog import check_words
-    from kvfix.report.trackers import need
+    from kvfix.report.export.trackers import need
 
     check_words(data or ("scenes",), tasks=tasks)
     if tracker is not None:
@@ -250,7 +250,7 @@ def _run(
     if form is not None:
         _write_lmms_eval(outcome.report.parent)
     if tracker is not None:
-        from kvfix.report.trackers import log_run
+        from kvfix.report.export.trackers import log_run
 
         with redirect_stdout(sys.stderr):
             log_run(outcome.record, outcome.report.parent, tracker)

@@ -33,7 +33,7 @@ from kvfix.repair.train.session import run_steps
 from kvfix.repair.train.shared_memory import SHARED, sweep
 from kvfix.repair.train.show import Monitor
 from kvfix.repair.train.starts import CONFIG, Work, claim, look
-from kvfix.report.trackers import need
+from kvfix.report.export.trackers import need
 from kvfix.runs.atomic import remove_leftovers, write_text
 from kvfix.shipped import default_out, presets_dir
 

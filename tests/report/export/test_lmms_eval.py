@@ -13,7 +13,7 @@ import pytest
 from commands import call
 from test_asked import answer, write
 
-from kvfix.report.lmms_eval import write_lmms_eval
+from kvfix.report.export.lmms_eval import write_lmms_eval
 
 # What two subtasks' questions were answered, and whether that is right; the right one is B.
 SAID = {

@@ -9,9 +9,9 @@ import pytest
 from commands import call
 from fake_runs import fake_run, save_run
 
-from kvfix.report import trackers
+from kvfix.report.export import trackers
+from kvfix.report.export.trackers import TRACKERS, log_run, scores
 from kvfix.report.html import write_report
-from kvfix.report.trackers import TRACKERS, log_run, scores
 
 
 def test_scores_are_curves_over_layers() -> None:
