@@ -24,9 +24,9 @@ PIXEL_CENTRE = 0.5  # points number pixels by their centres; grids measure from 
 class GridMask(NamedTuple):
     """A mask seen through the grid."""
 
-    # float32 in [0, 1], foreground area over valid area of each cell (0 where nothing is valid).
+    # Float32 in [0, 1], foreground area over valid area of each cell (0 where nothing is valid).
     share_HW: torch.Tensor
-    # float32 in [0, 1], share of the cell that is inside the image and not void.
+    # Float32 in [0, 1], share of the cell that is inside the image and not void.
     valid_HW: torch.Tensor
 
 

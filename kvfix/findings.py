@@ -100,9 +100,9 @@ class Finding:
     dataset: str | None  # on what
     subject: str = ""  # what the sentence is about; empty where the words name it
     clear: bool | None = None  # whether it is so for sure; None where nothing was tested
-    # the words round shares to percent, so that the numbers are worth showing beside.
+    # The words round shares to percent, so that the numbers are worth showing beside.
     percent: bool = False
-    # further entries of run.json, such as the layer.
+    # Further entries of run.json, such as the layer.
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -52,7 +52,7 @@ class Readout(NamedTuple):
     """What each site's features answer."""
 
     choice_S: np.ndarray  # int64, index of the chosen option; the first of those that tie
-    # float64 >= 0, by how much the chosen option's score exceeds the next one's: in cosine; for
+    # Float64 >= 0, by how much the chosen option's score exceeds the next one's: in cosine; for
     # Gram matrices in distance, as a share of all options' distances.
     margin_S: np.ndarray
     chance: float  # share of right choices of a readout that knows nothing: 1 / K

@@ -45,7 +45,7 @@ class TrainedReadout(NamedTuple):
 
     site: int  # index of the chosen site
     penalty: float  # the chosen l2
-    # in [0, 1], of the chosen pair on the folds that did not train it; optimistic, as it is the
+    # In [0, 1], of the chosen pair on the folds that did not train it; optimistic, as it is the
     # best of all sites and penalties.
     cv_accuracy: float
     n: int  # training questions

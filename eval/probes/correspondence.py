@@ -135,15 +135,11 @@ class ClipScorer:
     """Temporal correspondence of one clip, frame by frame: holds nine frames' features at most.
 
     All kinds of features are measured together against a frame's truth, and so are the first mask
-    that never moves (chance) and the truth seen through the grid (ceiling).
-
-    Args:
-        first: kind -> f_SHWC of the first frame.
-        layout: of every frame: one grid and image size a clip.
-        first_mask: (height, width) integer labels, 0 background, 1..O objects, 255 = void.
-        window: cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid.
-        keep: kind and site whose labels come back in ``kept``: one (height, width) uint8 for each
-            frame, first the given.
+    that never moves (chance) and the truth seen through the grid (ceiling). One layout serves every
+    frame; the first mask is (height, width) integer labels, 0 background, 1..O objects, 255 = void.
+    `window` is the cells a patch may look; None scales DINO's 12 of 60 x 107 to the grid. Of the
+    kind and site `keep` the labels come back in ``kept``: one (height, width) uint8 for each frame,
+    first the given.
     """
 
     def __init__(

@@ -63,18 +63,14 @@ def fit_logistic(
     tolerance: float = 1e-4,
     max_iterations: int = 200,
 ) -> LogisticFit:
-    """Fit S classifiers that share labels, in the features' dtype, float32 or float64.
+    """Fit S classifiers that share soft labels in [0, 1], in the features' dtype, float32 or
+    float64.
 
-    Args:
-        x_SNC: features.
-        y_N: soft labels in [0, 1].
-        weight_N: non-negative sample weights; None = all 1.
-        l2: penalty on w (the bias is free), above 0, as separable data has no optimum without; of
-            |x| about 1 (see fit_standardiser).
-        tolerance: stop when the gradient's norm is below it at every site. The distance to the
-            optimum is then at most tolerance / l2 in w, and far less along directions that the data
-            fixes.
-        max_iterations: sites that have not converged by then are reported in ``converged_S``.
+    ``l2`` is the penalty on w (the bias is free), above 0, as separable data has no optimum
+    without; it is meant for |x| about 1 (see fit_standardiser). It stops when the gradient's norm
+    is below the ``tolerance`` at every site: the distance to the optimum is then at most tolerance
+    / l2 in w, and far less along directions that the data fixes. Sites that have not converged
+    after ``max_iterations`` are reported in ``converged_S``.
     """
     if l2 <= 0:
         raise ValueError(

@@ -17,17 +17,17 @@ class UnitScore(NamedTuple):
     """Scores of one unit at S sites."""
 
     score_S: np.ndarray  # float64 in [0, 1]
-    # float64, the score that the probe's stated chance rule expects at each site.
+    # Float64, the score that the probe's stated chance rule expects at each site.
     chance_S: np.ndarray
-    # what the truth itself scores after passing through the model's grid. Strict for points; for
+    # What the truth itself scores after passing through the model's grid. Strict for points; for
     # masks it is what perfect patch labels attain, which a lucky boundary may exceed.
     ceiling: float
-    # foreground intersection in pixels, for pooled IoU; None when the metric has none.
+    # Foreground intersection in pixels, for pooled IoU; None when the metric has none.
     inter_S: np.ndarray | None = None
     union_S: np.ndarray | None = None  # foreground union in pixels, same
-    # further per-site numbers by name, first axis S (or without a site axis if so documented).
+    # Further per-site numbers by name, first axis S (or without a site axis if so documented).
     extra: dict[str, np.ndarray] = {}  # noqa: RUF012 - a NamedTuple default, never mutated
-    # the prediction of the one site asked for with ``keep``, for overlays.
+    # The prediction of the one site asked for with ``keep``, for overlays.
     kept: np.ndarray | tuple[np.ndarray, ...] | None = None
 
 

@@ -44,9 +44,9 @@ def clustered_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Mean over units of (N, S) or (N,) scores with its interval; a score of NaN is left out.
+    """Mean over units of (N, S) or (N,) scores with its interval, by one set of resamples a seed.
 
-    One seed gives one set of resamples, the same for every site.
+    A score of NaN is left out.
     """
     values = _units_by_sites(values_NS)
     present = ~np.isnan(values)

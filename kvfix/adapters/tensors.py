@@ -31,9 +31,9 @@ class Tensors(NamedTuple):
 
 
 def check_tensors(file: Path, settings: dict[str, Any], *, helped: bool) -> Tensors:
-    """Read every tensor once; a file that is damaged, empty or does nothing is a ValueError.
+    """Read every tensor once; a damaged or empty file is refused, and one that does nothing alone.
 
-    A file that is `helped` by trained weights beside it may do nothing itself.
+    One that is `helped` by trained weights beside it may do nothing itself.
     """
     shapes: Shapes = {}
     zero: set[str] = set()

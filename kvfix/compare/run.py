@@ -45,7 +45,7 @@ class Outcome:
 def compare(options: Options, *, command: str) -> Outcome:
     """Compare two finished runs and write compare.json, compare.html and compare.md.
 
-    Runs that may not be compared are a ValueError that says what differs; InUse: see `locked`.
+    Runs that may not be compared are a ValueError that says what differs.
     """
     with locked(options.out, command=command):
         return _compare(options, command)

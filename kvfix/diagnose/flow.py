@@ -41,7 +41,7 @@ class Curve:
     dataset: str  # dataset name
     metric: str  # of the scores
     table: Table  # scores of the model itself
-    # scores of the same units under a control (`random_weights`) or another encoder (`reference`).
+    # Scores of the same units under a control (`random_weights`) or another encoder (`reference`).
     controls: dict[str, Table] = field(default_factory=dict)
 
 

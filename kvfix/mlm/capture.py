@@ -63,20 +63,12 @@ def extract(
 ) -> list[SampleFeatures]:
     """Run the prompts through the model as one batch and read features; no head, no cache.
 
-    Args:
-        mlm: The model.
-        prompts: One batch; memory grows with it, so give one unit at a time.
-        sites: Out of SITES.
-        layers: 0-based decoder layers for hidden, key and value; None is all.
-        rope: Keys as the model attends to them; else before RoPE, after a key norm.
-        grad: Keep the graph; else none is built.
-        text: Also read hidden, key and value at the last token of each text.
-        padding_side: "left" or "right".
-        around: What to hold open during the pass, such as `kvfix.mlm.intervene`, made for the
-            batch; None for nothing.
-
-    Returns:
-        One entry a prompt, in the model's dtype on its device.
+    Memory grows with the batch, so give one unit at a time. Sites are out of SITES; layers are
+    0-based decoder layers for hidden, key and value, None all. With `rope` keys are as the model
+    attends to them, else before RoPE, after a key norm; with `grad` the graph is kept; with `text`
+    hidden, key and value are also read at the last token of each text. `around` is held open during
+    the pass, such as `kvfix.mlm.intervene`, made for the batch. One entry a prompt, in the model's
+    dtype on its device.
     """
     encoded = mlm.encode(prompts, padding_side=padding_side)
     # Not inference mode: what it makes cannot enter a graph, and probes are trained on these

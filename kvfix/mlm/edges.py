@@ -140,13 +140,10 @@ class HeadGroup:
     ) -> Tensor:
         """The rows' whole additive mask_B1RK: causality, padding and the changes.
 
-        Args:
-            at_R: Positions of the rows; its device is the mask's.
-            n_keys: K, keys at positions 0..K-1.
-            given_B1RK: The mask that the model would have used, boolean (True attends) or additive;
-                None is causality alone.
-            dtype: Of the mask; SDPA wants the queries'. Bfloat16 rounds an amount a by up to
-                |a| / 512, and so its weight's factor by as much.
+        `at_R` are the rows' positions, on the mask's device; the K keys are at 0..K-1. The given
+        mask is the one that the model would have used, boolean (True attends) or additive; None is
+        causality alone. SDPA wants the queries' dtype: bfloat16 rounds an amount a by up to |a| /
+        512, and so its weight's factor by as much.
         """
         keys_K = torch.arange(n_keys, device=at_R.device)
         if given_B1RK is None:

@@ -172,7 +172,7 @@ def mosaic_layout(
     """The whole image stretched over tiles in raster order, then once more as one tile.
 
     InternVL, Idefics3 and SmolVLM; of one tile (then nothing follows it) Gemma 3 and PaliGemma. The
-    grid is that of the tiles, whose sides, as those of the cell of a token, are in pixels.
+    grid is that of the tiles; tile and cell are pixels along a side.
     """
     (tiles_h, tiles_w), side = tiles_hw, tile // cell
     view = PixelView.of(image_hw).resized(tiles_h * tile, tiles_w * tile)

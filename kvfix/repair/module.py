@@ -31,9 +31,7 @@ LM = "lm"
 class Repair(nn.Module):
     """A model with an adapter, and the heads of its losses.
 
-    Attributes:
-        names: Of the T terms, in the order of every table.
-        keys: The keys that are suppressed, None without.
+    `names` are those of the T terms, in the order of every table.
     """
 
     def __init__(
@@ -84,16 +82,11 @@ class Repair(nn.Module):
     def forward(
         self, batch: Batch, number: int, amount_T: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """Loss of one micro-batch.
+        """Loss of one micro-batch, 0-d, and (T, 2) totals and weights of it, without a graph.
 
-        Args:
-            batch: On the model's device.
-            number: Of the optimizer step, 0-based.
-            amount_T: Weight of each term's mean over all ranks and micro-batches of the step.
-            scale: Ranks, as gradients are averaged over them.
-
-        Returns:
-            The loss, 0-d, and (T, 2) totals and weights of this micro-batch, without a graph.
+        The optimizer step is 0-based; `amount_T` is the weight of each term's mean over all ranks
+        and micro-batches of the step; `scale` is the number of ranks, as gradients are averaged
+        over them.
         """
         with ExitStack() as passing:
             step = self._step(batch, number, passing)

@@ -84,10 +84,7 @@ def _draw(units: UnitSet, index: int, path: Path) -> None:
 def asked(folder: Path, surfacing: Sequence[Mapping[str, Any]], album: Album) -> list[Asked]:
     """The questions of a run that have a picture, unsurfaced ones first.
 
-    Args:
-        folder: the run folder.
-        surfacing: of run.json; says which layer reads out each subtask.
-        album: of the page.
+    `surfacing` of run.json says which layer reads out each subtask.
     """
     layers = {
         (r.get("dataset"), r.get("subtask")): r.get("layer")
@@ -157,13 +154,7 @@ def _asked(row: AnswerRow, choice: int | None) -> Asked:
 
 
 def changed(before: Path, after: Path, album: Album) -> list[Asked]:
-    """The questions that two runs answered, as AFTER's pictures show them; fixed and broken first.
-
-    Args:
-        before: a run folder.
-        after: a run folder with the same questions.
-        album: of AFTER's folder.
-    """
+    """The questions that two runs answered, by AFTER's pictures; fixed and broken ones first."""
     earlier, found = answers_of(before), list[Asked]()
     for name, row in answers_of(after).items():
         old = earlier.get(name)

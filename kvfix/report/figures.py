@@ -44,12 +44,8 @@ SHORT = {"reference": "ref.", "vision": "vision", "projector": "proj."}
 def layer_curves(run: dict[str, Any], folder: Path) -> list[Path]:
     """A panel a (task, dataset): score against stage, with intervals, controls, chance and ceiling.
 
-    Args:
-        run: A run in the format of run.json.
-        folder: Where `layer_curves.svg` and `layer_curves.png` are written; made if missing.
-
-    Returns:
-        The two files, SVG first; none for a run without results.
+    Writes `layer_curves.svg` and `.png` into a folder, made if missing; none for a run without
+    results.
     """
     shown = headline_panels(run)
     if not shown:
@@ -76,12 +72,7 @@ def layer_curves(run: dict[str, Any], folder: Path) -> list[Path]:
 def head_maps(run: dict[str, Any], folder: Path) -> list[Path]:
     """A heat map a (task, dataset, site) of the score by layer and KV head.
 
-    Args:
-        run: A run in the format of run.json.
-        folder: Where `head_maps.svg` and `head_maps.png` are written; made if missing.
-
-    Returns:
-        The two files, SVG first; none for a run without scores of single heads.
+    Writes `head_maps.svg` and `.png` likewise; none for a run without scores of single heads.
     """
     import numpy as np
 

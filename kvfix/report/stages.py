@@ -229,12 +229,7 @@ def _score(row: dict[str, Any]) -> Score:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The run of a folder with its texts cleaned.
-
-    Raises:
-        FileNotFoundError: There is no run.json in the folder.
-        ValueError: The file is not a run with results; the message says what was found.
-    """
+    """The run of a folder with its texts cleaned; a ValueError says why it is none."""
     from kvfix.runs.resume import read_run
 
     file = Path(folder) / "run.json"

@@ -55,8 +55,18 @@ class WithoutReadoutRow:
     kind: ClassVar[str] = "without_readout"
 
 
+class _Numbers:
+    """What is measured of a unit, by name."""
+
+    more: Mapping[str, Any]
+
+    def number(self, name: str) -> Any:
+        """A field, or one of the further numbers."""
+        return self.more[name] if name in self.more else getattr(self, name)
+
+
 @dataclass(frozen=True)
-class ProbeRow:
+class ProbeRow(_Numbers):
     """The score of a unit at a site; without a site where the prediction was made elsewhere."""
 
     id: str
@@ -72,19 +82,15 @@ class ProbeRow:
     ceiling: float | None = None
     control: str | None = None  # the control that it was measured under; None for the model itself
     category: str | None = None
-    # further numbers of this unit and site, by name.
+    # Further numbers of this unit and site, by name.
     more: Mapping[str, Any] = field(default_factory=dict)
     rows: int | None = None  # how many lines the unit has in its file; None before it is written
     kind: ClassVar[str] = "probe"
     subtask: ClassVar[str | None] = None
 
-    def number(self, name: str) -> Any:
-        """A field, or one of the further numbers."""
-        return self.more[name] if name in self.more else getattr(self, name)
-
 
 @dataclass(frozen=True)
-class ReadoutRow:
+class ReadoutRow(_Numbers):
     """The option that a readout takes at a site; `score` says whether it is right."""
 
     id: str
@@ -101,16 +107,12 @@ class ReadoutRow:
     chance: float | None = None
     ceiling: float | None = None
     control: str | None = None
-    # what a trained readout learned from; None for one without training.
+    # What a trained readout learned from; None for one without training.
     training: Mapping[str, Any] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     rows: int | None = None
     kind: ClassVar[str] = "readout"
     category: ClassVar[str | None] = None
-
-    def number(self, name: str) -> Any:
-        """A field, or one of the further numbers."""
-        return self.more[name] if name in self.more else getattr(self, name)
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,13 @@ class AnswerRow:
     control: str | None = None
     logprob_correct: int | None = None
     logprob_letter: str | None = None
-    # nats for each option: of the whole answer, of its mean token if `per_token`.
+    # Nats for each option: of the whole answer, of its mean token if `per_token`.
     logprobs: tuple[float, ...] | None = None
     per_token: bool | None = None
     text: str | None = None
     question: str | None = None
     options: tuple[str, ...] | None = None
-    # a name for each image, see `kvfix.eval.mcq.answer.image_names`.
+    # A name for each image, see `kvfix.eval.mcq.answer.image_names`.
     images: tuple[str, ...] | None = None
     missing: bool | None = None  # of predictions made elsewhere: there is none
     more: Mapping[str, Any] = field(default_factory=dict)

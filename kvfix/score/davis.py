@@ -110,8 +110,8 @@ def truths(folder: Path, rules: Mapping[str, Any]) -> Truths[Masks]:
 def rows(job: _Job, name: str, truth: Masks) -> Iterator[ProbeRow]:
     """A row for each object of the truth's first frame, as the official means are over objects.
 
-    255 in the truth is background. An object that the results lack scores as an empty mask, one
-    beyond those of the first frame is an error.
+    255 in the truth is background. An object that the results lack is an empty mask, one beyond
+    those of the first frame an error.
     """
     mine, counted = job.predictions.counted(truth)
     read = _one_object if job.units.dataset == "davis2016" else _objects

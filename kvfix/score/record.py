@@ -112,29 +112,29 @@ class Benchmark(Generic[T, P]):
     """How a benchmark is scored."""
 
     title: str  # of its table
-    # its reader: the folder or file and the rules -> units and their truths.
+    # Its reader: the folder or file and the rules -> units and their truths.
     truths: Callable[[Path, Mapping[str, Any]], Truths[T]]
-    # its prediction reader: the folder or file and the truths -> predictions.
+    # Its prediction reader: the folder or file and the truths -> predictions.
     predictions: Callable[[Path, Truths[T]], P]
-    # a unit's id and truth -> its rows; those that are written carry `metric`.
+    # A unit's id and truth -> its rows; those that are written carry `metric`.
     rows: Callable[[Scoring[T, P], str, T], Iterable[Row]]
-    # the rows -> its figures, the headline first.
+    # The rows -> its figures, the headline first.
     results: Callable[[Scoring[T, P]], Iterable[Result]]
-    # the rows and the results -> further entries of the record.
+    # The rows and the results -> further entries of the record.
     details: Callable[[Scoring[T, P], list[Result]], dict[str, Any]] = _nothing
-    # what else the reader must know, a sentence each.
+    # What else the reader must know, a sentence each.
     notes: Callable[[Scoring[T, P]], Iterable[str]] = _nothing
     metric: str | None = None  # of the rows that are written; the others only serve the figures
     recorded: tuple[str, ...] = ()  # names of rules that decide a score and are recorded
     protocol: int | str = SCORE_PROTOCOL  # version of the rules, or their name
-    # entry of the record -> the sentence in front of the ids in it.
+    # Entry of the record -> the sentence in front of the ids in it.
     oddities: Mapping[str, str] = field(
         default_factory=lambda: {
             "missing": "no prediction, counted as empty",
             "unknown": "predictions of no unit of this data, left out",
         }
     )
-    # the error where more than 5 % of the predictions are missing.
+    # The error where more than 5 % of the predictions are missing.
     lacking: str = (
         "expected at least 95 % of {n} predictions, found {found}; the others count as empty ones"
     )

@@ -36,13 +36,10 @@ class _Profile(NamedTuple):
 def extract(
     text: str | None, profile: str = "kvfix", *, options: Sequence[str] | None = None
 ) -> Letter:
-    """The letter of the option that an answer chooses, or UNPARSED.
+    """The letter of the option that an answer, None for nothing, chooses by a profile, or UNPARSED.
 
-    Args:
-        text: what the model wrote; None chooses nothing.
-        profile: one of `PROFILES`.
-        options: texts of the question's options in order, at most ten; None where they are not
-            known: then five letters are possible, and no rule that matches texts applies.
+    Texts of at most ten options are in order; None where they are not known: then five letters are
+    possible, and no rule that matches texts applies.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, found {profile!r}")

@@ -46,7 +46,7 @@ class Effects:
 
     metric: str  # of the scores
     unit: str  # what a unit is
-    # condition -> one number a unit.
+    # Condition -> one number a unit.
     scores: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in CONDITIONS})
     clusters: list[str] = field(default_factory=list)  # one label a unit
     skipped: int = 0  # units of another grid than the keys', which no condition scores

@@ -109,16 +109,9 @@ def make_plan(
 ) -> Plan:
     """Plan a repair; no weights are read and no tensor of the model is made.
 
-    Args:
-        config: Hugging Face config.
-        options: What is planned.
-        name: Of the model, for messages.
-        processor: Its processor, for its pixel limits and crops; None if there is none.
-        stored: Bytes of a quantised checkpoint's tensors; None: as its config describes them.
-
-    Raises:
-        ValueError: A model kvfix does not know, a part without modules, sizes that do not fit, or
-            a quantised checkpoint that cannot be trained.
+    `name` is for messages; a processor gives pixel limits and crops; `stored` are the bytes of a
+    quantised checkpoint's tensors, None as its config describes them. What kvfix does not know,
+    what does not fit, and a quantised checkpoint that cannot be trained are ValueErrors.
     """
     dtype = options.dtype or config.dtype or torch.float32
     already = quantised(config)
@@ -194,12 +187,7 @@ class PlanRequest:
 
 
 def plan(options: PlanRequest) -> Plan:
-    """Read the config (and the processor, where there is one) and plan.
-
-    Raises:
-        FileNotFoundError: No such model.
-        ValueError: One that kvfix does not know, or options that do not fit it.
-    """
+    """Read the config (and the processor, where there is one) and plan."""
     from transformers import AutoConfig
 
     name = options.model or str(nano_dir())

@@ -49,11 +49,7 @@ def weight_bytes(mlm: Mlm) -> WeightBytes:
 def as_stored(
     already: Quantised, mlm: Mlm, bare: WeightBytes, stored: int | None, *, name: str
 ) -> WeightBytes:
-    """Of a checkpoint that is quantised on disk.
-
-    Raises:
-        ValueError: It cannot be trained; the message says how much it takes to read it.
-    """
+    """Of a checkpoint that is quantised on disk; one that cannot be trained is refused."""
     if stored is None and already.bits is not None:
         stored = estimated_bytes(already, mlm.base, nf4_bytes)
     size = "" if stored is None else f"; its weights take {stored / 2**30:.2f} GiB"
@@ -71,11 +67,7 @@ def nf4_bytes(numel: int) -> int:
 
 
 def lay_out(mlm: Mlm, sizes: Any, limits: PixelLimits) -> list[Layout]:
-    """Layouts of one sample's images from their sizes alone.
-
-    Raises:
-        ValueError: Pixel limits for a family that has none, or a processor that is needed.
-    """
+    """Layouts of one sample's images from their sizes alone."""
     grids = grids_of(mlm, sizes, limits)
     return mlm.family.layouts(LayoutRequest(list(sizes), mlm.config, mlm.processor, grids))
 

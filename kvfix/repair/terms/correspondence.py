@@ -27,12 +27,9 @@ def correspondence_nce(
 ) -> Mean:
     """InfoNCE between matched points of two images, nats a point.
 
-    Args:
-        source_SKC: Unit features of one image at its points, over the temperature.
-        target_SKC: Unit features of the other image at the matching points: the positives.
-        cells_SNC: Unit features of all cells of the other image: the negatives.
-        near_KN: Bool, cells that a positive is interpolated from; they are not its negatives.
-        valid_K: Bool, points seen in both images.
+    Features are of unit length, those of the source over the temperature. The positives are the
+    target at the matching points, the negatives all of its cells but those (`near_KN`) that a
+    positive is interpolated from; points count that are seen in both images.
     """
     source_SKC, target_SKC = source_SKC.float(), target_SKC.float()
     positive_SK = (source_SKC * target_SKC).sum(-1)

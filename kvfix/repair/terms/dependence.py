@@ -21,12 +21,10 @@ from kvfix.repair.terms.term import Head, LayerTerm, Needs, _given
 def input_dependence(k_IMD: Tensor, *, earlier_JMD: Tensor | None = None) -> Tensor:
     """Differentiable r of each key, float32, 1 and more where keys share nothing.
 
-    Args:
-        k_IMD: Pre-RoPE keys of images, the bias of `k_proj` subtracted; M may be any dimensions.
-        earlier_JMD: Of J other images, of the same weights, without a graph; None needs I >= 2.
-
-    The gradient is scaled by all images over those of this micro-batch: micro-batches that each
-    give theirs come, in the mean, to that of one batch.
+    Keys are pre-RoPE, the bias of `k_proj` subtracted; M may be any dimensions. Earlier ones are of
+    J other images, of the same weights, without a graph; None needs I >= 2. The gradient is scaled
+    by all images over those of this micro-batch: micro-batches that each give theirs come, in the
+    mean, to that of one batch.
     """
     all_NMD = k_IMD.float()
     if earlier_JMD is not None:

@@ -27,14 +27,9 @@ def distil_choice(
 ) -> Mean:
     """KL from a readout's answer to the language model's, nats a question (Hinton et al. 2015).
 
-    The readout teaches: no gradient goes through its scores.
-
-    Args:
-        letters_QO: The language model's logits of the option letters at the answer's position.
-        scores_QO: The readout's score of each option (higher is better).
-        options_QO: Bool, options that exist.
-        use_Q: Weight of each question, 0 for one without a readout.
-        temperature: Divides the scores; the smaller, the surer the teacher. (0, inf)
+    The readout teaches: no gradient goes through its scores, which the temperature divides (the
+    smaller, the surer). `letters_QO` are the language model's logits of the option letters at the
+    answer's position, `options_QO` the options that exist, `use_Q` the weight of each question.
     """
     missing = ~options_QO.to(letters_QO.device)
     least = torch.finfo(torch.float32).min  # -inf would make 0 * inf of a missing option

@@ -20,11 +20,8 @@ from kvfix.repair.terms.term import Head, LayerTerm
 def mask_bce(logits_SN: Tensor, share_N: Tensor, valid_N: Tensor, counts: Sequence[int]) -> Mean:
     """Binary cross-entropy of foreground logits with soft labels, nats a cell.
 
-    Args:
-        logits_SN: Of a head on values.
-        share_N: In [0, 1]: foreground share of each cell's area.
-        valid_N: In [0, 1]: how much of each cell counts (inside the image and not void).
-        counts: Cells of each image; one without any is left out.
+    Of each cell, `share_N` in [0, 1] is foreground and `valid_N` counts (inside the image and not
+    void). `counts` are the cells of each image; one without a valid one is left out.
     """
     target_SN = share_N.to(logits_SN.device, torch.float32).expand_as(logits_SN)
     bce_SN = F.binary_cross_entropy_with_logits(logits_SN.float(), target_SN, reduction="none")

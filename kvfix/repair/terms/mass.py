@@ -28,23 +28,13 @@ def attention_mass(
     scale: float,
     chunk: int = 32,
 ) -> Tensor:
-    """Attention that each text query of one sample gives to the chosen keys, in one layer.
+    """Attention, mass_QT in [0, 1] float32, of each text query to the chosen keys of one layer.
 
     Only [queries of a chunk, all keys] is alive at a time, and no full [L, L] matrix ever; chunks
     are computed again in backward, unless all of them together are small. Query head h reads KV
-    head h // (Q / H).
-
-    Args:
-        q_TQD: Queries, post-RoPE.
-        k_LHD: Keys of the whole sequence, post-RoPE.
-        at_T: Positions of the queries; keys after a query do not exist for it.
-        real_L: Bool, positions that are not padding.
-        chosen_HL: Bool, keys whose share is asked for; on any device.
-        scale: What the layer multiplies its logits with (`self_attn.scaling`).
-        chunk: Queries at a time.
-
-    Returns:
-        mass_QT in [0, 1], float32: sum of the softmax weights of chosen keys.
+    head h // (Q / H). Queries and the keys of the whole sequence are post-RoPE; keys after a query,
+    at its position `at_T`, do not exist for it, nor does padding; `scale` is what the layer
+    multiplies its logits with (`self_attn.scaling`).
     """
     heads, group, device = len(chosen_HL), q_TQD.shape[1] // len(chosen_HL), q_TQD.device
     with_K = chosen_HL.any(-1).nonzero().flatten()

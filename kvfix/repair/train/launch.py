@@ -132,7 +132,7 @@ def set_rank_variables(launch: Launch) -> None:
 
 
 def run_to_its_end(words: Sequence[str], *, launched: bool) -> int:
-    """Run a training, also past Ctrl-C or SIGTERM, at which it saves; its exit code.
+    """Run a training, past Ctrl-C or SIGTERM, at which it saves; the exit code.
 
     `launched`: by the DeepSpeed runner, which would end and leave its launcher, a child, working.
     """

@@ -18,10 +18,7 @@ _FRESH = 60.0  # seconds in which a rank may have made one that nobody has mappe
 
 
 def sweep(folder: Path = SHARED, processes: Path = Path("/proc")) -> int:
-    """Remove what ended trainings of this user left, and tell how many bytes that frees.
-
-    What some process has mapped stays.
-    """
+    """Remove what ended trainings of this user left and nobody has mapped; the bytes that frees."""
     mine, old = os.getuid(), time.time() - _FRESH
     left = {}
     for file in folder.glob(f"{_NAME}{mine}_*"):

@@ -62,10 +62,7 @@ def in_run_folder(name: str) -> Callable[[Callable[[Training], None]], Callable[
 class Training(AbstractContextManager):
     """One rank's part in it; inside the `with` block no other process can train in the folder.
 
-    Attributes:
-        launch: How this rank was started.
-        out: Run folder.
-        done: Nothing is left to do, since an earlier start took the last step.
+    `done`: nothing is left to do, since an earlier start took the last step.
     """
 
     def __init__(self, recipe: Recipe, name: str, *, command: Sequence[str]):

@@ -44,17 +44,10 @@ def draw_gallery(
     *,
     tick: Callable[[str], None] = lambda task: None,
 ) -> Gallery:
-    """Score the first units again at one site and draw what it predicts.
+    """Score the first units again, each task at its best site, and draw what is predicted.
 
-    Args:
-        unit_sets: as measured.
-        source: the model.
-        sites: (task, dataset) -> the best site.
-        folder: the run folder; pictures go to `figures/overlays/`.
-        tick: called after each task.
-
-    Returns:
-        One entry per picture, for `run.json`, and why there is none of a unit.
+    Pictures go to `figures/overlays/` of the run folder; there is one entry per picture, for
+    `run.json`, and why there is none of a unit.
     """
     gallery = Gallery([], {})
     for units in unit_sets:

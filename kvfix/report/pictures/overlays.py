@@ -40,15 +40,9 @@ def mask_overlay(
 ) -> Image.Image:
     """The predicted mask as an edged tint, the true one as a white outline, void pixels grey.
 
-    Args:
-        image: RGB.
-        predicted: bool (height, width) of the image.
-        truth: uint8 (height, width), 0 ground, 255 void, anything else the object.
-        min_side: The short side is enlarged to at least this, in pixels.
-        max_side: A long side above this is reduced to it, unless `min_side` asks for more.
-
-    Raises:
-        ValueError: A mask does not have the image's size.
+    Masks are (height, width) of the image; in the truth 0 is ground, 255 void, anything else the
+    object. The short side is enlarged to at least `min_side` pixels; a long side above `max_side`
+    is reduced to it, unless `min_side` asks for more.
     """
     _check(image, predicted, "predicted")
     _check(image, truth, "truth")
@@ -70,20 +64,8 @@ def match_overlay(
     """Source and target side by side, a line from each point to where the probe found it.
 
     A right match is a green line that ends in a disc. A wrong one is a red line that ends in a
-    cross, and a thin line goes on to the ring where the point really is.
-
-    Args:
-        source: RGB.
-        target: RGB.
-        source_xy: float (K, 2), original pixels of the source.
-        predicted_xy: float (K, 2), original pixels of the target.
-        truth_xy: float (K, 2), the same.
-        correct: bool (K,).
-        min_side: As in `mask_overlay`.
-        max_side: As in `mask_overlay`.
-
-    Raises:
-        ValueError: The arrays do not agree on K.
+    cross, and a thin line goes on to the ring where the point really is. Points are float (K, 2) in
+    original pixels, `correct` is bool (K,); the sides are those of `mask_overlay`.
     """
     shapes = [np.shape(a) for a in (source_xy, predicted_xy, truth_xy, correct)]
     k = len(correct)
@@ -115,18 +97,11 @@ def clip_overlay(
     min_side: int = 160,
     max_side: int = 320,
 ) -> Image.Image:
-    """A strip of frames, evenly spaced from the first to the last, one tint an object.
+    """A strip of `shown` frames, evenly spaced from the first to the last, one tint an object.
 
-    Args:
-        frames: RGB; only the shown ones are read.
-        predicted: As many uint8 (height, width), 0 ground, 1..n objects, 255 void.
-        truth: The same, drawn as outlines; None for none.
-        shown: Frames in the strip.
-        min_side: As in `mask_overlay`, for one frame.
-        max_side: As in `mask_overlay`, for one frame.
-
-    Raises:
-        ValueError: There is no frame, the sequences differ in length or a mask in size.
+    Frames are RGB, of which only the shown ones are read; masks are uint8 (height, width), 0
+    ground, 1..n objects, 255 void, the true ones drawn as outlines. The sides are those of
+    `mask_overlay`, for one frame.
     """
     count = len(frames)
     if count == 0 or len(predicted) != count or (truth is not None and len(truth) != count):
@@ -147,14 +122,7 @@ def clip_overlay(
 def heat_overlay(
     image: Image.Image, share_HW: np.ndarray, *, min_side: int = 320, max_side: int = 640
 ) -> Image.Image:
-    """Shares on a grid of cells that spans the whole image, as colours over its grey version.
-
-    Args:
-        image: RGB.
-        share_HW: In [0, 1], one a cell; 0 is dark blue, 1 yellow (cividis).
-        min_side: See `mask_overlay`.
-        max_side: See `mask_overlay`.
-    """
+    """Shares in [0, 1] on a grid that spans the whole image, dark blue to yellow, over its grey."""
     from matplotlib import colormaps
 
     scaled = _scaled(image, min_side, max_side).image
