@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping
@@ -15,11 +16,8 @@ from typing import Any
 import torch
 
 import kvfix
-from kvfix.data.training.examples import Examples
-from kvfix.repair.lora import LoraReport
-from kvfix.repair.module import Repair
 from kvfix.repair.train.saves import TRAINED_FILES
-from kvfix.repair.train.starts import RECORD, Going, hashes
+from kvfix.repair.train.starts import RECORD, Work, hashes
 from kvfix.runs.atomic import write_text
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")
@@ -27,25 +25,17 @@ CARD = "README.md"
 HEADING = "## Before and after"
 
 
-def begin_record(
-    before: Mapping[str, Any],
-    repair: Repair,
-    report: LoraReport,
-    examples: Examples,
-    *,
-    command: str,
-    world: int,
-    step: int,
-) -> dict[str, Any]:
-    """What is known where the steps begin; the starts `before` this one stay in it."""
-    mlm, keys = repair.mlm, repair.keys
+def begin_record(work: Work) -> dict[str, Any]:
+    """What is known where the steps begin; the starts before this one stay in it."""
+    mlm, keys = work.repair.mlm, work.repair.keys
+    examples, report = work.examples, work.report
     start = {
-        "command": command,
+        "command": shlex.join(work.command),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "from_step": step,
+        "from_step": work.going.step,
         "ended": None,
         "seconds": None,
-        "ranks": world,
+        "ranks": work.launch.world,
         "versions": {name: version(name) for name in PACKAGES} | {"kvfix": kvfix.__version__},
         "python": platform.python_version(),
         "git": _git(),
@@ -54,7 +44,7 @@ def begin_record(
         "host": platform.node(),
         "pid": os.getpid(),
     }
-    starts = [*before.get("starts", ()), start]
+    starts = [*work.going.record.get("starts", ()), start]
     return {
         "kind": "training",
         "complete": False,
@@ -104,8 +94,9 @@ def moved_versions(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def told(going: Going, recipe: Any, record: Mapping[str, Any]) -> list[str]:
+def told(work: Work, record: Mapping[str, Any]) -> list[str]:
     """What whoever goes on with a run must know, in words."""
+    going, recipe = work.going, work.recipe
     if going.last is None:
         return []
     lines = [f"going on after step {going.step}, from {going.last}"]

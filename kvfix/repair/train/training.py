@@ -141,40 +141,24 @@ class Training(AbstractContextManager):
         identity = Identity(self._known(examples), repair.mlm)
         if going.last is not None and self._main:
             check_same(out, going.fingerprint, identity.fields())
-        record = begin_record(
-            going.record,
-            repair,
-            report,
-            examples,
-            command=self._line,
-            world=self.launch.world,
-            step=going.step,
+        work = Work(
+            *(recipe, self.launch, repair, report, examples, out),
+            *(going, monitor, identity, self.command),
         )
+        record = begin_record(work)
 
         def begin() -> None:
             if self._main:
                 remove_leftovers(out, command=self._line)
                 write_record(out, record)
                 write_text(out / CONFIG, dump_config(recipe))
-                self.tell(told(going, recipe, record))
+                self.tell(told(work, record))
                 monitor.begin(None if going.last is None else going.step)
 
         def end(how: str, seconds: float) -> None:
             if self._main:
                 write_record(out, end_record(record, how=how, seconds=seconds))
 
-        work = Work(
-            recipe,
-            self.launch,
-            repair,
-            report,
-            examples,
-            out,
-            going,
-            monitor,
-            identity,
-            self.command,
-        )
         ended = run_steps(work, begin=begin, end=end)
         if ended.step >= recipe.steps and self._main:
             record = end_record(record, how="finished", seconds=ended.seconds)
