@@ -30,7 +30,7 @@ def clips_fingerprint(mlm: Mlm, clips: Clips) -> dict[str, Any]:
     """What of the reading of clips moves a score; nothing where they are read frame by frame."""
     if clips == "frames":
         return {}
-    check_takes_videos(mlm.family)
+    check_takes_videos(mlm.family, mlm.processor)
     return {"clips": {"read_as": clips, **video_settings(mlm.processor)}}
 
 
@@ -92,7 +92,7 @@ class MlmSource:
         clips: Clips = "frames",
     ):
         if clips == "video":
-            check_takes_videos(mlm.family)
+            check_takes_videos(mlm.family, mlm.processor)
         self.clips = clips
         self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
         self.prefix, self.around = prefix, around

@@ -62,7 +62,7 @@ def encode(
 ) -> Encoded:
     """Render, tokenise and lay out a batch; see `Mlm.encode`."""
     check_prompts(prompts, processor=processor, padding_side=padding_side)
-    videos = clips.are_videos(prompts, family)
+    videos = clips.are_videos(prompts, family, processor)
     conversations = [_conversation(prompt) for prompt in prompts]
     batch = processor.apply_chat_template(
         conversations,

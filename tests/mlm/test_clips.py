@@ -161,6 +161,15 @@ def test_frames_of_a_step_share_their_features_and_others_do_not(model: Mlm) -> 
     assert not torch.allclose(apart[0], apart[1])
 
 
+def test_a_diagnosis_draws_a_clip_however_it_is_read(checkpoint, tmp_path: Path) -> None:
+    only = ("--only", "flow", "--task", "temporal_correspondence", "--limit", 1, "--no-control")
+    for clips in ("frames", "video"):
+        words = ("--model", checkpoint("qwen2_vl"), *only, "--clips", clips)
+        ended = call("diagnose", *words, "--out", tmp_path / clips)
+        assert ended.code == 0 and "not drawn" not in ended.err, ended.err
+        assert json.loads((tmp_path / clips / "run.json").read_text())["overlays"]
+
+
 def test_the_command_reads_clips_as_videos_and_says_so(checkpoint, tmp_path: Path) -> None:
     asked = ("--task", "temporal_correspondence", "--limit", 1, "--clips", "video")
     run = tmp_path / "run"
@@ -188,3 +197,7 @@ def test_what_is_no_clip(model: Mlm, load) -> None:
             model.encode(prompts)
     with pytest.raises(ValueError, match="found gemma3; read its clips frame by frame"):
         MlmSource(load("gemma3"), clips="video")
+    bare = load("qwen2_vl")
+    bare.processor.chat_template = bare.processor.chat_template.replace("<|video_pad|>", "")
+    with pytest.raises(ValueError, match=r"puts '<\|video_pad\|>' for a part of the form"):
+        MlmSource(bare, clips="video")

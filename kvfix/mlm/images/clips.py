@@ -15,21 +15,31 @@ from kvfix.mlm.images.layouts import LayoutRequest
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.prompt import Prompt
 
-_SETTINGS = ("size", "do_resize", "resample", "image_mean", "image_std", "patch_size", "merge_size")
-_SETTINGS += ("temporal_patch_size", "cap_pixels_per_frame", "max_video_tokens")
+_SETTINGS = (
+    *("size", "do_resize", "resample", "image_mean", "image_std", "patch_size", "merge_size"),
+    *("temporal_patch_size", "cap_pixels_per_frame", "max_video_tokens"),
+)
 
 
-def check_takes_videos(family: Family) -> None:
-    """Refuse a family whose videos kvfix has no map of."""
+def check_takes_videos(family: Family, processor: Any) -> None:
+    """Refuse a family whose videos kvfix has no map of, and a template that knows no videos."""
     if not family.videos:
         known = ", ".join(name for name, row in FAMILIES.items() if row.videos)
         raise ValueError(
             f"expected a family whose videos kvfix maps ({known}), found {family.model_type}; "
             "read its clips frame by frame (--clips frames)"
         )
+    parts = [{"type": "video"}, {"type": "text", "text": "x"}]
+    rendered = processor.apply_chat_template([{"role": "user", "content": parts}])
+    if processor.video_token not in rendered:
+        raise ValueError(
+            f"expected a chat template that puts {processor.video_token!r} for a part of the form "
+            '{"type": "video"}, found one that puts none; read the clips frame by frame (--clips '
+            "frames)"
+        )
 
 
-def are_videos(prompts: Sequence[Prompt], family: Family) -> bool:
+def are_videos(prompts: Sequence[Prompt], family: Family, processor: Any) -> bool:
     """Whether these prompts hold videos.
 
     Raises:
@@ -39,7 +49,7 @@ def are_videos(prompts: Sequence[Prompt], family: Family) -> bool:
     videos = [prompt for prompt in prompts if prompt.fps is not None]
     if not videos:
         return False
-    check_takes_videos(family)
+    check_takes_videos(family, processor)
     if len(videos) < len(prompts):
         raise ValueError(
             f"expected prompts of videos or of images, found {len(videos)} of {len(prompts)} with "

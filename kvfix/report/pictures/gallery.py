@@ -103,6 +103,9 @@ class _Kept:
     def views(self, images: Sequence[Image.Image]) -> Iterator[View]:
         yield from self._once(lambda: list(self.source.views(images)))
 
+    def clip(self, frames: Sequence[Image.Image], *, fps: float) -> Iterator[View]:
+        yield from self._once(lambda: list(self.source.clip(frames, fps=fps)))
+
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         return self._once(lambda: self.source.spoken(image, text))
 
