@@ -19,7 +19,7 @@ from kvfix.eval.source import Clips
 from kvfix.findings import Finding
 from kvfix.launchers import local_rank, local_ranks
 from kvfix.mlm.load import Mlm, load_mlm
-from kvfix.ranks import ranks
+from kvfix.ranks import is_first, ranks
 from kvfix.runs.fingerprint import model_fingerprint
 from kvfix.runs.rows import Result
 from kvfix.shipped import nano_dir
@@ -83,6 +83,7 @@ class ModelOptions:
                 quant=self.quant,
                 attn=self.attn,
                 processor=self.processor,
+                recorded=is_first(),
             )
         for text in mlm.warnings:
             note(text)

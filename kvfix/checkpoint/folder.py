@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -36,11 +38,27 @@ class Weights:
 
     def sha256(self) -> str:
         """Hash of the files one after the other; of config and seed for random weights."""
-        return self._sha256
+        return self._hash.result()
+
+    def begin_hashing(self) -> None:
+        """Hash beside what comes next: that takes half a minute for 16 GB."""
+        _ = self._hash
 
     @cached_property
-    def _sha256(self) -> str:
-        """Hashed once: that takes half a minute for 16 GB."""
+    def _hash(self) -> Future[str]:
+        """Made once, by a thread that no process waits for at its end."""
+        made: Future[str] = Future()
+
+        def make() -> None:
+            try:
+                made.set_result(self._hashed())
+            except BaseException as error:  # for whoever asks
+                made.set_exception(error)
+
+        Thread(target=make, daemon=True).start()
+        return made
+
+    def _hashed(self) -> str:
         if self.seed is not None:
             text = f"random weights {self.seed}\n{json.dumps(self.config, sort_keys=True)}"
             return hashlib.sha256(text.encode()).hexdigest()

@@ -181,6 +181,7 @@ def load_mlm(
     quant: str | None = None,
     attn: str | None = None,
     random_weights: int | None = None,
+    recorded: bool = False,
 ) -> Mlm:
     """Load a model of a known family; nothing but safetensors and JSON is read from its folder.
 
@@ -199,12 +200,15 @@ def load_mlm(
         attn: "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
         random_weights: A seed: the same architecture, freshly initialised, weights not read (a
             control).
+        recorded: Begin to hash the weights beside the loading, for a record that names them.
 
     What does not fit, in files or options, is a ValueError or a FileNotFoundError.
     """
     _check_options(quant, random_weights, adapter)
     found = None if adapter is None else adapters.find(str(adapter))
     weights = checkpoint.find(str(id_or_dir), weights=random_weights is None, seed=random_weights)
+    if recorded:
+        weights.begin_hashing()
     where = str(weights.folder / "config.json")
     family = family_of(weights.config.get("model_type"), where=where)
     config = checkpoint.load_config(weights.folder)

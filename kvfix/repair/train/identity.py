@@ -93,6 +93,11 @@ class Identity:
             self._read = pool.submit(model_fields, mlm)
             pool.shutdown(wait=False)
 
+    @property
+    def ready(self) -> bool:
+        """Whether all has been read."""
+        return self._read.done()
+
     def fields(self) -> dict[str, Any]:
         """All of it; waits for what is still being read."""
         return self._known | self._read.result()

@@ -162,6 +162,8 @@ class Training(AbstractContextManager):
         ended = run_steps(work, begin=begin, end=end)
         if ended.step >= recipe.steps and self._main:
             record = end_record(record, how="finished", seconds=ended.seconds)
+            if not identity.ready:
+                self.tell(["hashing the base model's weights for the record ..."])
             finish(recipe, out, record, identity.fields())
             self.tell([f"wrote {out}"])
 
