@@ -42,6 +42,9 @@ def scaled_window(grid_hw: tuple[int, int]) -> Window:
 class Propagator:
     """Streams a clip: holds the features and soft labels of the first and the last frames only.
 
+    Features are held in the model's own number format, and made float32 and of length 1 for a few
+    sites at a time: of a 7B model all layers of eight frames would else take 22 GB.
+
     Labels sum to 1 over L; `window` is the cells a patch may look, None ``scaled_window``; `n_last`
     is how many past predictions stand in the context beside the first frame, of whose patches
     `top_k` count; `temperature` is of the cosine.
@@ -63,7 +66,7 @@ class Propagator:
         self.window = scaled_window((rows, cols)) if window is None else window
         self.top_k, self.temperature = top_k, temperature
         labels = labels_LHW.to(first_SHWC.device, torch.float32)
-        self._first = (_unit(first_SHWC), labels.expand(n_sites, *labels.shape))
+        self._first = (_held(first_SHWC), labels.expand(n_sites, *labels.shape))
         self._last: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=n_last)
 
     def step(self, f_SHWC: torch.Tensor) -> torch.Tensor:
@@ -73,11 +76,13 @@ class Propagator:
                 f"all frames of a clip need one grid: first {tuple(self._first[0].shape)}, now "
                 f"{tuple(f_SHWC.shape)}"
             )
-        target = _unit(f_SHWC)
+        target = _held(f_SHWC)
         context = [self._first, *self._last]
-        sources = torch.stack([c[0] for c in context], dim=1)  # (S, T, H, W, C)
-        labels = torch.stack([c[1] for c in context], dim=1)  # (S, T, L, H, W)
-        soft = self._propagate(target, sources, labels)
+        soft = torch.empty_like(self._first[1], memory_format=torch.contiguous_format)
+        for part in site_chunks(len(target), len(context) * target[0].numel()):
+            sources = torch.stack([_unit(f[part]) for f, _ in context], dim=1)  # (s, T, H, W, C)
+            labels = torch.stack([label[part] for _, label in context], dim=1)  # (s, T, L, H, W)
+            soft[part] = self._propagate(_unit(target[part]), sources, labels)
         self._last.append((target, soft))
         return soft
 
@@ -127,7 +132,15 @@ class Propagator:
         return torch.bmm(by_patch, affinity.mT).unflatten(2, (height, cols))
 
 
+def _held(f_SHWC: torch.Tensor) -> torch.Tensor:
+    """Features to hold: of length 1 already where that takes no more room."""
+    return functional.normalize(f_SHWC, dim=-1) if f_SHWC.dtype == torch.float32 else f_SHWC
+
+
 def _unit(f_SHWC: torch.Tensor) -> torch.Tensor:
+    """Held features as float32, of length 1."""
+    if f_SHWC.dtype == torch.float32:
+        return f_SHWC
     return functional.normalize(f_SHWC.float(), dim=-1)
 
 
