@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_gpu import on_gpu, pretend_gpu
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from pretend_gpu import on_gpu, pretend_gpu, put
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
@@ -41,6 +42,34 @@ def test_every_measurement_runs_on_a_gpu(
     assert there.keys() == alone.keys()
     for what, scores in alone.items():
         assert there[what] == pytest.approx(scores, abs=1e-3), what
+
+
+def test_a_model_spread_over_two_devices_is_measured_alike(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As `--device auto` spreads it, by accelerate's hooks."""
+    model = str(checkpoint("llava_onevision"))
+    [units] = load_units(("scenes",), tasks=(MCQ,), limit=QUESTIONS, questions=True)
+
+    def logprobs(mlm: Mlm, folder: Path) -> dict[str, Any]:
+        rows = list(run_answers(units, mlm, McqProtocol(), folder).rows)
+        read = run_readouts(units, MlmSource(mlm, kinds=KINDS, position=False), folder)
+        choices = [row.choice for run in read for row in run.rows]
+        return {"logprobs": [p for row in rows for p in row.logprobs], "choices": choices}
+
+    def spread() -> dict[str, Any]:
+        with pretend_gpu():
+            mlm = load_mlm(model, device="cpu")
+            layers = mlm.lm.layers
+            for part in (mlm.vision, mlm.projector, mlm.lm.embed_tokens, layers[0]):
+                add_hook_to_module(part, AlignDevicesHook("cpu"), append=True)
+            for part in (*layers[1:], mlm.lm.norm, mlm.base.lm_head):
+                add_hook_to_module(put(part), AlignDevicesHook("pretend:0"), append=True)
+            return logprobs(mlm, tmp_path / "spread")
+
+    there, alone = _in_child(spread), logprobs(load_mlm(model, device="cpu"), tmp_path / "alone")
+    assert there["choices"] == alone["choices"] and alone["choices"]
+    assert there["logprobs"] == pytest.approx(alone["logprobs"], abs=1e-5)
 
 
 def test_what_a_gpu_refuses_is_refused() -> None:
