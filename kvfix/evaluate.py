@@ -54,12 +54,7 @@ class Options(ModelOptions):
 def evaluate(options: Options, *, command: str, watch: Watch) -> Outcome:
     """Run the suite; a second call with the same `out` goes on where the first stopped.
 
-    The ranks of a launch share the units, and all return what the first of them wrote.
-
-    Raises:
-        ValueError: options, data or model that do not fit, or a folder that holds another run.
-        FileNotFoundError: a model or data folder that is not there.
-        InUse: another process is writing the folder.
+    What does not fit, options, data, model or folder, is a ValueError; InUse: see `locked`.
     """
     with joined(), claimed(options.out, command=command), threads_as_before():
         return _evaluate(options, command, watch)

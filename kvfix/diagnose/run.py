@@ -38,15 +38,7 @@ ASKING = {"keys", "surfacing"}  # these put questions to the model
 
 
 def diagnose(options: Options, *, command: str, watch: Watch) -> Outcome:
-    """Run the asked diagnoses; a second call with the same `out` goes on where the first stopped.
-
-    The ranks of a launch share the units, and all return what the first of them wrote.
-
-    Raises:
-        ValueError: options, data or model that do not fit, or a folder that holds another run.
-        FileNotFoundError: a model or data folder that is not there.
-        InUse: another process is writing the folder.
-    """
+    """Run the asked diagnoses; a second call with the same `out` goes on; raises as `evaluate`."""
     with joined(), claimed(options.out, command=command), threads_as_before():
         return _diagnose(options, command, watch)
 
