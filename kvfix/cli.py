@@ -178,6 +178,14 @@ def evaluate(
     batch: Annotated[
         int, typer.Option(metavar="N", min=1, help="Answer N questions at the same time.")
     ] = 8,
+    answer_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="vllm|URL",
+            help="Let vLLM write the answers: start a server for it (pip install 'kvfix[vllm]'), "
+            "or ask the one at http://HOST:PORT. Only multiple-choice questions are asked then.",
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
     quant: Quant = None,
@@ -201,6 +209,10 @@ def evaluate(
 
     mcq = McqProtocol(profile=profile, order=order, concat=concat, batch=batch)
     options = _options(Options, typed, sites=tuple(map(str, site or Site)), mcq=mcq)
+    if answer_with is not None:
+        from kvfix.served import evaluate_served
+
+        run = partial(evaluate_served, where=answer_with)
     _run(run, options, as_json, report_to, format_)
 
 

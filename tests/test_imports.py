@@ -28,6 +28,7 @@ ORDER = (
     *("config", "terminal", "adapters", "mlm", "runs", "eval", "session", "report", "score"),
     *(
         "evaluate",
+        "served",
         "diagnose",
         "repair",
         "compare",

@@ -41,9 +41,10 @@ class Answer(NamedTuple):
 
     text: str  # what it wrote
     letter: Letter  # the option that the profile's rules read from that, or UNPARSED
-    # One an option, in nats: of the whole answer; its mean over tokens if `per_token`.
-    logprobs: tuple[float, ...]
-    logprob_letter: str  # the most probable option, the first of equals
+    # For each option, in nats: of the whole answer; its mean over tokens if `per_token`. None where
+    # whoever answered gives no probabilities.
+    logprobs: tuple[float, ...] | None = None
+    logprob_letter: str | None = None  # the most probable option, the first of equals
     # Whether options differ in their number of tokens, so that sums would favour the shorter.
     per_token: bool = False
 
@@ -157,10 +158,12 @@ def question_row(question: Question, dataset: str, answered: Answer) -> AnswerRo
         letter=answered.letter,
         answer=right,
         unparsed=answered.letter is UNPARSED,
-        logprob_correct=int(answered.logprob_letter == right),
+        logprob_correct=None
+        if answered.logprobs is None
+        else int(answered.logprob_letter == right),
         logprob_letter=answered.logprob_letter,
         logprobs=answered.logprobs,
-        per_token=answered.per_token,
+        per_token=None if answered.logprobs is None else answered.per_token,
         text=answered.text,
         question=question.question,
         options=question.choices,

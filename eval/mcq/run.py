@@ -8,7 +8,7 @@ readout can decide leaves a line that says why.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from kvfix.data.left_out import naming
 from kvfix.data.units import Question, UnitSet
 from kvfix.eval.mcq import accuracy as mcq
-from kvfix.eval.mcq.answer import McqProtocol, answer, batches, question_row
+from kvfix.eval.mcq.answer import Answer, McqProtocol, answer, batches, question_row
 from kvfix.eval.mcq.readouts import READOUTS, question_views, read_out
 from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
@@ -52,16 +52,19 @@ def run_answers(
     folder: Path,
     *,
     tick: Tick = lambda task: None,
+    by: Callable[[Sequence[Question]], list[Answer]] | None = None,
 ) -> TaskRun:
     """Answer every question that is not on disk yet; ranks of one launch share the batches.
 
     A batch is always the same questions, whatever an interruption left undone: in low precision a
     batch moves the last bits of its members. It is the questions of `batches` without those that
-    are left out (see `kvfix.data.left_out`). `tick` is called after each, done before or now.
+    are left out (see `kvfix.data.left_out`). `by` answers a batch in the model's place. `tick` is
+    called after each, done before or now.
     """
     path = sample_path(folder, units)
     index = {name: i for i, name in enumerate(units.ids)}
     in_batches = batches(units.subtasks, protocol.batch)
+    answers = by or (lambda questions: answer(mlm, questions, protocol))
     order = [units.ids[i] for batch in in_batches for i in batch]
 
     def answered(number: int) -> None:
@@ -73,7 +76,7 @@ def run_answers(
             recorder.batch(
                 [units.ids[i] for i in in_batches[number]],
                 lambda name: _question(units, index[name]),
-                lambda questions: _answered(questions, units.dataset, mlm, protocol),
+                lambda questions: _answered(questions, units.dataset, answers),
             )
     wanted = set(units.ids)
     rows = Rows(path, AnswerRow, lambda row: row.id in wanted)
@@ -81,13 +84,15 @@ def run_answers(
 
 
 def _answered(
-    questions: Sequence[Question], dataset: str, mlm: Mlm, protocol: McqProtocol
+    questions: Sequence[Question],
+    dataset: str,
+    answers: Callable[[Sequence[Question]], list[Answer]],
 ) -> list[list[AnswerRow]]:
     with naming(image for question in questions for image in question.images):
-        answers = answer(mlm, questions, protocol)
+        found = answers(questions)
     return [
         [question_row(question, dataset, got)]
-        for question, got in zip(questions, answers, strict=True)
+        for question, got in zip(questions, found, strict=True)
     ]
 
 
@@ -184,11 +189,12 @@ def _question(units: UnitSet, index: int) -> Question:
 
 
 def answer_results(run: TaskRun, *, seed: int = 0) -> list[Result]:
-    """Accuracy of the answers, macro, micro and by subtask, under both scorings."""
+    """Accuracy of the answers, macro, micro and by subtask, under each scoring that they have."""
     rows = list(run.rows)
-    return (
-        [line for how in SCORINGS for line in _scored(run.units, rows, how, seed)] if rows else []
-    )
+    if not rows:
+        return []
+    scorings = SCORINGS if all(row.logprobs is not None for row in rows) else SCORINGS[:1]
+    return [line for how in scorings for line in _scored(run.units, rows, how, seed)]
 
 
 def _scored(units: UnitSet, rows: list[AnswerRow], how: str, seed: int) -> Iterator[Result]:
@@ -210,5 +216,5 @@ def _questions(rows: list[AnswerRow], how: str) -> list[mcq.Question]:
 
 def _mean_chance(rows: list[AnswerRow], subtask: str | None = None) -> float:
     """Of a guess that takes every option equally often."""
-    shares = [1 / len(r.logprobs or ()) for r in rows if subtask in (None, r.subtask)]
+    shares = [1 / len(r.logprobs or r.options or ()) for r in rows if subtask in (None, r.subtask)]
     return sum(shares) / len(shares)

@@ -1,0 +1,114 @@
+"""Written answers of a model that vLLM serves, asked for over its OpenAI-compatible HTTP.
+
+A question's images travel as PNG inside the request, parts in the order that the protocol says; the
+server renders the model's own chat template. Decoding is greedy. What options' log-probabilities
+would need, the server does not give: `logprobs` are None.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from kvfix.data.units import Question
+from kvfix.eval.mcq.answer import Answer
+from kvfix.eval.mcq.ask import McqProtocol, ask
+from kvfix.eval.mcq.letters.parse import extract
+from kvfix.mlm.prompt import Prompt
+
+TIMEOUT = 600  # seconds that one answer may take
+
+
+class Served(NamedTuple):
+    """A model as a server knows it."""
+
+    url: str  # of the server, without /v1
+    name: str  # what requests call the model
+    version: str  # of vLLM
+
+
+def find_served(url: str, *, root: str) -> Served:
+    """The model at a server that was read from `root`: a hub id, or a model's or adapter's folder.
+
+    Raises:
+        ValueError: nothing answers there as vLLM does, or it serves other models.
+    """
+    url = url.rstrip("/").removesuffix("/v1")
+    cards = _get(f"{url}/v1/models").get("data", [])
+    roots = {str(card.get("root")): str(card["id"]) for card in cards}
+    same = {_place(at): name for at, name in roots.items()}
+    if _place(root) not in same:
+        raise ValueError(
+            f"{url}: expected a server of {root}, found one of {', '.join(roots) or 'nothing'}; "
+            "start it with this --model, and with --lora-modules NAME=FOLDER for an adapter"
+        )
+    return Served(url, same[_place(root)], str(_get(f"{url}/version").get("version")))
+
+
+def written_answers(
+    served: Served, questions: Sequence[Question], protocol: McqProtocol
+) -> list[Answer]:
+    """Ask all questions at once, which the server batches as it likes; answers in their order.
+
+    Raises:
+        ValueError: the server refused a question, or no longer answers.
+    """
+    with ThreadPoolExecutor(max(1, len(questions))) as pool:
+        texts = list(pool.map(lambda q: _write(served, ask(q, protocol), protocol), questions))
+    return [
+        Answer(text, extract(text, protocol.profile, options=q.choices))
+        for q, text in zip(questions, texts, strict=True)
+    ]
+
+
+def _write(served: Served, prompt: Prompt, protocol: McqProtocol) -> str:
+    body = {
+        "model": served.name,
+        "messages": [{"role": "user", "content": _content(prompt)}],
+        "temperature": 0.0,
+        "max_tokens": protocol.max_new_tokens,
+    }
+    got = _get(f"{served.url}/v1/chat/completions", body)
+    return str(got["choices"][0]["message"]["content"] or "")
+
+
+def _content(prompt: Prompt) -> list[dict[str, Any]]:
+    images = [{"type": "image_url", "image_url": {"url": _png(image)}} for image in prompt.images]
+    before, after = (
+        [{"type": "text", "text": text}] if text else [] for text in (prompt.prefix, prompt.text)
+    )
+    return [*before, *images, *after]
+
+
+def _png(image: Image.Image) -> str:
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+
+
+def _place(root: str) -> str:
+    return str(Path(root).resolve()) if Path(root).exists() else root
+
+
+def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"expected the address of a server, http://HOST:PORT, found {url}")
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        said = error.read(2000).decode(errors="replace")
+        raise ValueError(f"{url}: expected an answer, found HTTP {error.code}: {said}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{url}: expected a server of vLLM, found {error}") from error
