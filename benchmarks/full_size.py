@@ -199,10 +199,11 @@ def _example(unit: Any) -> Example:
 # --- models ---------------------------------------------------------------------------------------
 
 
-def _real_processor(name: str) -> tuple[Any, Any]:
+def _real_processor(name: str, pixels: int | None = QWEN_PIXELS) -> tuple[Any, Any]:
     """The real config, and the nano's processor with the real images' sizes.
 
-    The config takes the nano's image token: its tokenizer has another number for it.
+    `pixels` limits Qwen's images; None leaves the checkpoint's own limits. The config takes the
+    nano's image token: its tokenizer has another number for it.
     """
     from transformers import AutoConfig
 
@@ -210,9 +211,9 @@ def _real_processor(name: str) -> tuple[Any, Any]:
     nano = nano_dir(config.model_type)
     family = family_of(config.model_type, where=name)
     processor = load_processor(nano, checkpoint.load_config(nano), family)
-    vision, pixels = config.vision_config, processor.image_processor
-    for key, value in _image_settings(config, pixels).items():
-        setattr(pixels, key, value)
+    vision, images = config.vision_config, processor.image_processor
+    for key, value in _image_settings(config, images, pixels).items():
+        setattr(images, key, value)
     for key, value in (
         ("patch_size", vision.patch_size),
         ("num_image_tokens", (getattr(vision, "image_size", 0) // vision.patch_size) ** 2),
@@ -223,10 +224,10 @@ def _real_processor(name: str) -> tuple[Any, Any]:
     return config, processor
 
 
-def _image_settings(config: Any, pixels: Any) -> dict[str, Any]:
+def _image_settings(config: Any, pixels: Any, most: int | None) -> dict[str, Any]:
     vision = config.vision_config
     if hasattr(pixels, "merge_size"):
-        limits = {"shortest_edge": QWEN_PIXELS, "longest_edge": QWEN_PIXELS}
+        limits = {"shortest_edge": most or 56 * 56, "longest_edge": most or 28 * 28 * 16384}
         sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
         return sizes | {"size": type(pixels.size)(**limits)}
     side = vision.image_size
@@ -254,7 +255,9 @@ def _encoded(stub: Mlm, config: Any, prompt: Prompt) -> Any:
     )
 
 
-def _build(name: str, config: Any, processor: Any, *, quantised: bool) -> Mlm:
+def _build(
+    name: str, config: Any, processor: Any, *, quantised: bool, device: torch.device | str = "cpu"
+) -> Mlm:
     """Random weights, tensor by tensor: at no time two copies of anything large."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForImageTextToText
@@ -263,7 +266,7 @@ def _build(name: str, config: Any, processor: Any, *, quantised: bool) -> Mlm:
     with init_empty_weights():  # parameters on the meta device, buffers with their numbers
         model = AutoModelForImageTextToText.from_config(config, dtype=DTYPE)
     model.tie_weights()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     if quantised:
         _quantise(model, family.lm, generator)
     for module in model.modules():
@@ -273,14 +276,16 @@ def _build(name: str, config: Any, processor: Any, *, quantised: bool) -> Mlm:
                 module._parameters[key] = nn.Parameter(drawn, requires_grad=False)
     left = [n for n, x in (*model.named_parameters(), *model.named_buffers()) if x.is_meta]
     assert not left, left
+    model.to(device)  # buffers; parameters were drawn there
     return Mlm(name, model.eval(), processor, family, _no_weights(), None, DTYPE)
 
 
 def _drawn(shape: Any, generator: torch.Generator) -> Tensor:
     """Matrices of a usual start; vectors of ones serve norms, and biases do no harm by it."""
     if len(shape) < 2:
-        return torch.ones(shape, dtype=DTYPE)
-    return torch.empty(shape, dtype=DTYPE).normal_(std=0.02, generator=generator)
+        return torch.ones(shape, dtype=DTYPE, device=generator.device)
+    drawn = torch.empty(shape, dtype=DTYPE, device=generator.device)
+    return drawn.normal_(std=0.02, generator=generator)
 
 
 def _quantise(model: Any, lm: str, generator: torch.Generator) -> None:
