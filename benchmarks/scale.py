@@ -28,6 +28,7 @@ MFU = {"read": 0.40, "train": 0.30}  # of long passes; of a step with recomputed
 CPU_IMAGE = 0.02  # CPU-seconds to decode and cut one photo into tiles, a core
 CORES = 16  # of the machine, for one card
 ROW_BYTES = 400  # a line of samples/*.jsonl, measured on the nano's run
+LONG = 7384  # tokens of the pass that was timed on an H100
 TEXT = 64  # tokens beside the image
 SHOT = 6  # images of a few-shot episode; other tasks read one to eight
 
@@ -176,6 +177,7 @@ def main() -> None:
             work=1e3 * forward_flop(s) / FLOPS / MFU["read"],
             compute=on_one.compute,
             cpu=on_one.cpu,
+            mfu=forward_flop(s._replace(tokens=LONG - TEXT, patches=LONG - TEXT)) / (0.218 * FLOPS),
             few=CORES * on_one.cpu / on_one.compute,
         ).rstrip()
     )
@@ -205,7 +207,8 @@ TAIL = """
   tokens.
 - **Probes** run on the card. The measured part of the first GPU run (one H100, 2026-11-28):
   `diagnose --only flow --limit 4` of the 7B took 54 s; capture cost 1.074x of a plain pass at
-  7,384 tokens, a surfacing step of one example 0.95-1.0 s.
+  7,384 tokens, a surfacing step of one example 0.95-1.0 s. That plain pass took 218 ms, an MFU of
+  {mfu:.0%} by the count above.
 
 ## Where the design would break
 
@@ -218,8 +221,8 @@ TAIL = """
 - **k-means** of a group holds (sites x seeds x 14 centres x cells) floats; groups of hundreds of
   images, not their number, break it.
 - **One process reads the photos of its rank.** A diagnose of the first model on one card computes
-  for {compute:.0f} s and decodes for {cpu:.0f} s on the cores assumed; with {few:.0f} cores or
-  fewer a card, decoding bounds.
+  for {compute:.0f} s and decodes for {cpu:.0f} s on the cores assumed; decoding
+  would bound with {few:.1f} cores a card or fewer.
 - **A model over one card** needs `--device auto`, which uses one card at a time: eight cards are
   then as fast as one.
 """

@@ -210,7 +210,7 @@ def evaluate(
     mcq = McqProtocol(profile=profile, order=order, concat=concat, batch=batch)
     options = _options(Options, typed, sites=tuple(map(str, site or Site)), mcq=mcq)
     if answer_with is not None:
-        from kvfix.served import evaluate_served
+        from kvfix.commands.served import evaluate_served
 
         run = partial(evaluate_served, where=answer_with)
     _run(run, options, as_json, report_to, format_)

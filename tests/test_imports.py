@@ -28,7 +28,6 @@ ORDER = (
     *("config", "terminal", "adapters", "mlm", "runs", "eval", "session", "report", "score"),
     *(
         "evaluate",
-        "served",
         "diagnose",
         "repair",
         "compare",
