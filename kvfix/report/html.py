@@ -113,7 +113,8 @@ def _findings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
     for item in run.get("findings") or []:
         finding = Finding.from_json(item)
-        group = kinds.get(finding.id.partition(".")[0], kinds["flow"])
+        kind = next((k for k in DIAGNOSES if finding.id.startswith(k)), "flow")
+        group = kinds[kind]
         group["open" if finding.clear is False else "told"].append(finding)
         group["any"] = True
     return kinds

@@ -93,14 +93,15 @@ def _losses(losses: Sequence[dict[str, Any]], tasks: int, shown: Sequence[Panel]
         if not mine:
             continue
         worst = min(mine, key=lambda f: f["value"])
-        text = f"Information is clearly lost {place} in {len(mine)} of {_count(tasks, 'task')}"
+        share = f"{len(mine)} of {_count(tasks, 'task')}"
+        text = f"Information about the image is clearly lost {place} in {share}"
         others = [_human(f) for f in mine if f is not worst]
         also = f", also in {' and '.join(others)}" if others else ""
         yield f"{text}: most in {_human(worst)}{_fall(worst, shown)}{also}."
 
 
 def _fall(finding: dict[str, Any], shown: Sequence[Panel]) -> str:
-    """` (IoU 0.61 at layer 3, 0.40 at the last, 7)`."""
+    """` (IoU 0.61 at layer 3 of the language model, 0.40 at its last, 7)`."""
     name = (finding.get("task"), finding.get("dataset"))
     panel = next((p for p in shown if (p.task, p.dataset) == name), None)
     if panel is None:
@@ -110,8 +111,8 @@ def _fall(finding: dict[str, Any], shown: Sequence[Panel]) -> str:
         before = "before"
     else:
         first, then = panel.best, panel.last
-        before = f"at layer {first.layer}" if first else ""
-        after = f"at the last, {then.layer}" if then else ""
+        before = f"at layer {first.layer} of the language model" if first else ""
+        after = f"at its last, {then.layer}" if then else ""
     if first is None or then is None or first.value is None or then.value is None:
         return ""
     return f" ({panel.metric} {first.value:.3f} {before}, {then.value:.3f} {after})"
@@ -130,7 +131,7 @@ def _surfacing(records: Sequence[dict[str, Any]]) -> Iterable[Point]:
         yield Point(
             head,
             f"In {len(clear)} of {_count(len(written), 'kind')} of question ({kinds}) the image "
-            "values hold answers that the model does not give. In "
+            "values, which attention hands on, hold answers that the model does not give. In "
             f"{100 * worst['of_all']['value']:.0f} % of all {worst['n']} questions of "
             f"{_human(worst, 'subtask')} they give the right option where the model writes a wrong "
             f"one; values of other questions would, by luck, in "

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browsing import watched
+from browsing import printed_pages, watched
+from fake_runs import fake_run
+from test_asked import answer, write
+
+from kvfix.report.html import write_report
 
 if TYPE_CHECKING:
     from playwright import sync_api as playwright
@@ -77,3 +82,29 @@ def test_questions_are_filtered_and_open_by_keyboard(page: playwright.Page) -> N
     opened = shown.first.locator(".question")
     assert opened.locator("img").is_visible() and opened.locator("li").count() >= 2
     assert "The model:" in opened.inner_text()
+
+
+def test_a_report_with_many_questions_and_findings_prints_on_at_most_12_pages(
+    browser: playwright.Browser, tmp_path: Path
+) -> None:
+    skills = [f"Skill_{k}" for k in range(9)]
+    rows = [
+        answer(f"{s} {k}", correct=k % 2, subtask=s, text="(A)") for s in skills for k in range(24)
+    ]
+    folder = write(tmp_path / "run", rows)
+    run = fake_run(heads=True)
+    share = {"value": 0.4, "ci": [0.3, 0.5]}
+    shares = dict.fromkeys(("readout", "answer", "of_all", "of_wrong", "shuffled", "beyond"), share)
+    told = {"dataset": "scenes", "layer": 3, "n": 24, "clear": True, **shares}
+    run["surfacing"] = [
+        {**told, "subtask": s, "scoring": how} for s in skills for how in ("generation", "logprob")
+    ]
+    trained = {"n": 48, "split": "train", "folds": 5, "cv_accuracy": 0.7}
+    run["surfacing_trained"] = [row | {"training": trained} for row in run["surfacing"]]
+    run["findings"] *= 6
+    (folder / "run.json").write_text(json.dumps(run))
+    with watched(browser, write_report(folder)) as page:
+        pages = printed_pages(page, tmp_path / "page.pdf")
+        intervals = {t.strip() for t in page.locator("td small").all_inner_texts() if "[" in t}
+    assert len(pages) <= 12 and all(p.strip() for p in pages), len(pages)
+    assert len(intervals) > 10 and not [t for t in intervals if t not in "".join(pages)]
