@@ -10,6 +10,8 @@ one H100 stands beside what this page foresees.
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +146,8 @@ def cost(shape: Shape, job: Job, cards: int, times: int) -> Cost:
 
 def main() -> None:
     """Print the page."""
-    shapes = [shape_of(name) for name in MODELS]
+    with redirect_stdout(sys.stderr):  # libraries print warnings there
+        shapes = [shape_of(name) for name in MODELS]
     print(HEAD)
     print("| model | LM weights | tokens an image | TFLOP a pass | GB read | GB train | GB nf4 |")
     print("|---|---:|---:|---:|---:|---:|---:|")
