@@ -49,7 +49,7 @@ VLLM = "vllm"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 MOST_IMAGES = 4  # of a question
 PATIENCE = 1800  # seconds until a server has loaded its model
-NOTHING = (None, False, "none", [])  # of a LoRA setting that asks for no more
+NOTHING: tuple[Any, ...] = (None, False, "none", [])  # of a LoRA setting that asks for no more
 
 
 def evaluate_served(options: Options, *, command: str, watch: Watch, where: str) -> Outcome:
@@ -90,13 +90,13 @@ def evaluate_served(options: Options, *, command: str, watch: Watch, where: str)
             folder = RunFolder(
                 options.out, kind="eval", command=command, fingerprint=fingerprint, host={}
             )
-            answered_by = {"answered_by": f"{VLLM} {served.version}", "mcq": asdict(options.mcq)}
             folder.save(
                 seed=options.seed,
                 model=model_card(mlm),
                 data=data_card(asked),
                 resumed=folder.resumed,
-                **answered_by,
+                answered_by=f"{VLLM} {served.version}",
+                mcq=asdict(options.mcq),
             )
 
             def by(questions: Any) -> Any:
