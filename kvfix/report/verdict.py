@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
     if OPEN in tones.values():
         return (
             "Measure more units, so that the differences can be told:",
-            f"kvfix diagnose {measured} --limit {_more(run)} --out runs/more",
+            f"kvfix diagnose {measured}{_data(run)} --limit {_more(run)} --out runs/more",
         )
     return (
         "Try it on your own pictures and questions:",
@@ -230,6 +231,22 @@ def _named(model: dict[str, Any]) -> dict[str, str]:
 def _words(model: dict[str, Any]) -> str:
     """`--model ID --adapter DIR`, quoted for a shell."""
     return shlex.join(word for k, v in _named(model).items() for word in (f"--{k}", v))
+
+
+def _data(run: dict[str, Any]) -> str:
+    """The data that a run's command named, as another command takes them."""
+    words = _split(str(run.get("command") or ""))
+    named = [value for name, value in pairwise(words) if name == "--data"]
+    named += [word.removeprefix("--data=") for word in words if word.startswith("--data=")]
+    return "".join(f" --data {shlex.quote(value)}" for value in named)
+
+
+def _split(command: str) -> list[str]:
+    """The words of a command; none of one that a shell would not take either."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 def _more(run: dict[str, Any]) -> int:
@@ -258,19 +275,21 @@ def _next_of_change(after: dict[str, Any], tones: set[str]) -> tuple[str, str]:
     model, command = after.get("model") or {}, str(after.get("command") or "kvfix eval")
     if not model:
         return "The second run was made by:", command
+    data = _data(after)
     if LOSS in tones:
-        return "Find where the second run loses it:", f"kvfix diagnose {_words(model)}"
+        return "Find where the second run loses it:", f"kvfix diagnose {_words(model)}{data}"
     if OPEN in tones:
         return (
             "Measure more questions in both runs, so that a difference can show:",
-            f"kvfix eval {_words(model)} --data NAME=DIR --out runs/more",
+            f"kvfix eval {_words(model)}{data or ' --data NAME=DIR'} --out runs/more",
         )
     if model.get("adapter"):
         return (
             "Add the adapter into the weights, to serve the model without PEFT:",
             f"kvfix merge {_words(model)} --out merged",
         )
-    return "Look at what each layer of the second run holds:", f"kvfix diagnose {_words(model)}"
+    look = f"kvfix diagnose {_words(model)}{data}"
+    return "Look at what each layer of the second run holds:", look
 
 
 def _answers_changed(q: dict[str, Any]) -> Point:

@@ -32,7 +32,8 @@ _QWEN3_BLOCK = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
 # Parameters; then the language model's layers and what is adapted in one, those of the vision
 # tower, and the projector. The parameters of Qwen3-VL, SmolVLM2 and SmolVLM are the published ones
-# to the last; those of the others add up to what their cards say (8.5, 4.3, 3.0 and 10.3 billion).
+# to the last; those of InternVL3.5 and Gemma 3 round to what their cards say (8.5 and 4.3 billion);
+# PaliGemma 2's and GLM-4.1V's were not compared.
 # Not confirmed word for word in the configs: the language model of InternVL3.5 (here Qwen3-8B's),
 # that of PaliGemma 2 (Gemma 2 2B's), and `rope_theta` and `image_token_id` of SmolVLM2-2.2B (those
 # of SmolLM2-1.7B and of SmolVLM2-500M), on which no shape depends.

@@ -83,6 +83,17 @@ def test_the_command_is_one_that_kvfix_takes(
     assert ended.code == 1 and "/nowhere/my model" in ended.error  # 2 would be wrong usage
 
 
+def test_the_command_goes_on_with_the_data_of_the_run() -> None:
+    command = "kvfix diagnose --data 'blink=/my data/BLINK' --limit 24 --data=spair71k=/s"
+    few = finding("flow.late_loss", -0.3, clear=False, n=4)
+    run = {"kind": "diagnose", "command": command, "model": MODEL, "findings": [few]}
+    words = shlex.split(verdict(run, []).command)
+    assert words[4:8] == ["--data", "blink=/my data/BLINK", "--data", "spair71k=/s"]
+    assert words[8:10] == ["--limit", "96"]
+    torn = {**run, "command": "kvfix diagnose --data 'never closed"}
+    assert "--data" not in verdict(torn, []).command
+
+
 def test_a_model_is_named_as_people_name_it() -> None:
     assert model_name({"id": "llava-hf/llava-1.5-7b-hf"}) == "llava-hf/llava-1.5-7b-hf"
     assert model_name({"id": "/a/b/nano", "adapter": "runs/x/adapter"}) == "nano + adapter"
