@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfix.findings import FEWEST_CLUSTERS
-from kvfix.report.stages import Panel, number
+from kvfix.report.stages import Panel, interval, number
 from kvfix.runs.rows import READOUT
 
 LOSS, WELL, OPEN = "loss", "well", "open"  # tones: something is wrong; nothing is; too little data
@@ -102,7 +102,7 @@ def _losses(losses: Sequence[dict[str, Any]], tasks: int, shown: Sequence[Panel]
 
 
 def _fall(finding: dict[str, Any], shown: Sequence[Panel]) -> str:
-    """` (IoU 0.61 at layer 3 of the language model, 0.40 at its last, 7)`."""
+    """` (IoU 0.61 at layer 3 of the language model, 0.40 at its last, 7; -0.21 [-0.3, -0.1])`."""
     name = (finding.get("task"), finding.get("dataset"))
     panel = next((p for p in shown if (p.task, p.dataset) == name), None)
     if panel is None:
@@ -114,9 +114,13 @@ def _fall(finding: dict[str, Any], shown: Sequence[Panel]) -> str:
         first, then = panel.best, panel.last
         before = f"at layer {first.layer} of the language model" if first else ""
         after = f"at its last, {then.layer}" if then else ""
-    if first is None or then is None or first.value is None or then.value is None:
+    if first is None or then is None or first.value is None:
         return ""
-    return f" ({panel.metric} {first.value:.3f} {before}, {then.value:.3f} {after})"
+    low, high = interval(finding.get("ci"))
+    span = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    change = f"{finding['value']:+.3f}{span} in pairs, n = {finding['n']}"
+    ends = first.value + finding["value"]  # on the same units: the last layer's row is of all
+    return f" ({panel.metric} {first.value:.3f} {before}, {ends:.3f} {after}: {change})"
 
 
 def _surfacing(records: Sequence[dict[str, Any]]) -> Iterable[Point]:
@@ -213,7 +217,7 @@ def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
         )
     if OPEN in tones.values():
         return (
-            "Measure more units, so that the differences can be told:",
+            "Measure more units, so that what is still open can be told:",
             f"kvfix diagnose {measured}{_data(run)} --limit {_more(run)} --out runs/more",
         )
     return (
