@@ -16,6 +16,7 @@ from typing import Any
 from kvfix.findings import FEWEST_CLUSTERS
 from kvfix.report.stages import Panel, interval, number
 from kvfix.runs.rows import READOUT
+from kvfix.shipped import nano_dir
 
 LOSS, WELL, OPEN = "loss", "well", "open"  # tones: something is wrong; nothing is; too little data
 STEPS = {"flow.projector": "in the projector", "flow.late_loss": "after the best layer"}
@@ -201,7 +202,8 @@ def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
     """Why, and the command."""
     model = run.get("model") or {}
     measured = _words(model)
-    trained = shlex.join(f"{k}={v}" for k, v in _named(model).items())
+    shipped = str(nano_dir())  # what is repaired where no model is named
+    named = [f"{k}={v}" for k, v in _named(model).items() if v != shipped]
     tones = {p.head: p.tone for p in points}
     if run.get("kind") != "diagnose":
         return (
@@ -209,11 +211,12 @@ def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
             "kvfix compare BEFORE AFTER",
         )
     if tones.get("What it sees and does not say") == LOSS:
-        return "Train it to say what it sees, and measure again:", f"kvfix repair {trained}"
+        repair = shlex.join(["kvfix", "repair", *named])
+        return "Train it to say what it sees, and measure again:", repair
     if tones.get("Image keys") == LOSS:
         return (
             "Train the keys that ignore the image away, and measure again:",
-            f"kvfix repair --recipe artifacts {trained}",
+            shlex.join(["kvfix", "repair", "--recipe", "artifacts", *named]),
         )
     if OPEN in tones.values():
         return (

@@ -9,6 +9,7 @@ import pytest
 from commands import call
 
 from kvfix.report.verdict import LOSS, OPEN, WELL, Verdict, model_name, verdict
+from kvfix.shipped import nano_dir
 
 MODEL = {"id": "/nowhere/my model", "adapter": None}
 
@@ -92,6 +93,15 @@ def test_the_command_goes_on_with_the_data_of_the_run() -> None:
     assert words[8:10] == ["--limit", "96"]
     torn = {**run, "command": "kvfix diagnose --data 'never closed"}
     assert "--data" not in verdict(torn, []).command
+
+
+def test_the_shipped_model_needs_no_name_to_be_repaired() -> None:
+    run = {
+        "kind": "diagnose",
+        "model": {"id": str(nano_dir())},
+        "surfacing": [surfaced(clear=True)],
+    }
+    assert verdict(run, []).command == "kvfix repair"
 
 
 def test_a_model_is_named_as_people_name_it() -> None:
