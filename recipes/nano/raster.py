@@ -52,12 +52,15 @@ class Words:
 
     def of(self, truth: Labels) -> torch.Tensor:
         """(B, C, V) weights of every cell's words, of length 1."""
+        return torch.nn.functional.normalize(self.counted(truth), dim=-1)
+
+    def counted(self, truth: Labels) -> torch.Tensor:
+        """(B, C, V) weights of every cell's words: an object's count by its share of the cell."""
         tables = enumerate(self.of_attribute)
         words_BTV = torch.stack([t[truth.things[..., k].long()] for k, t in tables]).sum(0)
         words_BTV[:, 0] += self.ground_V
         out_BCV = truth.shares.float() @ words_BTV
-        out_BCV += self.place_CV + self.of_letter[truth.letters.long()]
-        return torch.nn.functional.normalize(out_BCV, dim=-1)
+        return out_BCV + self.place_CV + self.of_letter[truth.letters.long()]
 
 
 def sketch(shown: Shown) -> Labels:
@@ -85,52 +88,98 @@ def words_of(nano: Nano) -> Words:
     return Words(nano)
 
 
-LETTER_WEIGHT = 4.0  # of a cell with a letter against one without
+LETTER_WEIGHT = 8.0  # of a cell with a letter against one without
+READ_WEIGHT = 0.1  # of reading the right word against lying near it
+SHARPNESS = 4.0  # log-odds of a word against one as far away as words of its kind lie apart
+
+
+class Reading(NamedTuple):
+    """What N tokens are read as, among the K words of one kind."""
+
+    kind: str
+    logits_NK: torch.Tensor
+    of_N: torch.Tensor  # the right word
+
+
+@torch.autocast("cpu", enabled=False)  # in bfloat16 near words could not be told apart
+def readings(nano: Nano, tokens_BCD: torch.Tensor, truth: Labels) -> list[Reading]:
+    """Read one kind of word from each token, its cell's other words taken away.
+
+    Attributes are read from cells that mostly show an object, letters from all, where word 0 is no
+    letter. Words differ in length, so the nearest word is asked for, not the largest product.
+    """
+    table_VD, words = nano.model.get_input_embeddings().weight.detach(), words_of(nano)
+    counted_BCV = words.counted(truth)
+    length_BC1 = counted_BCV.norm(dim=-1, keepdim=True)
+    rest_BCD = tokens_BCD.float() * length_BC1 - counted_BCV @ table_VD
+    share_BC, mostly_BC = truth.shares.float().max(-1)
+    solid_BC = (mostly_BC > 0) & (share_BC > 0.7)
+    found = []
+    for k, name in enumerate(ATTRIBUTES):
+        of_N = truth.things[..., k].long().gather(1, mostly_BC)[solid_BC] - 1
+        rest_ND = (rest_BCD / share_BC[..., None].clamp(min=0.5))[solid_BC]
+        logits_NK = _closeness(rest_ND, words.of_attribute[k][1:] @ table_VD, of_N)
+        found.append(Reading(name, logits_NK, of_N))
+    letters_N = truth.letters.long().flatten()
+    logits_NK = _closeness(rest_BCD.flatten(0, 1), words.of_letter @ table_VD, letters_N)
+    return [*found, Reading("letter", logits_NK, letters_N)]
+
+
+def _closeness(rest_ND: torch.Tensor, words_KD: torch.Tensor, of_N: torch.Tensor) -> torch.Tensor:
+    """(N, K) logits: how near `rest` and the right word together lie to each word."""
+    apart = torch.pdist(words_KD).square().mean()
+    away_NKD = (rest_ND + words_KD[of_N])[:, None] - words_KD
+    return -SHARPNESS * away_NKD.square().sum(-1) / apart
+
+
+def distance(nano: Nano, tokens_BCD: torch.Tensor, truth: Labels) -> torch.Tensor:
+    """How far image tokens are from the sums of their cells' words, as a share of these sums."""
+    table_VD = nano.model.get_input_embeddings().weight.detach()
+    target_BCD = (words_of(nano).of(truth) @ table_VD).float()
+    return (tokens_BCD.float() - target_BCD).square().mean() / target_BCD.square().mean()
 
 
 def align_loss(nano: Nano, pixels: dict[str, torch.Tensor], truth: Labels) -> torch.Tensor:
-    """How far image tokens are from the sums of their cells' words, as a share of these sums.
+    """The distance, and cross entropies in nats of reading each kind of word.
 
-    Squared distances, mean over cells; those with a letter count more.
+    By distance alone colours are right in 99 % of cells when shapes are in 44 % (README).
     """
-    table_VD = nano.model.get_input_embeddings().weight.detach()
-    target_BCD = (words_of(nano).of(truth) @ table_VD).float()
-    error_BC = (nano.look(nano.model, pixels).float() - target_BCD).square().sum(-1)
-    weight_BC = torch.where(truth.letters > 0, LETTER_WEIGHT, 1.0)
-    share = (error_BC * weight_BC).sum() / weight_BC.sum()
-    return share / target_BCD.square().sum(-1).mean()
+    tokens_BCD = nano.look(nano.model, pixels)
+    total = distance(nano, tokens_BCD, truth)
+    for read in readings(nano, tokens_BCD, truth):
+        weight_K = torch.ones(read.logits_NK.shape[-1])
+        if read.kind == "letter":
+            weight_K[1:] = LETTER_WEIGHT
+        total += READ_WEIGHT * torch.nn.functional.cross_entropy(
+            read.logits_NK, read.of_N, weight_K
+        )
+    return total
 
 
 class AlignGrade(NamedTuple):
-    """Held-out: which word of its kind a token lies nearest to, share right in [0, 1]."""
+    """Held-out: which word of its kind a token is read as, share right in [0, 1]."""
 
     shape: float  # of cells that mostly show an object
     colour: float
     texture: float
-    letter: float  # of cells that hold a letter, among the letters
-    error: float  # `align_loss`
+    letter: float  # of cells that hold a letter
+    no_letter: float  # of cells that hold none
+    error: float  # `distance`
 
 
 @torch.inference_mode()
 def examine_align(nano: Nano, gallery: Gallery) -> AlignGrade:
     """Read image tokens by the word table, over a held-out gallery."""
-    words, table_VD = words_of(nano), nano.model.get_input_embeddings().weight
     right: dict[str, list[torch.Tensor]] = {name: [] for name in AlignGrade._fields}
     for start in range(0, gallery.n, 64):
         pixels, truth = gallery.take(nano, np.arange(start, min(start + 64, gallery.n)), seed=start)
-        right["error"].append(align_loss(nano, pixels, truth)[None])
         tokens_BCD = nano.look(nano.model, pixels)
-        share_BC, mostly_BC = truth.shares.float().max(-1)
-        solid_BC = (mostly_BC > 0) & (share_BC > 0.7)
-        for k, name in enumerate(ATTRIBUTES):
-            of_BC = truth.things[..., k].long().gather(1, mostly_BC)
-            said_BC = _nearest(tokens_BCD, words.of_attribute[k][1:] @ table_VD)
-            right[name].append((said_BC == of_BC - 1)[solid_BC])
-        said_BC = _nearest(tokens_BCD, words.of_letter[1:] @ table_VD)
-        right["letter"].append((said_BC == truth.letters.long() - 1)[truth.letters > 0])
+        right["error"].append(distance(nano, tokens_BCD, truth)[None])
+        for read in readings(nano, tokens_BCD, truth):
+            ok_N = read.logits_NK.argmax(-1) == read.of_N
+            if read.kind != "letter":
+                right[read.kind].append(ok_N)
+                continue
+            right["letter"].append(ok_N[read.of_N > 0])
+            right["no_letter"].append(ok_N[read.of_N == 0])
     return AlignGrade(**{k: float(torch.cat(v).float().mean()) for k, v in right.items()})
-
-
-def _nearest(tokens_BCD: torch.Tensor, words_KD: torch.Tensor) -> torch.Tensor:
-    """(B, C) the word with the largest product, their common part removed."""
-    return (tokens_BCD @ (words_KD - words_KD.mean(0)).T).argmax(-1)
