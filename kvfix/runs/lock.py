@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -56,11 +57,16 @@ def _acquire(folder: Path, mend: str) -> int:
     """A descriptor of the lock file that is in the folder now, locked."""
     file = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
             continue  # whoever held it before has just removed the folder
+        except FileExistsError as error:  # a file; or a folder that went while mkdir looked at it
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(error.filename).st_mode):
+                    raise
+            continue
         try:
             if not _take(descriptor, folder):
                 raise InUse(f"{folder} is being written by {_holder(file)}; wait for it, or {mend}")

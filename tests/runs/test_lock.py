@@ -147,6 +147,31 @@ def test_of_two_that_start_at_once_one_works(tmp_path: Path) -> None:
         assert sorted(word for other in pair for word in heard(other)) == ["held", "refused"]
 
 
+@pytest.mark.parametrize("name", ["taken", "taken/run", "nowhere", "nowhere/run"])
+def test_a_file_or_a_broken_link_in_the_way_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(OSError, match=r"taken|nowhere"), locked(tmp_path / name, command="x"):
+        pass
+
+
+def test_a_folder_that_goes_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, calls = Path.mkdir, []
+
+    def mkdir(self: Path, *args: object, **named: object) -> None:
+        calls.append(self)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", str(self))
+        made(self, *args, **named)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with locked(tmp_path / "run", command="x"):
+        assert (tmp_path / "run" / LOCK).exists()
+    assert len(calls) == 2
+
+
 def test_many_in_turn_never_meet(tmp_path: Path) -> None:
     """The folder is made and removed all the time, so that every step of the lock is raced."""
     script = """
