@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from count_lines import LONGEST_FILE, MOST_MODULES, Lines, full_folders, lines_of, long_files
@@ -31,3 +32,10 @@ def test_a_file_and_a_folder_that_are_too_large_are_found(tmp_path: Path) -> Non
 def test_code_and_docstrings_are_counted_without_comments_and_blank_lines() -> None:
     text = '"""Two\n\nlines."""\n\n# a comment\nx = (\n    1,  # one\n)\n\ny = """a\n\nb"""\n'
     assert lines_of(text) == Lines(code=5, docstrings=2)
+
+
+def test_a_wheel_holds_every_room() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    for top, name in (("kvfix", "kvfix"), ("eval", "kvfix.eval")):
+        for folder in {path.parent for path in (ROOT / top).rglob("*.py")}:
+            assert ".".join([name, *folder.relative_to(ROOT / top).parts]) in listed
