@@ -54,9 +54,10 @@ class Config:
     align_steps: int = number(1500, least=1)
     align_batch: int = number(32, least=1)
     align_lr: float = number(1e-3, above=0)
+    align_read: float = number(0.1, least=0)
     talk_steps: int = number(8000, least=1)
     talk_batch: int = number(8, least=1)
-    talk_lr: float = number(1e-3, above=0)
+    talk_lr: float = number(5e-4, above=0)
     turns: int = number(6, least=1)
     told_ease: int = number(6000, least=1)
     talk_ease: int = number(400, least=1)
@@ -176,7 +177,7 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
         "align",
         c.align_steps,
         c.align_lr,
-        lambda step: align_loss(nano, *train.batch(nano, step, c.align_batch)),
+        lambda step: align_loss(nano, *train.batch(nano, step, c.align_batch), read=c.align_read),
         lambda: examine_align(nano, val),
         _parameters(nano.model, language=False),
     )

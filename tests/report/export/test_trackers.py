@@ -43,7 +43,6 @@ def test_a_missing_package_is_one_line_before_anything_runs(
 
 
 def test_tensorboard_holds_scores_verdict_and_figure(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = fake_run()
@@ -65,7 +64,6 @@ def test_tensorboard_holds_scores_verdict_and_figure(tmp_path: Path) -> None:
 
 
 def test_wandb_gets_scores_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = fake_run()
