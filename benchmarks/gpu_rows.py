@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,21 +115,25 @@ def measure(name: str, out: Path, *, tiny: bool, until: float) -> None:
     mlm = _model(bench, quantised=False)
     bench.wait()
     bench.add("building", ours=time.perf_counter() - start, peak_gb=bench.peak_gb())
-    parts = [capture, questions, lambda b, m: steps(b, m, zero=False), probes]
-    for part in (*parts, lambda b, m: steps(b, m, zero=True)):
-        _tried(bench, part, mlm)
+    for what, part in (
+        ("capture", capture),
+        ("questions", questions),
+        ("steps", partial(steps, zero=False)),
+        ("probes", probes),
+        ("ZeRO-2", partial(steps, zero=True)),
+    ):
+        _tried(bench, what, partial(part, bench, mlm))
     del mlm
     bench.forget()
-    _tried(bench, lambda b, _: quantised(b), None)
+    _tried(bench, "nf4", partial(quantised, bench))
 
 
-def _tried(bench: Bench, part: Callable[[Bench, Any], None], mlm: Mlm | None) -> None:
-    what = getattr(part, "__name__", "part")
+def _tried(bench: Bench, what: str, part: Callable[[], None]) -> None:
     if time.monotonic() > bench.until:
         bench.add(what, note="not run: the budget of seconds was used up")
         return
     try:
-        part(bench, mlm)
+        part()
     except Exception as error:  # a row that fails must not cost the others
         bench.add(what, note=f"failed: {type(error).__name__}: {str(error)[:200]}")
     bench.forget()

@@ -180,7 +180,6 @@ def main() -> None:
             work=1e3 * forward_flop(s) / FLOPS / MFU["read"],
             compute=on_one.compute,
             cpu=on_one.cpu,
-            mfu=forward_flop(s._replace(tokens=LONG - TEXT, patches=LONG - TEXT)) / (0.218 * FLOPS),
             few=CORES * on_one.cpu / on_one.compute,
         ).rstrip()
     )
@@ -208,10 +207,7 @@ TAIL = """
 - **Memory** is the weights, and for reading {held:.2f} GB of float32 features an image of
   LLaVA-OneVision; it does not grow with the number of units. A batch is at most 8,192 image
   tokens.
-- **Probes** run on the card. The measured part of the first GPU run (one H100, 2026-11-28):
-  `diagnose --only flow --limit 4` of the 7B took 54 s; capture cost 1.074x of a plain pass at
-  7,384 tokens, a surfacing step of one example 0.95-1.0 s. That plain pass took 218 ms, an MFU of
-  {mfu:.0%} by the count above.
+- **Probes** run on the card; what they take there is not counted (`benchmarks/gpu.py` times them).
 
 ## Where the design would break
 

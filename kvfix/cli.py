@@ -44,7 +44,7 @@ from kvfix.commands.report import report
 from kvfix.commands.score import score_app
 from kvfix.commands.show import show, show_comparison
 from kvfix.commands.train import repair, train
-from kvfix.launchers import SHARED, without_rank
+from kvfix.launchers import SHARED, rank, without_rank
 from kvfix.terminal import (
     DONE,
     RichWatch,
@@ -259,9 +259,11 @@ def _run(
     with redirect_stdout(sys.stderr):  # libraries print warnings to stdout, which is for --json
         outcome = run(options, command=command_line(), watch=RichWatch())
     show(outcome.record, outcome.report)
-    if form is not None:
+    found = rank()
+    first = found is None or found.number == 0
+    if form is not None and first:
         _write_lmms_eval(outcome.report.parent)
-    if tracker is not None:
+    if tracker is not None and first:
         from kvfix.report.export.trackers import log_run
 
         with redirect_stdout(sys.stderr):

@@ -37,14 +37,14 @@ def test_every_row_is_measured_or_says_why_not(tmp_path: Path) -> None:
 def test_a_row_that_fails_or_comes_too_late_costs_no_other(tmp_path: Path) -> None:
     bench = gpu_rows.Bench(NAME, torch.device("cpu"), tmp_path / "rows", True, time.monotonic() + 9)
 
-    def broken(bench: gpu_rows.Bench, mlm: object) -> None:
+    def broken() -> None:
         raise RuntimeError("out of memory")
 
-    gpu_rows._tried(bench, broken, None)
-    gpu_rows._tried(bench._replace(until=time.monotonic() - 1), broken, None)
+    gpu_rows._tried(bench, "a part", broken)
+    gpu_rows._tried(bench._replace(until=time.monotonic() - 1), "late", broken)
     first, second = map(json.loads, bench.file.read_text().splitlines())
     assert first["note"] == "failed: RuntimeError: out of memory"
-    assert second["note"].startswith("not run")
+    assert second["row"] == "late" and second["note"].startswith("not run")
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import adapter_folders
@@ -38,17 +39,27 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "log.jsonl"
 
 
-@pytest.fixture
-def url(model: Path, log: Path) -> Iterator[str]:
-    """A server of the model that runs already."""
+@contextmanager
+def stand_in(model: Path, **environment: str) -> Iterator[str]:
+    """The address of a server of the model."""
     server = subprocess.Popen(
-        [sys.executable, str(STAND_IN), "serve", str(model)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(STAND_IN), "serve", str(model)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
     )
     assert server.stdout is not None
     yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
     server.kill()
     server.wait()
     server.stdout.close()
+
+
+@pytest.fixture
+def url(model: Path, log: Path) -> Iterator[str]:
+    """A server of the model that runs already."""
+    with stand_in(model) as address:
+        yield address
 
 
 def evaluate(model: Path, out: Path, *words: str) -> Ended:
@@ -80,8 +91,31 @@ def test_a_server_that_runs_writes_the_rows_of_any_run(
         *images, text = body["messages"]
         assert images and all(isinstance(size, list) for size in images)
         assert body["temperature"] == 0 and body["max_tokens"] == 32 and isinstance(text, str)
+        assert body["repetition_penalty"] == 1
     again = evaluate(model, tmp_path / "run", "--answer-with", url)
     assert again.code == 0 and len(log.read_text().splitlines()) == 9  # nothing is asked twice
+
+
+def test_a_server_that_dies_ends_the_run_which_another_goes_on_with(
+    model: Path, log: Path, tmp_path: Path
+) -> None:
+    with stand_in(model, STAND_IN_ANSWERS="5") as dying:
+        ended = evaluate(model, tmp_path / "run", "--answer-with", dying, "--batch", "2")
+    assert ended.code == 1 and "the same command goes on" in ended.error, ended.err
+    assert len(rows(tmp_path / "run")) < 9
+    with stand_in(model) as url:
+        ended = evaluate(model, tmp_path / "run", "--answer-with", url, "--batch", "2")
+    assert ended.code == 0, ended.err
+    got = rows(tmp_path / "run")
+    assert len(got) == 9 and {row["kind"] for row in got} == {"answer"}
+
+
+def test_a_server_here_is_not_asked_through_a_proxy(
+    model: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert evaluate(model, tmp_path / "run", "--answer-with", url).code == 0
 
 
 def test_a_server_is_started_with_the_adapter_and_ended(
@@ -108,12 +142,16 @@ def test_what_cannot_be_served_is_refused_in_one_line(
 ) -> None:
     tower = tmp_path / "tower"
     adapter_folders.make(model, tower, target_modules=r".*vision_tower.*\.v_proj")
+    uneven = tmp_path / "uneven"
+    adapter_folders.make(model, uneven, target_modules=IN_LM, alpha_pattern={"v_proj": 99})
     monkeypatch.setenv("PATH", str(tmp_path))
     for words, said in (
         (["--answer-with", "vllm"], "pip install 'kvfix[vllm]'"),
         (["--answer-with", url, "--task", "cosegmentation"], "gives no features"),
         (["--answer-with", url, "--adapter", str(tower)], "kvfix merge"),
         (["--answer-with", url, "--adapter", str(adapter)], "--lora-modules"),
+        (["--answer-with", url, "--adapter", str(uneven)], "alpha_pattern"),
+        (["--answer-with", url, "--processor", str(model)], "vLLM has its own"),
         (["--answer-with", "http://127.0.0.1:9"], "expected a server of vLLM"),
         (["--answer-with", "elsewhere"], "http://HOST:PORT"),
     ):

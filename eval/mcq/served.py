@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,8 @@ def written_answers(
     """Ask all questions at once, which the server batches as it likes; answers in their order.
 
     Raises:
-        ValueError: the server refused a question, or no longer answers.
+        ValueError: the server refused a question.
+        ConnectionError: it no longer answers.
     """
     with ThreadPoolExecutor(max(1, len(questions))) as pool:
         texts = list(pool.map(lambda q: _write(served, ask(q, protocol), protocol), questions))
@@ -75,10 +77,11 @@ def _write(served: Served, prompt: Prompt, protocol: McqProtocol) -> str:
         "model": served.name,
         "messages": [{"role": "user", "content": _content(prompt)}],
         "temperature": 0.0,
+        "repetition_penalty": 1.0,  # else the model's own generation config moves the choice
         "max_tokens": protocol.max_new_tokens,
     }
     got = _get(f"{served.url}/v1/chat/completions", body)
-    return str(got["choices"][0]["message"]["content"] or "")
+    return str(got["choices"][0]["message"]["content"] or "").strip()
 
 
 def _content(prompt: Prompt) -> list[dict[str, Any]]:
@@ -105,10 +108,35 @@ def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with opened(request, seconds=TIMEOUT) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
-        said = error.read(2000).decode(errors="replace")
-        raise ValueError(f"{url}: expected an answer, found HTTP {error.code}: {said}") from error
-    except (OSError, ValueError) as error:
+        said = f"{url}: expected an answer, found HTTP {error.code}: " + error.read(2000).decode(
+            errors="replace"
+        )
+        if error.code >= 500 and not healthy(url.partition("/v1/")[0]):
+            raise ConnectionError(said) from error
+        raise ValueError(said) from error
+    except OSError as error:
+        raise ConnectionError(
+            f"{url}: expected a server of vLLM, found {error}; once it answers, the same command "
+            "goes on where it stopped"
+        ) from error
+    except ValueError as error:
         raise ValueError(f"{url}: expected a server of vLLM, found {error}") from error
+
+
+def healthy(url: str) -> bool:
+    """Whether a server is there and its engine lives."""
+    try:
+        with opened(urllib.request.Request(f"{url}/health"), seconds=5):
+            return True
+    except OSError:
+        return False
+
+
+def opened(request: urllib.request.Request, *, seconds: float) -> Any:
+    """The response; a server on this machine is never asked through a proxy."""
+    here = urllib.parse.urlsplit(request.full_url).hostname in ("127.0.0.1", "localhost", "::1")
+    around = [urllib.request.ProxyHandler({})] if here else []
+    return urllib.request.build_opener(*around).open(request, timeout=seconds)

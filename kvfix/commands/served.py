@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,7 +30,7 @@ from kvfix.checkpoint import folder as checkpoint
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
 from kvfix.eval.mcq.run import answer_results, run_answers
-from kvfix.eval.mcq.served import Served, find_served, written_answers
+from kvfix.eval.mcq.served import Served, find_served, healthy, written_answers
 from kvfix.eval.suite import PROTOCOL
 from kvfix.evaluate import Options
 from kvfix.mlm.families import family_of
@@ -49,7 +48,9 @@ VLLM = "vllm"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 MOST_IMAGES = 4  # of a question
 PATIENCE = 1800  # seconds until a server has loaded its model
-NOTHING: tuple[Any, ...] = (None, False, "none", [])  # of a LoRA setting that asks for no more
+OWN = ("quant", "processor", "device", "attn")  # what a server decides for itself
+UNREAD = ("use_dora", "modules_to_save", "bias", "lora_bias", "alpha_pattern", "rank_pattern")
+NOTHING: tuple[Any, ...] = (None, False, "none", [], {})  # of a LoRA setting that asks for no more
 
 
 def evaluate_served(options: Options, *, command: str, watch: Watch, where: str) -> Outcome:
@@ -72,8 +73,9 @@ def evaluate_served(options: Options, *, command: str, watch: Watch, where: str)
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"--answer-with {where}: expected one process, found several ranks")
-    if options.quant:
-        raise ValueError(f"--quant {options.quant}: expected none, vLLM quantises by its own rules")
+    for name in OWN:
+        if (found := getattr(options, name)) != getattr(Options, name):
+            raise ValueError(f"--{name} {found}: expected none, vLLM has its own")
     start = time.monotonic()
     with claimed(options.out, command=command):
         asked = load_units(options.data, tasks=(MCQ,), limit=options.limit, questions=True)
@@ -143,7 +145,7 @@ def _check_adapter(adapter: adapters.Adapter, family: Any) -> None:
     outside = [part.rpartition(".")[2] for part in (family.vision, family.projector)]
     strange = [n for n in adapter.tensors.shapes if any(part in n.split(".") for part in outside)]
     settings = adapter.settings
-    more = [k for k in ("use_dora", "modules_to_save", "bias") if settings.get(k) not in NOTHING]
+    more = [k for k in UNREAD if settings.get(k) not in NOTHING]
     if strange or more or adapter.beside:
         found = strange[0] if strange else more[0] if more else adapter.beside[0].name
         raise ValueError(
@@ -160,12 +162,17 @@ def _server(options: Options, mlm: Mlm, where: str, watch: Watch) -> Iterator[Se
         return
     command, url = serve_command(mlm)
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        quiet = os.environ | {"VLLM_NO_USAGE_STATS": "1"}  # it tells its makers nothing
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, text=True, env=quiet
+        )
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # past the end below
         try:
             with watch.phase(f"loading {options.name} in vLLM"):
                 _wait(process, url, log)
             yield find_served(url, root=root)
         finally:
+            signal.signal(signal.SIGTERM, before)
             process.terminate()
             try:
                 process.wait(60)
@@ -191,8 +198,7 @@ def serve_command(mlm: Mlm) -> tuple[list[str], str]:
     command += ["--limit-mm-per-prompt", f'{{"image": {MOST_IMAGES}}}']
     if mlm.adapter is not None:
         settings = mlm.adapter.settings
-        needed = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
-        fits = next((rank for rank in RANKS if rank >= needed), needed)
+        fits = next((rank for rank in RANKS if rank >= settings["r"]), settings["r"])
         command += ["--enable-lora", "--max-lora-rank", str(fits)]
         command += ["--lora-modules", f"kvfix={mlm.adapter.folder}"]
     return command, f"http://127.0.0.1:{port}"
@@ -205,9 +211,7 @@ def _wait(process: subprocess.Popen[str], url: str, log: Any) -> None:
             log.seek(0)
             said = (log.read().strip() or "no message").splitlines()[-1]
             raise ValueError(f"vLLM: expected a server, found exit code {process.poll()}: {said}")
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
+        if healthy(url):
+            return
+        time.sleep(0.5)
     raise ValueError(f"vLLM: expected a server within {PATIENCE} s, found none")

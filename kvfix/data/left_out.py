@@ -197,6 +197,8 @@ def machine_fault(error: Exception) -> Exception | None:
         )
     if of_torch and kind.__name__ == "AcceleratorError":
         return error  # the device takes no more work from this process
+    if isinstance(error, ConnectionError):
+        return error  # of a server that answers every unit
     return error if isinstance(error, OSError) and error.errno in MACHINE else None
 
 

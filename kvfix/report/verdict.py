@@ -20,6 +20,7 @@ from kvfix.shipped import nano_dir
 
 LOSS, WELL, OPEN = "loss", "well", "open"  # tones: something is wrong; nothing is; too little data
 STEPS = {"flow.projector": "in the projector", "flow.late_loss": "after the best layer"}
+CARRIED = ("--data", "--processor", "--quant", "--dtype", "--attn")  # options of both commands
 MORE = 64  # units that a diagnosis without a clear result is repeated on
 
 
@@ -201,7 +202,6 @@ def _measured(run: dict[str, Any], shown: Sequence[Panel]) -> Iterable[Point]:
 def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
     """Why, and the command."""
     model = run.get("model") or {}
-    measured = _words(model)
     shipped = str(nano_dir())  # what is repaired where no model is named
     named = [f"{k}={v}" for k, v in _named(model).items() if v != shipped]
     tones = {p.head: p.tone for p in points}
@@ -221,11 +221,11 @@ def _next(run: dict[str, Any], points: Sequence[Point]) -> tuple[str, str]:
     if OPEN in tones.values():
         return (
             "Measure more units, so that what is still open can be told:",
-            f"kvfix diagnose {measured}{_data(run)} --limit {_more(run)} --out runs/more",
+            _again(run, "--limit", str(_more(run))),
         )
     return (
         "Try it on your own pictures and questions:",
-        f"kvfix diagnose {measured} --data NAME=DIR",
+        _again(run, "--data", "NAME=DIR"),
     )
 
 
@@ -240,12 +240,26 @@ def _words(model: dict[str, Any]) -> str:
     return shlex.join(word for k, v in _named(model).items() for word in (f"--{k}", v))
 
 
-def _data(run: dict[str, Any]) -> str:
-    """The data that a run's command named, as another command takes them."""
+def _again(run: dict[str, Any], name: str, value: str) -> str:
+    """A run's own command, with another value of an option and another folder."""
+    words, kept = iter(_split(str(run.get("command") or ""))), list[str]()
+    for word in words:
+        option, _, given = word.partition("=")
+        if option not in (name, "--out", "--json"):
+            kept.append(word)
+        elif option != "--json" and not given:
+            next(words, None)
+    return shlex.join(
+        [*(kept or ["kvfix", str(run.get("kind"))]), name, value, "--out", "runs/more"]
+    )
+
+
+def _carried(run: dict[str, Any]) -> str:
+    """What a run's command said of its data and of how the model is read, for another command."""
     words = _split(str(run.get("command") or ""))
-    named = [value for name, value in pairwise(words) if name == "--data"]
-    named += [word.removeprefix("--data=") for word in words if word.startswith("--data=")]
-    return "".join(f" --data {shlex.quote(value)}" for value in named)
+    pairs = [(a, b) for a, b in pairwise(words) if a in CARRIED]
+    pairs += [(a, b) for a, _, b in (word.partition("=") for word in words) if b and a in CARRIED]
+    return "".join(f" {name} {shlex.quote(value)}" for name, value in pairs)
 
 
 def _split(command: str) -> list[str]:
@@ -282,20 +296,24 @@ def _next_of_change(after: dict[str, Any], tones: set[str]) -> tuple[str, str]:
     model, command = after.get("model") or {}, str(after.get("command") or "kvfix eval")
     if not model:
         return "The second run was made by:", command
-    data = _data(after)
+    look = f"kvfix diagnose {_words(model)}{_carried(after)}"
     if LOSS in tones:
-        return "Find where the second run loses it:", f"kvfix diagnose {_words(model)}{data}"
+        return "Find where the second run loses it:", look
+    if OPEN in tones and "--limit" in command:
+        return (
+            "Measure more units in both runs, so that a difference can show:",
+            _again(after, "--limit", str(_more(after))),
+        )
     if OPEN in tones:
         return (
-            "Measure more questions in both runs, so that a difference can show:",
-            f"kvfix eval {_words(model)}{data or ' --data NAME=DIR'} --out runs/more",
+            "Measure other data in both runs, so that a difference can show:",
+            _again(after, "--data", "NAME=DIR"),
         )
     if model.get("adapter"):
         return (
             "Add the adapter into the weights, to serve the model without PEFT:",
             f"kvfix merge {_words(model)} --out merged",
         )
-    look = f"kvfix diagnose {_words(model)}{data}"
     return "Look at what each layer of the second run holds:", look
 
 

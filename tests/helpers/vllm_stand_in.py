@@ -1,7 +1,8 @@
 """A stand-in for `vllm serve`: its command line, and its HTTP as documented, without a model.
 
 It answers "(B)" to whoever asks the adapter and "(A)" to whoever asks the base, and writes what it
-was asked, one JSON object a line, to the file that $STAND_IN_LOG names.
+was asked, one JSON object a line, to the file that $STAND_IN_LOG names. After $STAND_IN_ANSWERS
+answers it dies.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def handler(cards: list[dict]) -> type[BaseHTTPRequestHandler]:
-    lock = Lock()
+    lock, left = Lock(), [int(os.environ.get("STAND_IN_ANSWERS", "1000000"))]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -53,6 +54,10 @@ def handler(cards: list[dict]) -> type[BaseHTTPRequestHandler]:
             [message] = body["messages"]
             parts = [p.get("text") or size_of(p["image_url"]["url"]) for p in message["content"]]
             [card] = [card for card in cards if card["id"] == body["model"]]
+            with lock:
+                left[0] -= 1
+            if left[0] < 0:
+                os._exit(1)  # as an engine that ran out of memory
             with lock, open(os.environ["STAND_IN_LOG"], "a") as log:
                 print(json.dumps({**body, "messages": parts}), file=log)
             text = "(B)" if card["parent"] else "(A)"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from commands import call
 
-from kvfix.report.verdict import LOSS, OPEN, WELL, Verdict, model_name, verdict
+from kvfix.report.verdict import LOSS, OPEN, WELL, Verdict, change_verdict, model_name, verdict
 from kvfix.shipped import nano_dir
 
 MODEL = {"id": "/nowhere/my model", "adapter": None}
@@ -26,7 +26,8 @@ def surfaced(*, clear: bool, n: int = 20) -> dict[str, Any]:
 
 
 def of(*findings: dict[str, Any], surfacing: tuple[dict[str, Any], ...] = ()) -> Verdict:
-    run = {"kind": "diagnose", "command": "kvfix diagnose --limit 8", "model": MODEL}
+    command = "kvfix diagnose --model '/nowhere/my model' --limit 8 --out=runs/a --json"
+    run = {"kind": "diagnose", "command": command, "model": MODEL}
     return verdict({**run, "findings": list(findings), "surfacing": list(surfacing)}, [])
 
 
@@ -89,10 +90,32 @@ def test_the_command_goes_on_with_the_data_of_the_run() -> None:
     few = finding("flow.late_loss", -0.3, clear=False, n=4)
     run = {"kind": "diagnose", "command": command, "model": MODEL, "findings": [few]}
     words = shlex.split(verdict(run, []).command)
-    assert words[4:8] == ["--data", "blink=/my data/BLINK", "--data", "spair71k=/s"]
-    assert words[8:10] == ["--limit", "96"]
+    assert words[2:5] == ["--data", "blink=/my data/BLINK", "--data=spair71k=/s"]
+    assert words[5:] == ["--limit", "96", "--out", "runs/more"]
     torn = {**run, "command": "kvfix diagnose --data 'never closed"}
     assert "--data" not in verdict(torn, []).command
+
+
+def test_a_comparison_goes_on_with_the_options_of_its_second_run() -> None:
+    command = "kvfix eval --model m --quant nf4 --data blink=/d --profile official --out runs/b"
+    after = {"model": {"id": "m"}, "command": command}
+    asked = verdict_of_few({**after, "command": f"{command} --limit 8"})
+    assert asked == f"{command.removesuffix(' --out runs/b')} --limit 64 --out runs/more"
+    asked = verdict_of_few(after)  # all were asked: more of the same data are not to be had
+    assert (
+        asked
+        == "kvfix eval --model m --quant nf4 --profile official --data NAME=DIR --out runs/more"
+    )
+    record = {"questions": [], "after": after}
+    fell = {"clear": True, "value": -0.1}
+    assert (
+        change_verdict({**record, "probes": [fell]}).command
+        == "kvfix diagnose --model m --quant nf4 --data blink=/d"
+    )
+
+
+def verdict_of_few(after: dict[str, Any]) -> str:
+    return change_verdict({"questions": [], "probes": [], "after": after}).command
 
 
 def test_the_shipped_model_needs_no_name_to_be_repaired() -> None:
