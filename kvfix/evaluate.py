@@ -26,10 +26,10 @@ from kvfix.eval.source import NEUTRAL, Clips, MlmSource, clips_fingerprint, clip
 from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm
-from kvfix.ranks import agreed, is_first, joined
+from kvfix.ranks import agreed, check_alike, is_first, joined
 from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
-from kvfix.runs.fingerprint import data_fingerprint
+from kvfix.runs.fingerprint import data_fingerprint, what_it_reads
 from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
 from kvfix.runs.recorder import left_out_of, once
 from kvfix.session import ModelOptions, Outcome, Watch, host_of, peak_memory_mib
@@ -67,6 +67,7 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     )
     with watch.phase(f"loading {options.name}"):
         mlm = options.load()
+    check_alike("data, model files and packages", what_it_reads(mlm, unit_sets))
     folder = _folder(options, command, mlm, unit_sets) if is_first() else None
     probes = [u for u in unit_sets if u.task in TASKS]
     asked = [u for u in unit_sets if u.task not in TASKS]

@@ -18,7 +18,7 @@ from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from kvfix.launchers import local_rank, rank
+from kvfix.launchers import MEETING, local_rank, rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,11 @@ def joined() -> Iterator[None]:
     if found is None or _team is not None:
         yield
         return
+    if found.variable != MEETING:
+        raise ValueError(
+            f"{found.variable} says that {found.of} processes were started, and nothing says where "
+            "they meet; start them by torchrun, accelerate or deepspeed"
+        )
     import torch
     import torch.distributed as dist
 
@@ -117,7 +122,8 @@ def _end(team: _Team, error: BaseException) -> NoReturn:
         _told = False
     if not _told:
         raise SystemExit(1) from error
-    if "gloo" in str(error).lower():  # the other was killed, and could not say why
+    # Another was killed, and could not say why.
+    if isinstance(error, RuntimeError) and "gloo" in str(error):
         raise OtherRankEnded(
             f"expected {team.of} ranks until the end, found that another has died; the same "
             "command goes on where they stopped"
@@ -146,6 +152,21 @@ def everyone(mine: T) -> list[T]:
     found: list[Any] = [None] * _team.of
     dist.all_gather_object(found, mine)
     return found
+
+
+def check_alike(what: str, mine: object) -> None:
+    """Refuse to share units among ranks that have read or run different things.
+
+    Raises:
+        ValueError: on every rank, if one has something else.
+    """
+    found = everyone(mine)
+    for other, theirs in enumerate(found):
+        if theirs != found[0]:
+            raise ValueError(
+                f"expected the same {what} on every rank, found others on rank {other} than on "
+                "rank 0; what ranks read must be the same files"
+            )
 
 
 def summed(x: Tensor) -> Tensor:
@@ -184,10 +205,19 @@ def dealt(total: int | None, tick: Callable[[int], None] = lambda i: None) -> It
 
 
 def in_order(
-    total: int, do: Callable[[int], T], tick: Callable[[int], None] = lambda i: None
+    total: int,
+    do: Callable[[int], T],
+    tick: Callable[[int], None] = lambda i: None,
+    *,
+    then: Callable[[], None] = lambda: None,
 ) -> list[T]:
-    """`do(i)` for each index, on one rank each; all results in order on every rank."""
+    """`do(i)` for each index, on one rank each; all results in order on every rank.
+
+    `then` is called when this rank has no more to do, before it waits for the others: a jury has to
+    hear from a rank that is done, or the rank that asks it waits for ever.
+    """
     mine = {i: do(i) for i in dealt(total, tick)}
+    then()
     found = {i: got for of_rank in everyone(mine) for i, got in of_rank.items()}
     return [found[i] for i in range(total)]
 

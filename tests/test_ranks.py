@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,3 +145,39 @@ def test_torchrun_starts_it(jobs: Jobs, checkpoint: Callable[[str], Path]) -> No
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr
     assert jobs.result("torchrun") == jobs.result("one")
+
+
+MEETING = """
+import sys
+from kvfix.data.left_out import attempted
+from kvfix.ranks import check_alike, joined, number
+
+def fails(i):
+    raise ValueError("expected a unit, found none")
+
+with joined():
+    if sys.argv[1] == "alike":
+        check_alike("data", number())
+    attempted(int(sys.argv[1]), fails)
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [("1", "expected a unit, found none"), ("alike", "found others on rank 1")],
+)
+def test_ranks_that_cannot_go_on_end_and_do_not_wait(said: str, why: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, said],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENV | where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]
+    errors = [one.communicate(timeout=300)[1] for one in pair]
+    assert [one.returncode for one in pair] == [1, 1] and any(why in text for text in errors)

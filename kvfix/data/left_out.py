@@ -165,9 +165,7 @@ def attempted(
         tick: called with each number once it is done.
     """
     attempts = Attempts(total, jury=Jury())
-    found = in_order(total, lambda i: attempts.do(partial(what, i)), tick)
-    attempts.finish()
-    return found
+    return in_order(total, lambda i: attempts.do(partial(what, i)), tick, then=attempts.finish)
 
 
 @contextmanager

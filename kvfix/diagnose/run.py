@@ -18,9 +18,9 @@ from kvfix.eval.mcq.run import readable
 from kvfix.eval.source import NEUTRAL, clips_fingerprint
 from kvfix.eval.suite import PROTOCOL
 from kvfix.mlm.load import Mlm, load_reference_encoder
-from kvfix.ranks import agreed, is_first, joined
+from kvfix.ranks import agreed, check_alike, is_first, joined
 from kvfix.report.html import write_report
-from kvfix.runs.fingerprint import data_fingerprint
+from kvfix.runs.fingerprint import data_fingerprint, what_it_reads
 from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
 from kvfix.runs.recorder import once
 from kvfix.session import (
@@ -52,6 +52,7 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     reference = _reference_sha256(options)
     with watch.phase(f"loading {options.name}"):
         mlm = options.load()
+    check_alike("data, model files and packages", what_it_reads(mlm, unit_sets))
     folder = _folder(options, command, mlm, unit_sets, reference) if is_first() else None
     how: dict[str, Any] = {"seed": options.seed, "watch": watch}
     some = {**how, "limit": options.limit}

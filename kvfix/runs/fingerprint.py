@@ -83,6 +83,13 @@ def data_fingerprint(unit_sets: Sequence[UnitSet]) -> dict[str, str]:
     return {f"{u.dataset}/{u.task}/{u.split}": u.sha256 for u in unit_sets}
 
 
+def what_it_reads(mlm: Any, unit_sets: Sequence[UnitSet]) -> tuple[Any, ...]:
+    """What ranks of a launch must have alike; of weights the sizes, for hashing them takes long."""
+    sizes = [(file.name, file.stat().st_size) for file in mlm.weights.files]
+    adapter = None if mlm.adapter is None else mlm.adapter.sha256
+    return data_fingerprint(unit_sets), sizes, adapter, versions()
+
+
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Each field in which two fingerprints differ, as `field: then ..., now ...`."""
     old, new = flat(then), flat(now)

@@ -161,8 +161,8 @@ def answer_effects(
         for _ in range(len(batches[number]) * len(CONDITIONS)):
             tick()
 
-    found = [got for of_batch in in_order(len(batches), done, told) for got in of_batch]
-    attempts.finish()
+    of_batches = in_order(len(batches), done, told, then=attempts.finish)
+    found = [got for of_batch in of_batches for got in of_batch]
     for question, got in zip(questions, found, strict=True):
         if isinstance(got, LeftOut):
             accuracy.left_out[question.id] = got.why

@@ -127,7 +127,7 @@ def load_model(recipe: Recipe, launch: Launch) -> Mlm:
         device=launch.device,
         quant=recipe.quant or None,
         processor=recipe.processor or None,
-        recorded=True,
+        recorded=launch.rank == 0,
     )
     if not recipe.threads and mlm.device.type == "cpu":
         choose_threads(sum(p.numel() for p in mlm.base.parameters()))
