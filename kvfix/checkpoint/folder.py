@@ -44,6 +44,11 @@ class Weights:
         """Hash beside what comes next: that takes half a minute for 16 GB."""
         _ = self._hash
 
+    @property
+    def hashed(self) -> bool:
+        """Whether `sha256` answers at once."""
+        return self._hash.done()
+
     @cached_property
     def _hash(self) -> Future[str]:
         """Made once, by a thread that no process waits for at its end."""

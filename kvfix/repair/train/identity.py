@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,23 @@ def _short(value: Any) -> str:
 
 
 class Identity:
-    """The fingerprint of a start; big files are read beside the work."""
+    """The fingerprint of a start; the rank that writes it has begun to hash the weights."""
 
     def __init__(self, known: Mapping[str, Any], mlm: Mlm):
-        self._known = dict(known)
-        with ThreadPoolExecutor(1) as pool:
-            self._read = pool.submit(model_fields, mlm)
-            pool.shutdown(wait=False)
+        self._known, self._mlm = dict(known), mlm
 
     @property
     def ready(self) -> bool:
-        """Whether all has been read."""
-        return self._read.done()
+        """Whether the weights have been hashed."""
+        return self._mlm.weights.hashed
 
     def fields(self) -> dict[str, Any]:
         """All of it; waits for what is still being read."""
-        return self._known | self._read.result()
+        return self._known | self._read
+
+    @cached_property
+    def _read(self) -> dict[str, Any]:
+        return model_fields(self._mlm)
 
     def write(self, folder: Path) -> None:
         """Into a checkpoint."""
