@@ -36,7 +36,7 @@ LONGEST = 150  # lines of the README
 FIRST = """\
 ```bash
 pip install -e . && kvfix diagnose            # the main job: needs no download of weights or data
-pip install -e '.[test]' && pytest            # every test
+pip install -e '.[test]' && pytest -n 2 --dist loadfile  # every test, in two processes
 ```
 """
 ROOMS = (".ci", "benchmarks", "checkpoints", "eval", "kvfix", "recipes", "tests")
