@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,20 @@ ASKED = "Select from the following choices."
 
 
 def write_format_lines(file: Path, n: int) -> None:
-    """Write `n` lines of conversations without an image (`kvfix.data.training`).
+    """Write them as training data (`kvfix.data.training`)."""
+    file.write_text("".join(json.dumps(line) + "\n" for line in format_lines(n)))
+
+
+def format_lines(n: int) -> list[dict[str, Any]]:
+    """`n` conversations without an image.
 
     Two to four options, as in perception benchmarks; the right one is at each of them alike.
     """
     rng = np.random.default_rng(0)
-    file.write_text("".join(json.dumps(_line(i, rng)) + "\n" for i in range(n)))
+    return [_line(i, rng) for i in range(n)]
 
 
-def _line(number: int, rng: np.random.Generator) -> dict[str, object]:
+def _line(number: int, rng: np.random.Generator) -> dict[str, Any]:
     kinds = list(KINDS)
     kind = kinds[int(rng.integers(len(kinds)))]
     others = [word for other in kinds if other != kind for word in KINDS[other].split()]

@@ -1,0 +1,69 @@
+"""Training photos of your own: a part held out for choices, the rest mixed in shares.
+
+Records are the lines of a JSONL file of conversations (`kvfix/data/training`) that have a
+`sub_task`. The part that is held out shares no photo with the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvfix.data.files import grouped
+
+Record = dict[str, Any]
+HELD_OUT = 10  # one record of so many
+
+
+class Parts(NamedTuple):
+    """What may be learned from, and what choices are made on."""
+
+    train: list[Record]
+    val: list[Record]
+
+
+def read_records(file: Path) -> list[Record]:
+    """All lines, with the whole path of every image."""
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return [r | {"images": [str(file.parent / name) for name in r["images"]]} for r in records]
+
+
+def write_records(file: Path, records: Iterable[Record]) -> None:
+    """One a line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def parts(records: Sequence[Record]) -> Parts:
+    """A hash of its id holds a record out; what shows one of its photos is then left out of both."""
+    val = [r for r in records if _hash(r["id"]) % HELD_OUT == 0]
+    photos = {name for record in val for name in record["images"]}
+    chosen = {record["id"] for record in val}
+    train = [r for r in records if r["id"] not in chosen and not photos.intersection(r["images"])]
+    return Parts(train, val)
+
+
+def mixed(records: Sequence[Record], shares: Mapping[str, int]) -> list[Record]:
+    """Kinds as often as their shares say, as many records as there are without one twice.
+
+    Raises:
+        ValueError: No record of a kind that has a share.
+    """
+    by_kind = grouped(records, lambda r: r["sub_task"])
+    wanted = {kind: share for kind, share in shares.items() if share}
+    lost = [kind for kind in wanted if kind not in by_kind]
+    if lost or not wanted:
+        raise ValueError(f"expected records of {', '.join(wanted) or 'some kind'}, found {list(by_kind)}")
+    rounds = min(len(by_kind[kind]) // share for kind, share in wanted.items())
+    return [
+        record
+        for kind, share in wanted.items()
+        for record in sorted(by_kind[kind], key=lambda r: _hash(r["id"]))[: rounds * share]
+    ]
+
+
+def _hash(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
