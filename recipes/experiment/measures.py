@@ -1,6 +1,6 @@
 """Measures of a trial that no command of kvfix gives: `run.py` runs it for each.
 
-python recipes/experiment/measures.py val|rest MODEL ADAPTER DTYPE N FILE
+python recipes/experiment/measures.py val|rest MODEL ADAPTER DTYPE N FILE [DATA]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from run import scene_mix
 
+from kvfix.data.readers.own_questions import own_questions
 from kvfix.data.scenes.paint import generator, sample_scene
 from kvfix.data.scenes.talk import conversation
 from kvfix.data.scenes.units import scene_units
@@ -32,11 +33,14 @@ from kvfix.session import ModelOptions
 BATCH = 8
 
 
-def val_accuracy(mlm: Mlm, n: int) -> dict[str, Any]:
-    """Macro accuracy of the trained kinds of question, by log-probability, on val scenes."""
+def val_accuracy(mlm: Mlm, n: int, data: str = "") -> dict[str, Any]:
+    """Macro accuracy by log-probability on val scenes, of the kinds of question that are trained;
+    or on the first questions of `data`, whose kinds come in turn.
+    """
     right: dict[str, list[bool]] = defaultdict(list)
-    trained = set(scene_mix().asked)
-    units = scene_units("mcq", split="val", n=n)
+    units = own_questions(Path(data)) if data else scene_units("mcq", split="val", n=n)
+    trained = set(units.subtasks) if data else set(scene_mix().asked)
+    n = min(n, len(units.ids))
     for start in range(0, n, BATCH):
         questions = [units.load(i) for i in range(start, min(start + BATCH, n))]
         asked = [q for q in questions if isinstance(q, Question) and q.sub_task in trained]
@@ -100,9 +104,9 @@ def keys(mlm: Mlm) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, and write a JSON file."""
-    what, model, adapter, dtype, n, file = sys.argv[1:]
+    what, model, adapter, dtype, n, file, *data = sys.argv[1:]
     mlm = ModelOptions(model=model, adapter=adapter or None, dtype=dtype).load()
-    found = {"val": val_accuracy, "rest": rest}[what](mlm, int(n))
+    found = {"val": val_accuracy, "rest": rest}[what](mlm, int(n), *data)
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -38,7 +38,7 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
 
 
 def parts(records: Sequence[Record]) -> Parts:
-    """A hash of its id holds a record out; what shows one of its photos is then left out of both."""
+    """A hash of its id keeps a record; others that show one of its photos are in neither part."""
     val = [r for r in records if _hash(r["id"]) % HELD_OUT == 0]
     photos = {name for record in val for name in record["images"]}
     chosen = {record["id"] for record in val}
@@ -56,13 +56,20 @@ def mixed(records: Sequence[Record], shares: Mapping[str, int]) -> list[Record]:
     wanted = {kind: share for kind, share in shares.items() if share}
     lost = [kind for kind in wanted if kind not in by_kind]
     if lost or not wanted:
-        raise ValueError(f"expected records of {', '.join(wanted) or 'some kind'}, found {list(by_kind)}")
+        raise ValueError(
+            f"expected records of {', '.join(wanted) or 'some kind'}, found {list(by_kind)}"
+        )
     rounds = min(len(by_kind[kind]) // share for kind, share in wanted.items())
     return [
         record
         for kind, share in wanted.items()
         for record in sorted(by_kind[kind], key=lambda r: _hash(r["id"]))[: rounds * share]
     ]
+
+
+def is_choice(record: Record) -> bool:
+    """Whether the answer is an option's letter."""
+    return record["messages"][-1]["content"].startswith("(")
 
 
 def _hash(text: str) -> int:

@@ -15,14 +15,19 @@ A model and photos of your own, in place of the nanos and the scenes:
     python recipes/experiment/run.py families=[pico] own=PICO config=train_surfacing_pico.yaml \
         data=train.jsonl asked=[blink=DIR] probed=[refcoco=DIR] arms=[format,lora,readout] \
         rates=[1e-3] seeds=[0] steps=60 late=[16,20,24,28]
+    python recipes/experiment/run.py --grid recipes/experiment/pico.yaml own=PICO data=train.jsonl \
+        asked=[blink=DIR]
 
 Its arm `format` learns to write an option's letter from questions without an image, and no more.
+With `mix`, kinds of question come in these shares, and a part of the data that shares no photo with
+the rest is kept for the choice of learning rates.
 
 What is done stays: the same command goes on, and adds what is missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -30,11 +35,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from answer_form import write_format_lines
+from mixture import is_choice, mixed, parts, read_records, write_records
 
 from kvfix.checkpoint.folder import read_json
 from kvfix.config import load_config
@@ -90,6 +96,7 @@ class Grid:
     rates: tuple[float, ...] = (1e-3, 3e-3)
     arms: tuple[str, ...] = tuple(ARMS)
     steps: int = 600
+    search_steps: int = 0  # of a training that only tries a learning rate; 0: all of them
     questions: int = 720  # of the test, all kinds evenly
     val: int = 270
     units: int = 48  # a probe
@@ -99,6 +106,7 @@ class Grid:
     own: str = ""
     config: str = "train_surfacing.yaml"
     data: str = "scenes"
+    mix: dict[str, int] = field(default_factory=dict)  # shares of its kinds; empty: as it is
     asked: tuple[str, ...] = ()
     probed: tuple[str, ...] = ()
 
@@ -110,10 +118,11 @@ class Grid:
                 f"expected arms out of {', '.join(ARMS | MORE_ARMS)} and at least one job, found "
                 f"{list(self.arms)} and {self.jobs}"
             )
-        if self.own and (len(self.families) > 1 or len(self.rates) > 1):
+        if self.own and (len(self.families) > 1 or (len(self.rates) > 1 and not self.mix)):
             raise ValueError(
-                "expected one name in families and one learning rate beside own= (val scenes are "
-                f"the nanos'), found {list(self.families)} and {list(self.rates)}"
+                "expected one name in families and one learning rate beside own= (or mix=, which "
+                f"keeps a part of the data to search on), found {list(self.families)} and "
+                f"{list(self.rates)}"
             )
 
     def model(self, family: str) -> str:
@@ -138,12 +147,13 @@ class Trial(NamedTuple):
     arm: str
     rate: float = 0.0
     seed: int = 0
+    steps: int = 0  # 0: the grid's
 
     @property
     def folder(self) -> Path:
         """Where it lies."""
         name = self.arm if self.arm == BASE else f"{self.arm}-{self.rate:g}-{self.seed}"
-        return RUNS / self.family / name
+        return RUNS / self.family / (f"{name}-{self.steps}" if self.steps else name)
 
     @property
     def adapter(self) -> list[str]:
@@ -167,8 +177,8 @@ def check_settings(family: str, grid: Grid) -> None:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(mine, indent=1) + "\n")
-    there = read_json(file)
-    other = [name for name in mine if mine[name] != there.get(name)]
+    there = Grid().settings() | read_json(file)  # which may be older than a setting
+    other = [name for name in mine if mine[name] != json.loads(json.dumps(there[name]))]
     if other:
         raise ValueError(
             f"{file}: expected the settings of this run, found others in {', '.join(other)}; give "
@@ -187,7 +197,7 @@ def train(trial: Trial, grid: Grid) -> None:
         f"model={grid.model(trial.family)}",
         f"data={_data(trial, grid)}",
         f"out={trial.folder}",
-        f"steps={grid.steps}",
+        f"steps={trial.steps or grid.steps}",
         f"seed={trial.seed}",
         *(f"rates.{part}={trial.rate}" for part in PARTS),
         *(ARMS | MORE_ARMS)[trial.arm],
@@ -199,17 +209,30 @@ def train(trial: Trial, grid: Grid) -> None:
     _run(trial, "train", [sys.executable, *recipe, *options])
 
 
+def prepare(family: str, grid: Grid) -> None:
+    """Write the data that is made and not given, once."""
+    folder = RUNS / family
+    folder.mkdir(parents=True, exist_ok=True)
+    if "format" in grid.arms and not (folder / "format.jsonl").exists():
+        write_format_lines(folder / "format.jsonl", LINES)
+    if grid.mix and not (folder / "val.jsonl").exists():
+        train, val = parts(read_records(Path(grid.data)))
+        write_records(folder / "train.jsonl", mixed(train, grid.mix))
+        asked = [r for r in val if r["sub_task"] in grid.mix and is_choice(r)]
+        write_records(folder / "val.jsonl", asked)
+
+
 def _data(trial: Trial, grid: Grid) -> str:
-    if trial.arm != "format":
-        return grid.data
-    file = trial.folder.parent / "format.jsonl"
-    if not file.exists():
-        write_format_lines(file, LINES)
-    return str(file)
+    folder = trial.folder.parent
+    if trial.arm == "format":
+        return str(folder / "format.jsonl")
+    return str(folder / "train.jsonl") if grid.mix else grid.data
 
 
 def validate(trial: Trial, grid: Grid) -> float:
-    """Macro accuracy by log-probability on val scenes, the kinds that were trained."""
+    """Macro accuracy by log-probability of the kinds that were trained, on val scenes or what is
+    kept of the data.
+    """
     file = trial.folder / "val.json"
     if not file.exists():
         _run(trial, "val", _measure(trial, grid, "val", grid.val, file))
@@ -239,7 +262,8 @@ def _measure(trial: Trial, grid: Grid, what: str, n: int, file: Path) -> list[st
     adapter = "" if trial.arm == BASE else str(trial.folder)
     script = str(HERE / "measures.py")
     model = grid.model(trial.family), adapter, grid.dtype
-    return [sys.executable, script, what, *model, str(n), str(file)]
+    kept = [str(RUNS / trial.family / "val.jsonl")] if grid.mix and what == "val" else []
+    return [sys.executable, script, what, *model, str(n), str(file), *kept]
 
 
 def _complete(folder: Path) -> bool:
@@ -272,18 +296,19 @@ def searched(arm: str, grid: Grid) -> dict[float, float]:
 
 
 def _tried(arm: str, rate: float, grid: Grid) -> Trial:
-    return Trial(grid.families[0], arm, rate, grid.seeds[0])
+    return Trial(grid.families[0], arm, rate, grid.seeds[0], grid.search_steps)
 
 
 def search(arm: str, grid: Grid) -> None:
     """Every learning rate in the first family with the first seed, then the test of the best."""
-    for rate in grid.rates:
-        train(_tried(arm, rate, grid), grid)
-    test(_tried(arm, best_rate(arm, grid), grid), grid)
+    if len(grid.rates) > 1:
+        for rate in grid.rates:
+            train(_tried(arm, rate, grid), grid)
+    repeat(grid.families[0], arm, grid.seeds[0], grid)
 
 
 def repeat(family: str, arm: str, seed: int, grid: Grid) -> None:
-    """Another seed or family at the best learning rate."""
+    """A seed and family at the best learning rate."""
     trial = Trial(family, arm, best_rate(arm, grid), seed)
     train(trial, grid)
     test(trial, grid)
@@ -301,14 +326,24 @@ def finished(grid: Grid) -> list[Trial]:
     return [t for t in found if _complete(t.folder / "mcq") and (t.folder / "rest.json").exists()]
 
 
+def read_grid() -> Grid:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--grid", help="YAML file of settings; the grid of the nanos by default")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting")
+    asked = parser.parse_args()
+    return load_config(Grid, asked.grid, asked.overrides)
+
+
 def main() -> None:
     """Run what is missing, the first family's search first."""
-    grid = load_config(Grid, None, sys.argv[1:])
+    grid = read_grid()
     # Torch takes all cores otherwise, and processes that share them stand in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // grid.jobs)))
     first, *others = grid.families
     for family in grid.families:
         check_settings(family, grid)
+        prepare(family, grid)
     together: list[list[Any]] = [
         [lambda f=family: test(Trial(f, BASE), grid) for family in grid.families],
         [lambda a=arm: search(a, grid) for arm in grid.arms],

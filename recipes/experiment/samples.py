@@ -33,14 +33,14 @@ class Answers(NamedTuple):
     read_N: np.ndarray  # whether a letter could be read
 
 
-def answers(trial: Trial, base: Trial | None = None) -> Answers:
-    """From the samples of `kvfix eval`.
+def answers(trial: Trial, base: Trial | None = None, data: str = "") -> Answers:
+    """From the samples of `kvfix eval`; of one dataset, where several were asked.
 
     Raises:
         FileNotFoundError: No samples.
         ValueError: Other questions than the base's, or in another order.
     """
-    rows = _rows(trial, "mcq", AnswerRow)
+    rows = _rows(trial, "mcq", AnswerRow, data)
 
     def column(of: Callable[[AnswerRow], Any]) -> np.ndarray:
         return np.array([float(of(r)) for r in rows])
@@ -55,18 +55,18 @@ def answers(trial: Trial, base: Trial | None = None) -> Answers:
         column(lambda r: r.correct),
         column(lambda r: not r.unparsed),
     )
-    if base is not None and found.ids != answers(base).ids:
+    if base is not None and found.ids != answers(base, data=data).ids:
         raise ValueError(f"{trial.folder}: expected the questions of {base.folder}, found others")
     return found
 
 
-def readouts(trial: Trial, base: Trial) -> dict[str, np.ndarray]:
+def readouts(trial: Trial, base: Trial, data: str = "") -> dict[str, np.ndarray]:
     """Kind -> (3, N / 2): is the base's readout right, is the trial's, is the trial's answer.
 
     Both read the layer at which the base reads that kind best; it is chosen on the odd questions,
     and the figures are of the even ones. Kinds without a readout are left out.
     """
-    mine, bases = _readings(trial), _readings(base)
+    mine, bases = _readings(trial, data), _readings(base, data)
     right = {}
     for task, readings in bases.items():
         correct_NS = readings.choice_NS == readings.answer_N[:, None]
@@ -77,9 +77,9 @@ def readouts(trial: Trial, base: Trial) -> dict[str, np.ndarray]:
     return right
 
 
-def _readings(trial: Trial) -> dict[str, Any]:
-    said = _rows(trial, "mcq", AnswerRow)
-    read = _rows(trial, "readout", ReadoutRow, needed=False)
+def _readings(trial: Trial, data: str) -> dict[str, Any]:
+    said = _rows(trial, "mcq", AnswerRow, data)
+    read = _rows(trial, "readout", ReadoutRow, data, needed=False)
     found = {}
     for task in READOUTS:
         features = [r for r in read if r.subtask == task]
@@ -88,10 +88,11 @@ def _readings(trial: Trial) -> dict[str, Any]:
     return found
 
 
-def _rows(trial: Trial, kind: str, of: type[R], *, needed: bool = True) -> list[R]:
-    """Samples of all datasets: `mcq.jsonl` is of scenes, `mcq.blink.jsonl` of BLINK."""
+def _rows(trial: Trial, kind: str, of: type[R], data: str, *, needed: bool = True) -> list[R]:
+    """Samples of a dataset: `mcq.jsonl` is of scenes, `mcq.blink.jsonl` of BLINK."""
     folder = trial.folder / "mcq" / "samples"
-    files = sorted(folder.glob(f"{kind}.jsonl")) + sorted(folder.glob(f"{kind}.*.jsonl"))
+    names = [f"{kind}.{data}.jsonl"] if data else [f"{kind}.jsonl", f"{kind}.*.jsonl"]
+    files = [file for name in names for file in sorted(folder.glob(name))]
     if needed and not files:
         raise FileNotFoundError(
             f"{folder}: expected {kind}.jsonl or {kind}.<data>.jsonl, found none"

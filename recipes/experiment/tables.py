@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import BASE, Grid, Trial, best_rate, finished, scene_mix, searched
+from run import BASE, Grid, Trial, best_rate, finished, read_grid, scene_mix, searched
 from samples import Answers, answers, probe_mean, probe_tasks, readouts
+from without_model import RULES, is_blink, without_model
 
 from kvfix.checkpoint.folder import read_json
-from kvfix.config import load_config
 from kvfix.eval.stats.paired import stratified_paired_bootstrap
 
 Arms = dict[str, list[Trial]]
@@ -86,10 +87,10 @@ def search_table(grid: Grid) -> Iterator[str]:
             yield row([arm, *map(percent, tried.values()), f"{best_rate(arm, grid):g}"])
 
 
-def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
+def accuracy_table(arms: Arms, *, scenes: bool, data: str = "") -> Iterator[str]:
     """Macro accuracy of every arm and its difference from the base and from plain LoRA."""
     first = arms[BASE][0]
-    base = answers(first)
+    base = answers(first, data=data)
     kinds = list(dict.fromkeys(base.tasks))
     groups = {}
     if scenes:  # of other data nothing says which kinds were trained
@@ -98,9 +99,9 @@ def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
         groups["kinds without drawn letters"] = [task for task in kinds if task not in LETTERED]
     # Name -> the arm that it is, answers by seed.
     others = {"base": (BASE, base.logprob_N[None])}
-    others["plain LoRA"] = ("lora", logprobs(arms.get("lora", []), first))
+    others["plain LoRA"] = ("lora", logprobs(arms.get("lora", []), first, data))
     if "format" in arms:  # what the form of an answer alone brings
-        others["format"] = ("format", logprobs(arms["format"], first))
+        others["format"] = ("format", logprobs(arms["format"], first, data))
     columns = ["arm", "seeds", "macro, log-prob", "over seeds"]
     columns += [f"beyond {name}" for name in others]
     columns += ["letters balanced", "one letter", "macro, written", "unread"]
@@ -110,8 +111,8 @@ def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
     chance = macro(1 / np.array(base.options), base.tasks, kinds)
     yield row(["chance", "", percent(chance), *[""] * (len(columns) - 3)])
     for arm, of in arms.items():
-        mine = [answers(trial, first) for trial in of]
-        right_SN = logprobs(of, first)
+        mine = [answers(trial, first, data) for trial in of]
+        right_SN = logprobs(of, first, data)
         each = [macro(x_N, base.tasks, kinds) for x_N in right_SN]
         cells = [arm, str(len(of)), percent(np.mean(each))]
         cells.append("" if len(each) < 2 else f"{percent(min(each))}-{percent(max(each))}")
@@ -134,29 +135,30 @@ def accuracy_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
         yield row(cells)
 
 
-def logprobs(trials: Sequence[Trial], base: Trial) -> np.ndarray:
+def logprobs(trials: Sequence[Trial], base: Trial, data: str = "") -> np.ndarray:
     """(S, N) which questions are right by log-probability."""
-    return np.array([answers(trial, base).logprob_N for trial in trials])
+    return np.array([answers(trial, base, data).logprob_N for trial in trials])
 
 
-def kinds_table(arms: Arms, *, scenes: bool) -> Iterator[str]:
+def kinds_table(arms: Arms, *, scenes: bool, data: str = "") -> Iterator[str]:
     """Accuracy by log-probability of every kind of question, mean over seeds."""
-    base = answers(arms[BASE][0])
+    first = arms[BASE][0]
+    base = answers(first, data=data)
     held_out = scene_mix().held_out if scenes else ()
     yield row(["kind", "n", "chance", *arms])
     yield row(["---", "---:", "---:", *["---:"] * len(arms)])
     for task in dict.fromkeys(base.tasks):
         at = np.array([t == task for t in base.tasks])
         chance = np.mean(1 / np.array(base.options)[at])
-        cells = [percent(logprobs(of, arms[BASE][0])[:, at].mean()) for of in arms.values()]
+        cells = [percent(logprobs(of, first, data)[:, at].mean()) for of in arms.values()]
         name = task.replace("_", " ") + (" (held out)" if task in held_out else "")
         yield row([name, str(at.sum()), percent(chance), *cells])
 
 
-def surfacing_table(arms: Arms, **_: bool) -> Iterator[str]:
+def surfacing_table(arms: Arms, *, data: str = "", **_: bool) -> Iterator[str]:
     """Unsurfaced shares, kind by kind: the base's readout right, the arm's answer wrong."""
     base = arms[BASE][0]
-    kinds = [task.replace("_", " ") for task in readouts(base, base)]
+    kinds = [task.replace("_", " ") for task in readouts(base, base, data)]
     if not kinds:
         yield "No kind of question here has a readout."
         return
@@ -169,7 +171,7 @@ def surfacing_table(arms: Arms, **_: bool) -> Iterator[str]:
             [
                 [
                     [was.mean(), now.mean(), (was * (1 - said)).mean()]
-                    for was, now, said in readouts(trial, base).values()
+                    for was, now, said in readouts(trial, base, data).values()
                 ]
                 for trial in of
             ]
@@ -178,7 +180,22 @@ def surfacing_table(arms: Arms, **_: bool) -> Iterator[str]:
         yield row([arm, *map(percent, shares)])
 
 
-def rest_table(arms: Arms, **_: bool) -> Iterator[str]:
+def readouts_table(arms: Arms, *, data: str, folder: Path) -> Iterator[str]:
+    """Readouts of all arms, at the base's best layer, beside rules that need no model."""
+    base = arms[BASE][0]
+    kinds = without_model(folder)
+    yield row(["kind", "n", "chance", *(f"readout, {arm}" for arm in arms), *RULES])
+    yield row(["---"] + ["---:"] * (2 + len(arms) + len(RULES)))
+    for task, (was, *_) in readouts(base, base, data).items():
+        shares = [np.mean([readouts(t, base, data)[task][1] for t in of]) for of in arms.values()]
+        rules = [kinds[task].right.get(rule) for rule in RULES]
+        cells = [task.replace("_", " "), str(len(was)), percent(kinds[task].chance)]
+        yield row(
+            [*cells, *map(percent, shares), *("" if x is None else percent(x) for x in rules)]
+        )
+
+
+def rest_table(arms: Arms) -> Iterator[str]:
     """What must not get worse, and the keys; mean over seeds."""
     tasks = probe_tasks(arms[BASE][0])
     columns = ["arm", "text loss", "talk loss", "agnostic keys, %", "r of the lowest 5 %"]
@@ -234,7 +251,7 @@ def _in_percent(share: Any) -> float:
 
 def main() -> None:
     """Print everything."""
-    grid = load_config(Grid, None, sys.argv[1:])
+    grid = read_grid()
     trials = finished(grid)
     if len(grid.rates) > 1:
         title = f"### Learning rates, {grid.families[0]}, seed {grid.seeds[0]}"
@@ -246,8 +263,15 @@ def main() -> None:
             continue
         rates = {arm: f"{of[0].rate:g}" for arm, of in arms.items() if arm != BASE}
         print(f"### {family}\n\nLearning rates: {rates}\n")
-        for table in (accuracy_table, kinds_table, surfacing_table, rest_table):
-            print("\n".join(table(arms, scenes=not grid.asked)), end="\n\n")
+        for spec in grid.asked or ("",):
+            data, _, folder = spec.partition("=")
+            if len(grid.asked) > 1:
+                print(f"#### {spec}\n")
+            for table in (accuracy_table, kinds_table, surfacing_table):
+                print("\n".join(table(arms, scenes=not data, data=data)), end="\n\n")
+            if is_blink(Path(folder)):
+                print("\n".join(readouts_table(arms, data=data, folder=Path(folder))), end="\n\n")
+        print("\n".join(rest_table(arms)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from answer_form import ASKED, format_lines
-from mixture import Record, mixed, parts, read_records, write_records
+from mixture import Record, is_choice, mixed, parts, read_records, write_records
 
 from kvfix.data.files import grouped
 
@@ -110,9 +110,8 @@ def main() -> None:
     data, out = map(Path, sys.argv[1:])
     taught, held_out = parts(read_records(data))
     write_records(out / "train.jsonl", mixed(lessons(taught), SHARES))
-    # What has no letter for an answer is no multiple-choice question.
-    val = [r for r in lessons(held_out) if answer_of(r).startswith("(")]
-    write_records(out / "val.jsonl", [r for r in val if r["images"]])
+    val = [r for r in lessons(held_out) if r["images"] and is_choice(r)]
+    write_records(out / "val.jsonl", val)
 
 
 if __name__ == "__main__":
