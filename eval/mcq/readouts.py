@@ -23,7 +23,8 @@ Shapes: I images, S sites of one kind, H x W grid cells, C channels, K options.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, groupby, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -209,17 +210,45 @@ def question_views(question: Question, source: Source, *, together: bool = False
     later ones, nor on a text after them), positions run on from image to image, and models of tiled
     images keep the base tile only. Vision and projector differ by that tile alone.
     """
+    if not together:
+        return next(views_of_each([question], source))
     asked = compared(question)
     if isinstance(asked, str):
         return asked
-    if not together:
-        return Marked(list(source.views(question.images)), asked)
     if not isinstance(source, MlmSource):
         raise ValueError(
             f"expected a language model's source to put images together in one prompt, found "
             f"{type(source).__name__}; read them alone"
         )
     return Marked(source.together(question.images, question.prompt), asked)
+
+
+def views_of_each(questions: Sequence[Question], source: Source) -> Iterator[Marked | str]:
+    """`question_views` of each question, alone.
+
+    Images of one size share forward passes, also those of different questions: of a small model a
+    pass costs more than its images do. No more is held than a pass and a question.
+    """
+    asked = [compared(question) for question in questions]
+    read = [q for q, found in zip(questions, asked, strict=True) if not isinstance(found, str)]
+    views = _views_in_order(read, source)
+    for question, found in zip(questions, asked, strict=True):
+        if isinstance(found, str):
+            yield found
+        else:
+            yield Marked(list(islice(views, len(question.images))), found)
+
+
+def _views_in_order(questions: Sequence[Question], source: Source) -> Iterator[View]:
+    """Views of one question's images after another's."""
+    number = count()
+
+    def alike(question: Question) -> tuple[int, int] | int:
+        sizes = {image.size for image in question.images}
+        return sizes.pop() if len(sizes) == 1 else next(number)  # else in passes of its own
+
+    for _, together in groupby(questions, alike):
+        yield from source.views([image for question in together for image in question.images])
 
 
 def read_out(question: Question, marked: Marked, kind: str) -> Readout:

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kvfix.data.left_out import naming
 from kvfix.data.units import Question, UnitSet
 from kvfix.eval.mcq import accuracy as mcq
 from kvfix.eval.mcq.answer import Answer, McqProtocol, answer, batches, question_row
-from kvfix.eval.mcq.readouts import READOUTS, question_views, read_out
+from kvfix.eval.mcq.readouts import READOUTS, Marked, read_out, views_of_each
 from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
 from kvfix.mlm.load import Mlm
@@ -26,7 +25,10 @@ from kvfix.ranks import dealt
 from kvfix.runs.recorder import Recorder, left_out_of
 from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Result, Row, Rows, WithoutReadoutRow
 
+T = TypeVar("T")
+
 SCORINGS = ("generation", "logprob")
+TOGETHER = 8  # questions that are read out together
 
 
 def in_turn(units: UnitSet) -> list[int]:
@@ -104,9 +106,20 @@ def run_readouts(
     A run for each subtask that has a readout, in order of appearance.
     """
     path = readout_path(folder, units)
+    index = {name: i for i, name in enumerate(units.ids)}
+    groups = read_together(units.ids)
+
+    def read(number: int) -> None:
+        for _ in groups[number]:
+            tick(READOUT)
+
     with Recorder(units, path) as recorder:
-        for i in dealt(len(units), lambda i: tick(READOUT)):
-            recorder.unit(units.ids[i], partial(_read, units, i, source))
+        for number in dealt(len(groups), read):
+            recorder.batch(
+                groups[number],
+                lambda name: _question(units, index[name]),
+                lambda questions: _read_out(questions, units, source),
+            )
     wanted = set(units.ids)
     scored = Rows(path, ReadoutRow, lambda row: row.id in wanted)
     left_out = left_out_of(units, path)
@@ -129,15 +142,22 @@ def readout_path(folder: Path, units: UnitSet) -> Path:
     return sample_path(folder, replace(units, task=READOUT))
 
 
-def _read(units: UnitSet, index: int, source: Source) -> list[Row]:
-    """The rows of one question; one row that says why for a question without a readout."""
-    question = _question(units, index)
-    with naming(question.images):
-        return _read_out(question, units, source)
+def read_together(questions: Sequence[T]) -> list[Sequence[T]]:
+    """Questions in the groups whose images may share forward passes."""
+    return [questions[start : start + TOGETHER] for start in range(0, len(questions), TOGETHER)]
 
 
-def _read_out(question: Question, units: UnitSet, source: Source) -> list[Row]:
-    marked = question_views(question, source)
+def _read_out(questions: Sequence[Question], units: UnitSet, source: Source) -> list[list[Row]]:
+    """The rows of each question; one row that says why for a question without a readout."""
+    with naming(image for question in questions for image in question.images):
+        read = views_of_each(questions, source)
+        return [
+            _rows(question, marked, units, source)
+            for question, marked in zip(questions, read, strict=True)
+        ]
+
+
+def _rows(question: Question, marked: Marked | str, units: UnitSet, source: Source) -> list[Row]:
     if isinstance(marked, str):
         return [WithoutReadoutRow(question.id, READOUT, marked, question.sub_task, units.dataset)]
     rows: list[Row] = []

@@ -186,7 +186,9 @@ def hard_labels(soft_SLHW: torch.Tensor, layout: Layout) -> torch.Tensor:
         span = peak - low
         # A constant map would be 0 / 0: a label that fills the frame counts 1, an absent one 0.
         flat = span <= 1e-6 * peak
-        scaled = torch.where(flat, (peak > 0).float(), (maps - low) / span)
+        scaled = maps.sub_(low).div_(span)
+        if bool(flat.any()):
+            scaled = torch.where(flat, (peak > 0).float(), scaled)
         out[part] = _first_argmax(scaled)
     out[:, ~inside_box(layout).to(out.device)] = 0
     return out

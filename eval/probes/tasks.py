@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from kvfix.eval.grid import to_grid
 from kvfix.eval.probes.correspondence import ClipScorer, score_pair
+from kvfix.eval.probes.cosegmentation import score_group
 from kvfix.eval.probes.score import UnitScore
-from kvfix.eval.probes.segmentation import score_episode, score_group, score_sentence
+from kvfix.eval.probes.segmentation import (
+    mask_ceiling,
+    score_episode,
+    score_sentence,
+)
 from kvfix.eval.source import Source
 
 Keep = tuple[str, int] | None
@@ -36,36 +42,41 @@ def _kinds(features: dict, keep: Keep) -> list[tuple[str, int | None]]:
 def foreground(unit: Any, source: Source, keep: Keep = None) -> Scores:
     """Five-shot foreground segmentation."""
     *support, query = source.views([*unit.support, unit.query])
+    layouts = [v.layout for v in support]
+    labels = [to_grid(m, lay) for m, lay in zip(unit.support_masks, layouts, strict=True)]
+    ceiling = mask_ceiling(unit.query_mask, query.layout)
     return {
         kind: score_episode(
             [v.features[kind] for v in support],
             unit.support_masks,
-            [v.layout for v in support],
+            layouts,
             query.features[kind],
             unit.query_mask,
             query.layout,
             keep=index,
+            labels=labels,
+            ceiling=ceiling,
         )
         for kind, index in _kinds(query.features, keep)
     }
 
 
 def cosegmentation(unit: Any, source: Source, keep: Keep = None) -> Scores:
-    """Co-segmentation of a group of images."""
+    """Co-segmentation of a group of images by all kinds at once."""
     views = list(source.views(unit.images))
-    return {
-        kind: score_group(
-            [v.features[kind] for v in views], unit.masks, [v.layout for v in views], keep=index
-        )
-        for kind, index in _kinds(views[0].features, keep)
-    }
+    kinds = [kind for kind, _ in _kinds(views[0].features, keep)]
+    features = {kind: [v.features[kind] for v in views] for kind in kinds}
+    return score_group(features, unit.masks, [v.layout for v in views], keep=keep)
 
 
 def by_text(unit: Any, source: Source, keep: Keep = None) -> Scores:
     """Segmentation by the value of a text's last token; sites without text have no score."""
     view, said = source.spoken(unit.image, unit.text)
+    ceiling = mask_ceiling(unit.mask, view.layout)
     return {
-        kind: score_sentence(said[kind], view.features[kind], unit.mask, view.layout, keep=index)
+        kind: score_sentence(
+            said[kind], view.features[kind], unit.mask, view.layout, keep=index, ceiling=ceiling
+        )
         for kind, index in _kinds(said, keep)
     }
 

@@ -7,7 +7,7 @@ Shapes: B samples, L sequence positions, N kept positions (all grids' cells, the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -74,14 +74,20 @@ def extract(
     # Not inference mode: what it makes cannot enter a graph, and probes are trained on these
     # features.
     mode = torch.enable_grad() if grad else torch.no_grad()
+    asked = {"sites": sites, "layers": layers, "rope": rope, "grad": grad, "text": text}
     with (
         mode,
         nullcontext() if around is None else around(encoded),
-        Capture(mlm, encoded, sites=sites, layers=layers, rope=rope, grad=grad, text=text) as cap,
+        Capture(mlm, encoded, **asked, stop=not grad) as cap,
     ):
-        # The base model stops before the language model's head.
-        mlm.base.model(**encoded.inputs, use_cache=False)
+        with suppress(Whole):
+            # The base model stops before the language model's head.
+            mlm.base.model(**encoded.inputs, use_cache=False)
         return cap.collect()
+
+
+class Whole(Exception):
+    """Raised in a pass where all that was asked is kept: the rest would be for nothing."""
 
 
 class Hooks(AbstractContextManager):
@@ -129,14 +135,22 @@ class Capture(Hooks):
         rope: bool = False,
         grad: bool = False,
         text: bool = False,
+        stop: bool = False,
     ):
-        """See `extract` for the arguments; `encoded` is the batch that will be run."""
+        """See `extract` for the arguments; `encoded` is the batch that will be run.
+
+        With `stop` the pass ends by `Whole`, as soon as it has come to all that was asked.
+        """
         super().__init__()
         self.mlm, self.encoded = mlm, encoded
         self.sites = _check_sites(sites)
         self.layers = _check_layers(layers, mlm.n_layers)
         self.rope, self.grad, self.text = rope, grad, text
         self._forwards = 0
+        of_layers = len([site for site in self.sites if site in LM_SITES]) * len(self.layers)
+        turned = 2 * len(self.layers) if rope and "key" in self.sites else 0  # cos and sin
+        outside = len([site for site in self.sites if site not in LM_SITES])
+        self._stops_at = of_layers + turned + outside if stop else None
         self._rows_N = torch.cat(
             [s.first_row + s.layout.rows_HW.flatten() for spans in encoded.images for s in spans]
         )
@@ -287,6 +301,8 @@ class Capture(Hooks):
         # which this copy does not happen: keep it out of the count.
         with saved_tensors_hooks(_same, _same):
             self._kept[key] = (x_MC if self.grad else x_MC.detach()).index_select(0, on)
+        if len(self._kept) == self._stops_at:
+            raise Whole
 
 
 def _same(x: Tensor) -> Tensor:

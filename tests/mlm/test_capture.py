@@ -241,6 +241,27 @@ def test_hooks_are_gone_afterwards_also_after_an_exception(load, monkeypatch):
     assert _hooks(mlm) == before
 
 
+@pytest.mark.parametrize("name", tiny.EVERY)
+def test_a_pass_ends_where_all_that_was_asked_is_kept(name, load):
+    """The features are those of a whole pass, and what comes after them is not computed."""
+    mlm = load(name)
+    encoded = mlm.encode(_prompts())
+    last, ran = mlm.layer(mlm.n_layers - 1), []
+    for number, part in enumerate((mlm.layer(0), last)):
+        part.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    for sites, runs in ((("projector",), []), (("key", "value"), [0]), (("hidden",), [0, 1])):
+        with torch.no_grad(), Capture(mlm, encoded, sites=sites, rope=True, text=True) as cap:
+            mlm.base.model(**encoded.inputs, use_cache=False)
+            whole = cap.collect()
+        ran.clear()
+        early = extract(mlm, _prompts(), sites=sites, rope=True, text=True)
+        assert ran == runs, sites
+        for a, b in zip(whole, early, strict=True):
+            for one, other in zip([*a.images, a.text], [*b.images, b.text], strict=True):
+                for site, f in one.items():
+                    assert torch.equal(f, other[site]), site
+
+
 def test_hooks_are_gone_when_setting_one_fails(load, monkeypatch):
     mlm = load("llava_onevision")
     encoded, before = mlm.encode(_prompts()), _hooks(mlm)

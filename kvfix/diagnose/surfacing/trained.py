@@ -7,18 +7,19 @@ reported question, so that a finished run need not train again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from kvfix.data.left_out import LeftOut, attempted, naming, too_many
+from kvfix.data.left_out import Attempts, LeftOut, naming, too_many
 from kvfix.data.scenes.questions import SKILLS
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import MCQ, Question, UnitSet
-from kvfix.eval.mcq.readouts import Marked, question_views
-from kvfix.eval.mcq.run import readable, readout_row, readout_run
+from kvfix.eval.mcq.readouts import Marked, views_of_each
+from kvfix.eval.mcq.run import read_together, readable, readout_row, readout_run
 from kvfix.eval.mcq.trained_readout import (
     FOLDS,
     Options,
@@ -28,7 +29,7 @@ from kvfix.eval.mcq.trained_readout import (
 )
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, Tick, sample_path
-from kvfix.ranks import agreed, dealt
+from kvfix.ranks import Jury, agreed, dealt, in_order
 from kvfix.runs.recorder import Entry, Recorder, left_out_entry, left_out_of
 from kvfix.runs.rows import READOUT, ReadoutRow
 from kvfix.runs.samples import SampleFile
@@ -53,6 +54,13 @@ class Learned(NamedTuple):
     notes: list[str]
     left_out: list[Entry]
     failed: bool
+
+
+class _Lesson(NamedTuple):
+    """What one training question teaches."""
+
+    subtask: str
+    options: Options
 
 
 class _Taught(NamedTuple):
@@ -109,10 +117,7 @@ def trained_readouts(
                 refused.setdefault(readout, []).append(subtask)
                 continue
             subset = units.subset([units.ids.index(name) for name in ids])
-            with Recorder(subset, path, order=order) as recorder:
-                for i in dealt(len(ids), lambda i: tick(READOUT)):
-                    row = partial(_row, units, ids[i], source, readout, train.split)
-                    recorder.unit(ids[i], row)
+            _choose(subset, source, readout, train.split, tick, Recorder(subset, path, order=order))
         run = readout_run(units, subtask, path, set(ids), [])
         left_out += left_out_of(units.subset([units.ids.index(name) for name in ids]), path)
         if run.rows:
@@ -127,27 +132,49 @@ def _read_all(
     train: UnitSet, source: MlmSource, todo: Mapping[str, Sequence[str]], tick: Tick
 ) -> _Taught:
     """Training questions by subtask; one without a readout teaches nothing."""
-    taught: dict[str, list[Options]] = {}
-
-    def features(index: int) -> tuple[str, Options] | tuple[()]:
-        question = _question(train, index)
-        if question.sub_task not in todo:
-            return ()
-        with naming(question.images):
-            marked = question_views(question, source)
-            if not isinstance(marked, Marked):
-                return ()
-            features = option_features(marked, KIND)
-        return question.sub_task, Options(features, question.answer, question.cluster)
-
     looked = len(train) if todo else 0
+    groups = read_together(range(looked))
+    attempts = Attempts(looked, jury=Jury())
+
+    def told(number: int) -> None:
+        for _ in groups[number]:
+            tick(READOUT)
+
+    of_groups = in_order(
+        len(groups),
+        lambda number: attempts.batch(
+            groups[number],
+            partial(_question, train),
+            lambda questions: _options(questions, todo, source),
+        ),
+        told,
+        then=attempts.finish,
+    )
+    taught: dict[str, list[Options]] = {}
     left_out: list[Entry] = []
-    for i, found in enumerate(attempted(looked, features, lambda i: tick(READOUT))):
+    for i, found in enumerate(chain.from_iterable(of_groups)):
         if isinstance(found, LeftOut):
             left_out.append(left_out_entry(train, train.ids[i], found.why))
-        elif found:
-            taught.setdefault(found[0], []).append(found[1])
+        elif found is not None:
+            taught.setdefault(found.subtask, []).append(found.options)
     return _Taught(taught, left_out, looked)
+
+
+def _options(
+    questions: Sequence[Question], todo: Container[str], source: MlmSource
+) -> list[_Lesson | None]:
+    """What each question teaches; None for one without a readout, or of no subtask to do."""
+    wanted = [question for question in questions if question.sub_task in todo]
+    with naming(image for question in wanted for image in question.images):
+        views = views_of_each(wanted, source)
+        return [_lesson(q, next(views)) if q.sub_task in todo else None for q in questions]
+
+
+def _lesson(question: Question, marked: Marked | str) -> _Lesson | None:
+    if isinstance(marked, str):
+        return None
+    features = option_features(marked, KIND)
+    return _Lesson(question.sub_task, Options(features, question.answer, question.cluster))
 
 
 def _trained(options: Sequence[Options], seed: int) -> TrainedReadout | str:
@@ -158,14 +185,38 @@ def _trained(options: Sequence[Options], seed: int) -> TrainedReadout | str:
         return str(error)
 
 
-def _row(
-    units: UnitSet, name: str, source: MlmSource, readout: TrainedReadout, split: str
-) -> list[ReadoutRow]:
-    question = _question(units, units.ids.index(name))
-    with naming(question.images):
-        marked = question_views(question, source)
-        assert isinstance(marked, Marked), marked  # it was read out before
-        choice = readout.choose(option_features(marked, KIND))
+def _choose(
+    units: UnitSet,
+    source: MlmSource,
+    readout: TrainedReadout,
+    split: str,
+    tick: Tick,
+    recorder: Recorder,
+) -> None:
+    """Let a readout answer questions onto disk."""
+    index = {name: i for i, name in enumerate(units.ids)}
+    groups = read_together(units.ids)
+
+    def told(number: int) -> None:
+        for _ in groups[number]:
+            tick(READOUT)
+
+    with recorder:
+        for number in dealt(len(groups), told):
+            recorder.batch(
+                groups[number],
+                lambda name: _question(units, index[name]),
+                lambda questions: _rows(questions, units, source, readout, split),
+            )
+
+
+def _rows(
+    questions: Sequence[Question],
+    units: UnitSet,
+    source: MlmSource,
+    readout: TrainedReadout,
+    split: str,
+) -> list[list[ReadoutRow]]:
     training = {
         "split": split,
         "n": readout.n,
@@ -174,7 +225,14 @@ def _row(
         "cv_accuracy": readout.cv_accuracy,
     }
     site = source.sites(KIND)[readout.site]
-    return [readout_row(question, units.dataset, site, choice, control=TRAINED, training=training)]
+    rows = []
+    with naming(image for question in questions for image in question.images):
+        for question, marked in zip(questions, views_of_each(questions, source), strict=True):
+            assert isinstance(marked, Marked), marked  # it was read out before
+            choice = readout.choose(option_features(marked, KIND))
+            how = {"control": TRAINED, "training": training}
+            rows.append([readout_row(question, units.dataset, site, choice, **how)])
+    return rows
 
 
 def _question(units: UnitSet, index: int) -> Question:

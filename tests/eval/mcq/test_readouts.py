@@ -27,6 +27,7 @@ from kvfix.eval.mcq.readouts import (
     compared,
     question_views,
     read_out,
+    views_of_each,
 )
 from kvfix.eval.source import EncoderSource, MlmSource, View
 from kvfix.mlm.load import load_mlm
@@ -333,6 +334,38 @@ def test_images_alone_and_together(checkpoint: Callable[[str], Path]) -> None:
     assert torch.allclose(whole[0].features["value"], swapped[0].features["value"], atol=1e-5)
     moved = (whole[2].features["value"] - swapped[2].features["value"]).abs().amax((1, 2, 3))
     assert moved[0] < 1e-5 < 1e-3 < moved[-1]  # layer 0 values have seen no other token yet
+
+
+def test_questions_that_share_passes_are_read_as_each_is_alone(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = MlmSource(load_mlm(str(checkpoint("llava")), device="cpu"), kinds=("value",))
+    sizes = [[48] * 3, [48] * 3, [64] * 3, [48, 64, 48], [48] * 3]
+    asked = [
+        replace(
+            image_question("Art_Style", 0),
+            images=tuple(photo(n, n, seed=5 * k + i) for i, n in enumerate(of)),
+        )
+        for k, of in enumerate(sizes)
+    ]
+    asked.insert(1, scene_question("val", "Counting", 0))
+    alone = [question_views(question, source) for question in asked]
+    passes: list[int] = []
+    views_of = MlmSource.views
+
+    def counted(self: MlmSource, images: Sequence[Image.Image]) -> Iterator[View]:
+        passes.append(len(images))
+        return views_of(self, images)
+
+    monkeypatch.setattr(MlmSource, "views", counted)
+    together = list(views_of_each(asked, source))
+    assert passes == [6, 3, 3, 3]  # images of one size, but for those of the mixed question
+    assert together[1] == alone[1] == "the sub-task has no readout"
+    for one, many in zip(alone, together, strict=True):
+        if isinstance(one, Marked):
+            for a, b in zip(views(one), views(many), strict=True):
+                same = torch.allclose(a.features["value"], b.features["value"], atol=1e-5)
+                assert same and a.layout.grid_hw == b.layout.grid_hw
 
 
 def views(marked: Marked | str) -> list[View]:

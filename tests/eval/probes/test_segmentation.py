@@ -9,7 +9,7 @@ from grids import grid_layout, shuffled, square_mask
 from torch.nn import functional
 
 from kvfix.eval import grid, metrics
-from kvfix.eval.probes import kmeans, segmentation
+from kvfix.eval.probes import cosegmentation, kmeans, segmentation
 from kvfix.eval.probes import score as unit
 
 HW, GRID = (96, 96), (12, 12)
@@ -258,10 +258,22 @@ def test_kmeans_grows_as_plain_lloyd_does_from_the_same_draws() -> None:
             assert float(got.objective_SR[s, r]) == pytest.approx(objective, abs=1e-6)
 
 
+def score_group(
+    images: list[torch.Tensor],
+    masks: list[np.ndarray],
+    layouts: list,
+    keep: int | None = None,
+    **how,
+) -> unit.UnitScore:
+    """Co-segmentation by one kind of features."""
+    kept = None if keep is None else ("value", keep)
+    return cosegmentation.score_group({"value": images}, masks, layouts, keep=kept, **how)["value"]
+
+
 def test_cosegmentation_on_truth_as_features_reaches_the_ceiling() -> None:
     features = [one_hot((m > 0).astype(np.uint8)) for m in CENTRAL]
     sharp = [functional.one_hot((f[..., 0] < 0.5).long(), 2).float() for f in features]
-    score = segmentation.score_group(sharp, CENTRAL, [LAYOUT] * 5, keep=0)
+    score = score_group(sharp, CENTRAL, [LAYOUT] * 5, keep=0)
     assert score.score_S == pytest.approx([score.ceiling] * 2, abs=0.03)
     assert (score.extra["precision"] > 0.97).all()
     assert score.extra["jaccard_SR"].shape == (2, 5)
@@ -271,9 +283,9 @@ def test_cosegmentation_on_truth_as_features_reaches_the_ceiling() -> None:
 def test_cosegmentation_needs_the_votes_of_three_quarters() -> None:
     masks = [*CENTRAL[:3], np.zeros(HW, np.uint8)]  # 3 of 4 images hold the object
     sharp = [functional.one_hot((one_hot(m)[..., 0] < 0.5).long(), 2).float() for m in masks]
-    enough = segmentation.score_group(sharp, masks, [LAYOUT] * 4)
+    enough = score_group(sharp, masks, [LAYOUT] * 4)
     assert (enough.score_S > 0.8).all()  # the empty image, rightly left empty, counts 1
-    too_few = segmentation.score_group(sharp[1:], masks[1:], [LAYOUT] * 3)  # 2 of 3
+    too_few = score_group(sharp[1:], masks[1:], [LAYOUT] * 3)  # 2 of 3
     assert too_few.score_S == pytest.approx([1 / 3] * 2)
 
 
@@ -282,13 +294,29 @@ def test_cosegmentation_on_shuffled_features_is_at_chance() -> None:
         g = torch.Generator().manual_seed(seed)
         sharp = [functional.one_hot((one_hot(m, sites=4)[..., 0] < 0.5).long(), 2) for m in CENTRAL]
         features = [shuffled(f.float(), g) for f in sharp]
-        return segmentation.score_group(features, CENTRAL, [LAYOUT] * 5, vote_share=0.5)
+        return score_group(features, CENTRAL, [LAYOUT] * 5, vote_share=0.5)
 
     at_chance(score)
 
 
 def test_cosegmentation_does_not_depend_on_how_sites_are_batched() -> None:
     features = informative(CENTRAL, 0)
-    batch = segmentation.score_group(features, CENTRAL, [LAYOUT] * 5, seed=3)
-    alone = segmentation.score_group([f[1:2] for f in features], CENTRAL, [LAYOUT] * 5, seed=3)
+    batch = score_group(features, CENTRAL, [LAYOUT] * 5, seed=3)
+    alone = score_group([f[1:2] for f in features], CENTRAL, [LAYOUT] * 5, seed=3)
     assert alone.extra["jaccard_SR"][0] == pytest.approx(batch.extra["jaccard_SR"][1], abs=1e-6)
+
+
+def test_kinds_that_are_clustered_together_score_as_each_does_alone() -> None:
+    g = torch.Generator().manual_seed(0)
+    values, vision = informative(CENTRAL, 0), [f[:1] for f in informative(CENTRAL, 1)]
+    place = [torch.randn(1, *f.shape[1:3], 3, generator=g) for f in values]  # of other channels
+    kinds = {"vision": vision, "position": place, "value": values}
+    together = cosegmentation.score_group(kinds, CENTRAL, [LAYOUT] * 5, keep=("value", 1))
+    assert together.keys() == kinds.keys()
+    for kind, images in kinds.items():
+        alone = score_group(images, CENTRAL, [LAYOUT] * 5, keep=1 if kind == "value" else None)
+        assert np.array_equal(together[kind].extra["jaccard_SR"], alone.extra["jaccard_SR"])
+        assert np.array_equal(together[kind].extra["k"], alone.extra["k"])
+        assert (together[kind].kept is None) == (kind != "value")
+    for mask, truth in zip(together["value"].kept, alone.kept, strict=True):
+        assert np.array_equal(mask, truth)
