@@ -7,9 +7,6 @@ make Python numbers of a tensor's where nothing can pretend.
 
 from __future__ import annotations
 
-import json
-import os
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from pretend_gpu import on_gpu, pretend_gpu, put
+from pretend_gpu import in_child, on_gpu, pretend_gpu, put
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
@@ -38,7 +35,7 @@ def test_every_measurement_runs_on_a_gpu(
 ) -> None:
     model = checkpoint("llava_onevision")
     alone = _measured(load_mlm(str(model), device="cpu"), tmp_path / "cpu")
-    there = _in_child(lambda: _on(device, model, tmp_path / device))
+    there = in_child(lambda: _on(device, model, tmp_path / device))
     assert there.keys() == alone.keys()
     for what, scores in alone.items():
         assert there[what] == pytest.approx(scores, abs=1e-3), what
@@ -67,13 +64,13 @@ def test_a_model_spread_over_two_devices_is_measured_alike(
                 add_hook_to_module(put(part), AlignDevicesHook("pretend:0"), append=True)
             return logprobs(mlm, tmp_path / "spread")
 
-    there, alone = _in_child(spread), logprobs(load_mlm(model, device="cpu"), tmp_path / "alone")
+    there, alone = in_child(spread), logprobs(load_mlm(model, device="cpu"), tmp_path / "alone")
     assert there["choices"] == alone["choices"] and alone["choices"]
     assert there["logprobs"] == pytest.approx(alone["logprobs"], abs=1e-5)
 
 
 def test_what_a_gpu_refuses_is_refused() -> None:
-    assert _in_child(lambda: dict(_refusals())) == {
+    assert in_child(lambda: dict(_refusals())) == {
         "numpy": True,
         "two devices": True,
         "generator": True,
@@ -136,22 +133,3 @@ def _measured(mlm: Mlm, folder: Path) -> dict[str, list[float]]:
     for record in part.entries["keys"]["blocking"]:
         found[f"blocking {record['metric']}"] = list(record["means"].values())
     return found
-
-
-def _in_child(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` returns, in a forked process."""
-    reads, writes = os.pipe()
-    if not (child := os.fork()):
-        try:
-            said = {"value": make()}
-        except BaseException:
-            said = {"error": traceback.format_exc()}
-        with os.fdopen(writes, "w") as stream:
-            json.dump(said, stream)
-        os._exit(0)
-    os.close(writes)
-    with os.fdopen(reads) as stream:
-        said = json.load(stream)
-    os.waitpid(child, 0)
-    assert "error" not in said, said["error"]
-    return said["value"]

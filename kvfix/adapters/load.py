@@ -55,7 +55,7 @@ def load(model: Any, adapter: Adapter, *, processor: Any, known: Iterable[Naming
     config = lora_config(settings, where=where)
     load_beside(model, adapter.beside, known)
     said = fit_vocabulary(model, processor, adapter, naming)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # Missing keys are an error below; the others are of PEFT's own making.
         warnings.simplefilter("ignore")
         try:

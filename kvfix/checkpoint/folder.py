@@ -188,8 +188,9 @@ def initialise(config: Any, *, seed: int, dtype: str | torch.dtype, attn: str | 
 
     if dtype == "auto":
         dtype = config.dtype or torch.float32  # read first: building overwrites the config's dtype
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # Drawn on the CPU: asking for the state of every GPU would set each of them up.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         # In float32 first: the same seed then gives the same weights, rounded, in every dtype.
         model = AutoModelForImageTextToText.from_config(
             config, dtype=torch.float32, **_given(attn_implementation=attn)

@@ -146,8 +146,9 @@ def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> A
         target_modules=_targets(mlm, options, modules),
         bias="none",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # Drawn on the CPU: asking for the state of every GPU would set each of them up.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         model = get_peft_model(mlm.base, config)
     for layer in model.modules():
         if isinstance(layer, LoraLayer):

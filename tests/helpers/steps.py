@@ -29,15 +29,22 @@ LAYER_TERMS = (*VALUE_TERMS, "dependence", "mass")
 
 
 def tuned(
-    folder: Any, *, spread: float = 0.02, dtype: torch.dtype | None = None, **options: Any
+    folder: Any,
+    *,
+    spread: float = 0.02,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    **options: Any,
 ) -> Mlm:
     """A tiny model with LoRA; `lora_B` off zero, so that `lora_A` has a gradient, too."""
-    mlm = attach(load_mlm(str(folder), dtype=dtype or "auto"), LoraOptions(rank=2, **options)).mlm
+    plain = load_mlm(str(folder), dtype=dtype or "auto", device=device)
+    mlm = attach(plain, LoraOptions(rank=2, **options)).mlm
     generator = torch.Generator().manual_seed(0)
     for name, parameter in mlm.model.named_parameters():
         if "lora_B" in name:
+            drawn = torch.empty(parameter.shape).normal_(std=spread, generator=generator)
             with torch.no_grad():
-                parameter.normal_(std=spread, generator=generator)
+                parameter.copy_(drawn)
     return mlm
 
 
