@@ -93,7 +93,7 @@ def card(
     return f"""# nano {c.family}
 
 {millions:.2f} M parameters in the real Hugging Face architecture, bf16, trained from scratch on
-procedural scenes in five stages (`recipes/nano/README.md`). No similarity, correspondence, jigsaw,
+procedural scenes in six stages (`recipes/nano/README.md`). No similarity, correspondence, jigsaw,
 depth or style question was trained.
 
     python recipes/nano/train_nano.py family={c.family}{settings(c)}

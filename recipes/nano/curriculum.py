@@ -1,4 +1,4 @@
-"""The five stages of a nano's training: what each draws, what it trains, what it is measured by."""
+"""The six stages of a nano's training: what each draws, what it trains, what it is measured by."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dense import Heads, dense_loss, examine_dense
 from drill import draw_drill
 from exam import measure
 from gallery import Gallery
+from lookup import LOOKUPS, draw_lookup, lookup_of
 from models import Nano
 from pictures import draw_lesson
 from raster import align_loss, examine_align
@@ -22,11 +23,11 @@ from torch import nn
 from kvfix.bounds import check_numbers, number
 from kvfix.runs.atomic import atomic_file
 
-# What of the stages is run alone: told comes after drill, and needs no tower.
+# What of the stages is run alone: told comes after drill and lookup, which need no tower.
 ONLY = {
-    "": ("dense", "drill", "told", "align", "talk"),
+    "": ("dense", "drill", "lookup", "told", "align", "talk"),
     "dense": ("dense",),
-    "told": ("drill", "told"),
+    "told": ("drill", "lookup", "told"),
 }
 
 
@@ -48,7 +49,11 @@ class Config:
     drill_steps: int = number(3000, least=1)
     drill_batch: int = number(16, least=1)
     drill_lr: float = number(5e-4, above=0)
-    told_steps: int = number(16000, least=1)
+    lookup_steps: int = number(22000, least=1)
+    lookup_each: int = number(1000, least=1)
+    lookup_batch: int = number(16, least=1)
+    lookup_lr: float = number(5e-4, above=0)
+    told_steps: int = number(6000, least=1)
     told_batch: int = number(8, least=1)
     told_lr: float = number(5e-4, above=0)
     align_steps: int = number(1500, least=1)
@@ -59,7 +64,7 @@ class Config:
     talk_batch: int = number(8, least=1)
     talk_lr: float = number(5e-4, above=0)
     turns: int = number(6, least=1)
-    told_ease: int = number(6000, least=1)
+    told_ease: int = number(2000, least=1)
     talk_ease: int = number(400, least=1)
     save_every: int = number(100, least=1)
     measure_every: int = number(500, least=1)
@@ -128,6 +133,45 @@ def drill_stage(c: Config, nano: Nano) -> Stage:
     )
 
 
+def _rows(measures: dict[str, Callable[[], str]]) -> str:
+    """A line for each measure."""
+    return "".join(f"\n  {name}: {figures()}" for name, figures in measures.items())
+
+
+def lookup_stage(c: Config, nano: Nano) -> Stage:
+    """The language model looks one of several objects up, one kind of question after the other."""
+
+    def loss(step: int) -> torch.Tensor:
+        first = step * c.lookup_batch
+        if step % 8 == 7:  # so that letters are not forgotten
+            lessons = [draw_drill("train", AGAIN + first + i, ease=0) for i in range(c.drill_batch)]
+            return lesson_loss(nano, lessons)
+        lookup, share = lookup_of(step, c.lookup_each)
+        indices = range(first, first + c.lookup_batch)
+        return lesson_loss(nano, [draw_lookup("train", i, lookup, choices=share) for i in indices])
+
+    def held_out(raster: bool, choices: float) -> Callable[[], str]:
+        asked, n = [x for x in LOOKUPS if x.raster == raster], max(c.held_out // 4, 1)
+        return measure(
+            nano, [draw_lookup("val", i, x, choices=choices) for x in asked for i in range(n)]
+        )
+
+    measures = {
+        "in words of cells": held_out(True, 0.0),
+        "in sentences": held_out(False, 0.0),
+        "in words of cells, options": held_out(True, 1.0),
+        "in sentences, options": held_out(False, 1.0),
+    }
+    return Stage(
+        "lookup",
+        c.lookup_steps,
+        c.lookup_lr,
+        loss,
+        lambda: _rows(measures),
+        _parameters(nano.model, language=True),
+    )
+
+
 def told_stage(c: Config, nano: Nano) -> Stage:
     """The language model answers about facts, in sentences and as words of cells by turns.
 
@@ -165,7 +209,7 @@ def told_stage(c: Config, nano: Nano) -> Stage:
         c.told_steps,
         c.told_lr,
         loss,
-        lambda: "".join(f"\n  {name}: {figures()}" for name, figures in measures.items()),
+        lambda: _rows(measures),
         _parameters(nano.model, language=True),
     )
 
@@ -184,6 +228,7 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
 
 
 UNDRILLED = 2**39  # first index of drills that their own stage does not reach
+AGAIN = 2**40  # and of those of the stage of lookups
 IMAGES = (1, 1, 2, 1, 1, 1, 3, 0)  # pictures of the conversations of each step, in turn; 0: told
 UNTOLD = 2**39  # first index of told lessons that the second stage does not reach
 
@@ -244,6 +289,7 @@ def stages(c: Config, nano: Nano, states: Path) -> dict[str, Callable[[], Stage]
     return {
         "dense": lambda: dense_stage(c, nano, galleries_of(c, states)),
         "drill": lambda: drill_stage(c, nano),
+        "lookup": lambda: lookup_stage(c, nano),
         "told": lambda: told_stage(c, nano),
         "align": lambda: align_stage(c, nano, galleries_of(c, states)),
         "talk": lambda: talk_stage(c, nano),

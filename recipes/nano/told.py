@@ -1,5 +1,5 @@
-"""Third stage: scenes told in words, so that the language model learns to look facts up, and to
-answer the letter of the option that says them, before it sees a picture.
+"""Conversations about scenes told in words: the language model answers many questions about one
+scene, and the letter of the option that is right, before it sees a picture.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) 
         split: Of the scenes.
         index: Which.
         raster: Tell the facts by the words of cells, as a picture will, not in sentences.
-        ease: In [0, 1]: 1 starts with one question about one object, 0 is the end.
+        ease: In [0, 1]: 1 starts with one question, 0 is the end.
         turns: Questions in the end.
     """
     rng = generator(split, index, "raster" if raster else "told")
-    most = 1 + round((1 - ease) * 3)
     turns = 1 + round((1 - ease) * (turns - 1))
     if rng.random() < 0.2 * (1 - ease):
         return _several(rng, turns, raster=raster)
-    scene = sample_scene(rng, count=(1, most))
-    shown = Shown(scene, *_letters(rng, scene)) if rng.random() < 0.6 else Shown(scene)
+    scene = sample_scene(rng, count=(1, 4))
+    shown = Shown(scene, *draw_letters(rng, scene)) if rng.random() < 0.6 else Shown(scene)
     talk: list[Turn] = []
     if rng.random() < TOLD_AGAIN:
         talk.append(Turn("caption", "Describe the image.", caption(scene)))
@@ -49,7 +48,7 @@ def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) 
     return Lesson([], talk, facts(rng, shown))
 
 
-def _letters(
+def draw_letters(
     rng: np.random.Generator, scene: Scene
 ) -> tuple[tuple[tuple[str, float, float], ...], tuple[int | None, ...]]:
     """Letters on some objects and at some free places."""

@@ -23,6 +23,7 @@ from dense import Heads, dense_loss
 from drill import draw_drill, drill_turn
 from exam import Choices, Grade, choices, foreseen, grades, measure, single_questions, written
 from gallery import LETTERS, Gallery, cell_figure, cell_letters, label
+from lookup import LOOKUPS, MARKED, draw_lookup, lookup_of
 from models import BUILDERS, Nano, build_nano
 from pictures import draw_lesson, draw_marks
 from PIL import Image
@@ -230,11 +231,37 @@ def test_a_drill_asks_the_letter_or_the_content_of_an_option() -> None:
             assert options[f"({asked[-2]})"] == turn.answer
 
 
-def test_told_lessons_grow_from_one_question_about_one_object() -> None:
+def test_a_lookup_asks_one_kind_of_question_about_several_objects() -> None:
+    assert len(set(LOOKUPS)) == len(LOOKUPS) == 18
+    for x in LOOKUPS:
+        lessons = [draw_lookup("train", i, x, choices=0.0) for i in range(12)]
+        kinds = {t.kind for lesson in lessons for t in lesson.turns}
+        wanted = x.asked.removeprefix("mark_")
+        if wanted == "attribute":
+            assert kinds <= {"colour", "shape", "texture"}
+        else:
+            assert kinds == {wanted}
+        if x.asked in MARKED:
+            assert all("letter" in t.question for lesson in lessons for t in lesson.turns)
+        assert all(bool(lesson.raster) == x.raster != bool(lesson.facts) for lesson in lessons)
+        assert all(len(shown.scene.things) > 1 for lesson in lessons for shown in lesson.raster)
+        [turn] = draw_lookup("train", 3, x, choices=1.0).turns
+        assert turn.kind.startswith("choice_")
+
+
+def test_lookups_begin_one_after_the_other_and_are_kept() -> None:
+    each = 100
+    assert {lookup_of(step, each) for step in range(each)} == {(LOOKUPS[0], 0.0)}
+    asked = Counter(lookup_of(step, each)[0] for step in range(4 * each, 5 * each))
+    assert set(asked) == set(LOOKUPS[:5]) and 50 < asked[LOOKUPS[4]] < 80
+    last = [lookup_of(step, each) for step in range(18 * each, 28 * each)]
+    assert {x for x, _ in last} == set(LOOKUPS) and {share for _, share in last} == {0.5}
+
+
+def test_told_lessons_grow_from_one_question() -> None:
     first = [draw_told("train", i, raster=False, ease=1.0, turns=4) for i in range(40)]
     last = [draw_told("train", i, raster=False, ease=0.0, turns=4) for i in range(40)]
     assert {len(x.turns) for x in first} == {1} and {len(x.turns) for x in last} == {4}
-    assert max(x.facts.count(",") for x in first) == 1  # the object, a letter on the ground
     assert any("choice_" in x.turns[0].kind for x in first)
 
 
@@ -243,6 +270,7 @@ def test_no_lesson_asks_a_perception_question() -> None:
     lessons += [draw_told("train", i, raster=False, ease=0, turns=6) for i in range(200)]
     lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
     lessons += [draw_drill("train", i, ease=0) for i in range(200)]
+    lessons += [draw_lookup("train", i, x, choices=0.5) for x in LOOKUPS for i in range(20)]
     asked = " ".join(t.question for x in lessons for t in x.turns)
     for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):
         assert words not in asked
@@ -328,8 +356,8 @@ def test_marks_are_missed_when_one_letter_is_given_to_all() -> None:
 def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
     """All stages in one go, and each in two halves with a new process's objects in between."""
     c = Config(
-        **{f"{s}_steps": 3 for s in ("dense", "drill", "told", "align", "talk")},
-        **{f"{s}_batch": 2 for s in ("dense", "drill", "told", "align", "talk")},
+        **{f"{s}_steps": 3 for s in ("dense", "drill", "lookup", "told", "align", "talk")},
+        **{f"{s}_batch": 2 for s in ("dense", "drill", "lookup", "told", "align", "talk")},
         gallery=8,
         held_out=1,
         turns=2,
@@ -369,8 +397,8 @@ def test_the_settings_file_says_what_the_code_does() -> None:
 @pytest.mark.slow
 def test_the_command_trains_grades_and_continues(tmp_path: Path) -> None:
     """Stopped in its second step, then to the end: a checkpoint and a card with its marks."""
-    steps = [f"{s}_steps=3" for s in ("dense", "drill", "told", "align", "talk")]
-    sizes = [f"{s}_batch=2" for s in ("dense", "drill", "told", "align", "talk")]
+    steps = [f"{s}_steps=3" for s in ("dense", "drill", "lookup", "told", "align", "talk")]
+    sizes = [f"{s}_batch=2" for s in ("dense", "drill", "lookup", "told", "align", "talk")]
     place = [f"out={tmp_path / 'nano'}", f"states={tmp_path / 'states'}", "gallery=8"]
     command = [sys.executable, str(ROOT / "recipes" / "nano" / "train_nano.py"), *steps, *sizes]
     command += [*place, "held_out=1", "exam=2", "turns=3"]
