@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROW = (
     "a row in kvfix/mlm/families.py (paths of vision tower, projector and language model, LoRA "
-    "targets, processor), a layout in kvfix/mlm/images/layouts.py and a tiny model in "
+    "targets, processor), a layout in kvfix/mlm/images/ and a tiny model in "
     "tests/helpers/tiny.py; CONTRIBUTING.md says how (A new family)"
 )
 _AHEAD = {"image": "an image's tokens see all of it", "prompt": "a prompt's tokens see all of it"}

@@ -11,7 +11,7 @@ from kvfix.adapters.naming import LLAVA_NAMES, QWEN_NAMES
 from kvfix.checkpoint import processor_fields as fields
 from kvfix.checkpoint.strangers import model_type_hint
 from kvfix.mlm.family import Family
-from kvfix.mlm.images import layouts, shapes
+from kvfix.mlm.images import llava, mosaic, qwen, shapes
 from kvfix.mlm.language_models import sliding_window
 from kvfix.wording import shown
 
@@ -96,7 +96,7 @@ def _raster_row(**row: Any) -> Family:
         "projector": "model.visual.merger",
         "lm": "model.language_model",
         "patches_a_token": lambda config: config.vision_config.spatial_merge_size**2,
-        "layouts": layouts.raster_layouts,
+        "layouts": qwen.raster_layouts,
         "positions_from_mask": False,
         "image_shapes": shapes.patch_rows,
         "fields": fields.qwen_fields,
@@ -138,13 +138,13 @@ _IDEFICS3 = _tiles_row(
     merged="model.connector.modality_projection",
     channels=lambda config: config.vision_config.hidden_size * config.scale_factor**2,
     lora_projector=r"model\.connector\.modality_projection\.proj",
-    layouts=layouts.idefics3_layouts,
+    layouts=mosaic.idefics3_layouts,
     image_shapes=shapes.masked_tiles,
     pictures=shapes.of_idefics3,
     processor="Idefics3Processor",
     fields=fields.idefics3_fields,
     pixels=fields.tile_pixels,
-    expand=layouts.idefics3_text,
+    expand=mosaic.idefics3_text,
     upstream="HuggingFaceM4/Idefics3-8B-Llama3",
 )
 
@@ -189,7 +189,7 @@ _ROWS = (
         "llava",
         "llava-hf/llava-1.5-7b-hf",
         cut="one tile",
-        layouts=layouts.llava_layouts,
+        layouts=llava.llava_layouts,
         image_shapes=shapes.one_tile,
         processor="LlavaProcessor",
         fields=fields.llava_fields,
@@ -198,7 +198,7 @@ _ROWS = (
         "llava_next",
         "llava-hf/llava-v1.6-mistral-7b-hf",
         cut="a base tile, then a mosaic of tiles",
-        layouts=layouts.llava_next_layouts,
+        layouts=llava.llava_next_layouts,
         image_shapes=shapes.tiles,
         processor="LlavaNextProcessor",
         fields=fields.llava_next_fields,
@@ -207,7 +207,7 @@ _ROWS = (
         "llava_onevision",
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
         cut="a base tile, then a mosaic of tiles; of several images a tile each",
-        layouts=layouts.llava_onevision_layouts,
+        layouts=llava.llava_onevision_layouts,
         image_shapes=shapes.counted_tiles,
         processor="LlavaOnevisionProcessor",
         fields=fields.llava_onevision_fields,
@@ -225,7 +225,7 @@ _ROWS = (
     ),
     _raster_row(
         model_type="qwen2_5_vl",
-        layouts=layouts.qwen2_5_vl_layouts,
+        layouts=qwen.window_layouts,
         lora_projector=r"model\.visual\.merger\.mlp\.[02]",
         lora_vision=lambda config: _BLOCKS + rf"(attn\.(qkv|proj)|{_GATED_MLP})",
         processor="Qwen2_5_VLProcessor",
@@ -247,7 +247,7 @@ _ROWS = (
         model_type="internvl",
         cut="up to twelve tiles, then the whole image as one",
         channels=lambda config: int(config.vision_config.hidden_size / config.downsample_ratio**2),
-        layouts=layouts.internvl_layouts,
+        layouts=mosaic.internvl_layouts,
         image_shapes=shapes.stretched_tiles,
         processor="InternVLProcessor",
         fields=fields.internvl_fields,
@@ -265,7 +265,7 @@ _ROWS = (
         needs="do_pan_and_scan off",
         merged="model.multi_modal_projector.mm_soft_emb_norm",
         lora_projector=_NONE,
-        layouts=layouts.gemma3_layouts,
+        layouts=mosaic.gemma3_layouts,
         image_shapes=shapes.stretched_tiles,
         processor="Gemma3Processor",
         fields=fields.gemma3_fields,
@@ -280,7 +280,7 @@ _ROWS = (
         cut="one tile",
         needs="an image in every prompt, no system turn",
         lora_projector=r"model\.multi_modal_projector\.linear",
-        layouts=layouts.paligemma_layouts,
+        layouts=mosaic.paligemma_layouts,
         image_shapes=shapes.stretched_tiles,
         processor="PaliGemmaProcessor",
         fields=fields.paligemma_fields,

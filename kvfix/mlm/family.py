@@ -12,10 +12,9 @@ from torch import Tensor
 from kvfix.adapters.naming import Naming
 from kvfix.checkpoint.processor_fields import Field
 from kvfix.mlm.images import shapes
-from kvfix.mlm.images.layouts import LayoutRequest
 from kvfix.mlm.images.shapes import PixelLimits
 from kvfix.mlm.language_models import language_model_of
-from kvfix.mlm.layout import Layout
+from kvfix.mlm.layout import Layout, LayoutRequest
 
 
 @dataclass(frozen=True)

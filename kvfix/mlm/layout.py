@@ -1,8 +1,8 @@
-"""Which image token shows which part of the original image: one pure function a family.
+"""Which image token shows which part of the original image.
 
 A layout is exact: cell centres are kept per row and per column, because grids are not always
 uniform (27 patches of 14 px cover 378 of a 384 px tile, and a mosaic repeats that gap at each tile
-border).
+border). How each family's processor cuts an image is in `kvfix.mlm.images`.
 
 Shapes: H, W rows and columns of the grid; V image tokens of one image; R projector rows of one
     image.
@@ -10,17 +10,13 @@ Shapes: H, W rows and columns of the grid; V image tokens of one image; R projec
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kvfix.mlm.images.pixel_view import PixelView
-
-__all__ = ["Box", "GridPoint", "ImageSize", "Layout", "PixelView"]
 
 
 class ImageSize(NamedTuple):
@@ -78,168 +74,17 @@ class Layout:
         )
 
 
-def raster_layout(
-    image_hw: tuple[int, int], grid_hw: tuple[int, int], *, merge: int, window: int | None = None
-) -> Layout:
-    """Qwen's and GLM's models: the whole image, stretched to whole merged cells, in raster order.
+@dataclass(frozen=True)
+class LayoutRequest:
+    """What a family needs to lay out one sample's images."""
 
-    `grid_hw` is `image_grid_thw[1:]`, before patches are merged by `merge` along each axis.
-    Qwen2.5-VL's vision tower works window by window (merged cells along each side), so the merger
-    sees its rows in window order while the language model sees them in raster order.
-    """
-    height, width = grid_hw[0] // merge, grid_hw[1] // merge
-    index_HW = torch.arange(height * width).view(height, width)
-    row_H1, col_1W = torch.arange(height)[:, None], torch.arange(width)[None]
-    window = window or max(height, width, 1)
-    windows_a_row = -(-width // window)
-    window_HW = (row_H1 // window) * windows_a_row + col_1W // window
-    order_R = torch.argsort(window_HW.flatten(), stable=True)
-    rows_HW = torch.argsort(order_R).view(height, width)
-    view = PixelView.of(image_hw).resized(height, width)  # one "pixel" a cell
-    return _layout(view, image_hw, index_HW, rows_HW, np.arange(height), np.arange(width), 1.0)
+    sizes: list[tuple[int, int]]  # (height, width) of each image, original pixels
+    config: Any  # the model's config
+    processor: Any  # the model's processor
+    grids_thw: Tensor | None = None  # qwen's `image_grid_thw` rows of these images; None for others
 
 
-def tile_layout(image_hw: tuple[int, int], view: PixelView, *, patch: int, leading: int) -> Layout:
-    """LLaVA-1.5: one tile, whatever part of the image the processor's resize and crop left of it.
-
-    `leading` tokens before the first patch (CLS, registers) go through the projector, too; fewer
-    than 0 are refused: the 'default' strategy dropped a patch instead of a CLS token.
-    """
-    if leading < 0:
-        raise ValueError(
-            "expected a vision tower with a CLS token for "
-            "vision_feature_select_strategy='default', found one without: the first patch would be "
-            "dropped; set the strategy to 'full'"
-        )
-    height, width = view.height // patch, view.width // patch
-    index_HW = leading + torch.arange(height * width).view(height, width)
-    centres = _patch_starts(height, patch), _patch_starts(width, patch)
-    return _layout(view, image_hw, index_HW, index_HW, *centres, patch)
-
-
-def base_tile_layout(image_hw: tuple[int, int], *, tile: int, patch: int) -> Layout:
-    """LLaVA-OneVision, one of several images: padded to a square, one tile, then a newline."""
-    view = PixelView.of(image_hw).padded_to_square().resized(tile, tile)
-    plain = tile_layout(image_hw, view, patch=patch, leading=0)
-    return _replace_tokens(plain, n_tokens=plain.n_tokens + 1)
-
-
-def anyres_layout(
-    image_hw: tuple[int, int],
-    pinpoints: list[list[int]],
-    *,
-    tile: int,
-    patch: int,
-    max_tiles: int | None = None,
-) -> Layout:
-    """LLaVA-NeXT and OneVision: the base tile, then the unpadded mosaic with a newline a row.
-
-    The grid is the mosaic. Follows `pack_image_features` and `unpad_image` of both model files and
-    `_get_image_patches` of their image processors in transformers. Pinpoints are resolutions
-    (height, width) that the processor chooses from; tile and patch are pixels along a side;
-    `max_tiles` is 9 for anyres_max_9: mosaics of more cells than that many tiles are shrunk.
-    """
-    side = tile // patch
-    best_h, best_w = best_resolution(image_hw, pinpoints)
-    tiles_h, tiles_w = best_h // tile, best_w // tile
-    view = PixelView.of(image_hw).fitted(best_h, best_w)
-
-    tile_HW = torch.arange(tiles_h * tiles_w).view(tiles_h, 1, tiles_w, 1)
-    cell_HW = torch.arange(side * side).view(1, side, 1, side)
-    rows_HW = ((1 + tile_HW) * side * side + cell_HW).reshape(tiles_h * side, tiles_w * side)
-    starts_H = _mosaic_starts(tiles_h, tile, patch)
-    starts_W = _mosaic_starts(tiles_w, tile, patch)
-
-    skip_h, skip_w = unpadding(image_hw, (rows_HW.shape[0], rows_HW.shape[1]))
-    keep_h = slice(skip_h, rows_HW.shape[0] - skip_h)
-    keep_w = slice(skip_w, rows_HW.shape[1] - skip_w)
-    rows_HW, starts_H, starts_W = rows_HW[keep_h, keep_w], starts_H[keep_h], starts_W[keep_w]
-
-    height, width = shrunk_grid((rows_HW.shape[0], rows_HW.shape[1]), side, max_tiles)
-    starts_H, cell_h = _resample(starts_H, patch, height)
-    starts_W, cell_w = _resample(starts_W, patch, width)
-
-    newline_each = torch.arange(height)[:, None] * (width + 1)
-    index_HW = side * side + newline_each + torch.arange(width)[None]
-    n_rows = (1 + tiles_h * tiles_w) * side * side
-    plain = _layout(view, image_hw, index_HW, rows_HW, starts_H, starts_W, cell_h, cell_w)
-    return _replace_tokens(plain, n_tokens=side * side + height * (width + 1), n_rows=n_rows)
-
-
-def mosaic_layout(
-    image_hw: tuple[int, int], tiles_hw: tuple[int, int], *, tile: int, cell: int
-) -> Layout:
-    """The whole image stretched over tiles in raster order, then once more as one tile.
-
-    InternVL, Idefics3 and SmolVLM; of one tile (then nothing follows it) Gemma 3 and PaliGemma. The
-    grid is that of the tiles; tile and cell are pixels along a side.
-    """
-    (tiles_h, tiles_w), side = tiles_hw, tile // cell
-    view = PixelView.of(image_hw).resized(tiles_h * tile, tiles_w * tile)
-    tile_HW = torch.arange(tiles_h * tiles_w).view(tiles_h, 1, tiles_w, 1)
-    cell_HW = torch.arange(side * side).view(1, side, 1, side)
-    index_HW = (tile_HW * side * side + cell_HW).reshape(tiles_h * side, tiles_w * side)
-    starts = _mosaic_starts(tiles_h, tile, cell), _mosaic_starts(tiles_w, tile, cell)
-    plain = _layout(view, image_hw, index_HW, index_HW, *starts, cell)
-    n_tiles = tiles_h * tiles_w
-    n = (n_tiles + (n_tiles > 1)) * side * side
-    return _replace_tokens(plain, n_tokens=n, n_rows=n)
-
-
-def best_resolution(image_hw: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int, int]:
-    """The pinpoint that keeps most of the image's pixels and, among those, wastes fewest."""
-
-    def rank(pinpoint: list[int]) -> tuple[int, int]:
-        scale = min(pinpoint[1] / image_hw[1], pinpoint[0] / image_hw[0])
-        kept = min(int(image_hw[1] * scale) * int(image_hw[0] * scale), image_hw[0] * image_hw[1])
-        return kept, kept - pinpoint[0] * pinpoint[1]
-
-    best = max(pinpoints, key=rank)
-    return best[0], best[1]
-
-
-def unpadding(image_hw: tuple[int, int], grid_hw: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of cells dropped at EACH border because they hold nothing but padding."""
-    image_h, image_w = image_hw
-    grid_h, grid_w = grid_hw
-    # The products and their rounding are the model's: any other form drops another row now and
-    # then.
-    if image_w / image_h > grid_w / grid_h:
-        return (grid_h - int(round(image_h * (grid_w / image_w), 7))) // 2, 0
-    return 0, (grid_w - int(round(image_w * (grid_h / image_h), 7))) // 2
-
-
-def shrunk_grid(grid_hw: tuple[int, int], side: int, max_tiles: int | None) -> tuple[int, int]:
-    """Grid after anyres_max_N: shrunk when it has more than 1.1^2 * N tiles' worth of cells."""
-    if max_tiles is None:
-        return grid_hw
-    ratio = math.sqrt(grid_hw[0] * grid_hw[1] / (max_tiles * side**2))
-    return (int(grid_hw[0] // ratio), int(grid_hw[1] // ratio)) if ratio > 1.1 else grid_hw
-
-
-def _patch_starts(n: int, patch: int) -> np.ndarray:
-    """First pixel of each patch; pixels after the last whole patch are never seen."""
-    return np.arange(n) * patch
-
-
-def _mosaic_starts(n_tiles: int, tile: int, patch: int) -> np.ndarray:
-    """First pixel of each patch of a row of tiles."""
-    return (np.arange(n_tiles)[:, None] * tile + _patch_starts(tile // patch, patch)[None]).reshape(
-        -1
-    )
-
-
-def _resample(starts: np.ndarray, cell: float, n: int) -> tuple[np.ndarray, float]:
-    """Starts and extent of n cells made by linear interpolation (align_corners=False)."""
-    if n == len(starts):
-        return starts, cell
-    at = (np.arange(n) + 0.5) * len(starts) / n - 0.5
-    centres = np.interp(at, np.arange(len(starts)), starts + cell / 2)
-    extent = cell * len(starts) / n
-    return centres - extent / 2, extent
-
-
-def _layout(
+def placed(
     view: PixelView,
     image_hw: tuple[int, int],
     index_HW: Tensor,
@@ -248,8 +93,14 @@ def _layout(
     starts_W: np.ndarray,
     cell_h: float,
     cell_w: float | None = None,
+    *,
+    n_tokens: int | None = None,
+    n_rows: int | None = None,
 ) -> Layout:
-    """Put cells (first pixel and extent, in the view) back into the original image."""
+    """Put cells (first pixel and extent, in the view) back into the original image.
+
+    Without numbers of tokens and rows, the last cell holds the last of each.
+    """
     cell_w = cell_h if cell_w is None else cell_w
     if index_HW.numel() == 0:
         raise ValueError(
@@ -270,18 +121,8 @@ def _layout(
         ys_H=view.top + (starts_H + cell_h / 2) * view.scale_y,
         xs_W=view.left + (starts_W + cell_w / 2) * view.scale_x,
         image_hw=ImageSize(*image_hw),
-        n_tokens=n,
-        n_rows=n,
-    )
-
-
-def _replace_tokens(layout: Layout, *, n_tokens: int, n_rows: int | None = None) -> Layout:
-    return Layout(
-        **{
-            **vars(layout),
-            "n_tokens": n_tokens,
-            "n_rows": layout.n_rows if n_rows is None else n_rows,
-        }
+        n_tokens=n_tokens or n,
+        n_rows=n_rows or n,
     )
 
 

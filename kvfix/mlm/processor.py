@@ -17,7 +17,7 @@ from PIL import Image
 
 from kvfix.checkpoint.processor_fields import Field, same
 from kvfix.mlm.families import Family
-from kvfix.mlm.images.layouts import LayoutRequest
+from kvfix.mlm.layout import LayoutRequest
 from kvfix.wording import cause, shown
 
 _FILES = ("processor_config.json", "preprocessor_config.json")

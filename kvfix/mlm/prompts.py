@@ -16,8 +16,7 @@ from torch import Tensor
 
 from kvfix.mlm.families import Family
 from kvfix.mlm.images import clips
-from kvfix.mlm.images.layouts import LayoutRequest
-from kvfix.mlm.layout import Layout
+from kvfix.mlm.layout import Layout, LayoutRequest
 from kvfix.mlm.prompt import Prompt
 
 # Stands for the text while the chat template is rendered; no template or word list contains it.

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kvfix.checkpoint import folder as checkpoint
 from kvfix.checkpoint.towers import TOWERS
-from kvfix.mlm.images.layouts import processed_view
-from kvfix.mlm.layout import Layout, PixelView, tile_layout
+from kvfix.mlm.images.pixel_view import PixelView
+from kvfix.mlm.images.tiles import processed_view, tile_layout
+from kvfix.mlm.layout import Layout
 from kvfix.quiet import no_bars
 
 

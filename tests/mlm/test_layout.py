@@ -23,16 +23,11 @@ from transformers.vision_utils import get_vision_window_index
 
 from kvfix.eval.grid import cell_centres
 from kvfix.mlm.capture import SampleFeatures, _shrink, extract
-from kvfix.mlm.images.layouts import idefics3_tiles
-from kvfix.mlm.layout import (
-    PixelView,
-    anyres_layout,
-    base_tile_layout,
-    mosaic_layout,
-    raster_layout,
-    shrunk_grid,
-    tile_layout,
-)
+from kvfix.mlm.images.llava import anyres_layout, base_tile_layout, shrunk_grid
+from kvfix.mlm.images.mosaic import idefics3_tiles, mosaic_layout
+from kvfix.mlm.images.pixel_view import PixelView
+from kvfix.mlm.images.qwen import raster_layout
+from kvfix.mlm.images.tiles import tile_layout
 from kvfix.mlm.load import Prompt, load_mlm
 
 ONEVISION_7B = LlavaOnevisionConfig().image_grid_pinpoints

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvfix.mlm.families import FAMILIES, Family
-from kvfix.mlm.images.layouts import LayoutRequest
-from kvfix.mlm.layout import Layout
+from kvfix.mlm.layout import Layout, LayoutRequest
 from kvfix.mlm.prompt import Prompt
 
 _SETTINGS = (

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from kvfix.checkpoint.quantised import Quantised, abilities, estimated_bytes
-from kvfix.mlm.images.layouts import LayoutRequest
 from kvfix.mlm.images.shapes import PixelLimits
-from kvfix.mlm.layout import Layout
+from kvfix.mlm.layout import Layout, LayoutRequest
 from kvfix.mlm.load import Mlm
 
 _BLOCK, _NESTED = 64, 256  # weights a scale, scales a scale of scales (bitsandbytes nf4)
