@@ -20,7 +20,7 @@ from pathlib import Path
 from paper_claims import CLAIMS, UNTESTED, Row, found, percent, plain, short, signed, span
 
 from kvfix.compare.correlate import CorrelateOptions, correlate
-from kvfix.diagnose.prefix import CONTRASTS
+from kvfix.diagnose.prefix.findings import CONTRASTS
 from kvfix.diagnose.run import diagnose
 from kvfix.runs.resume import read_run
 from kvfix.session import Options

@@ -10,9 +10,9 @@ from typing import Any
 
 from kvfix.data.catalog import CATALOG, WrongSpec, load_units
 from kvfix.data.units import MCQ, UnitSet
-from kvfix.diagnose.flow import diagnose_flow
+from kvfix.diagnose.flow.run import diagnose_flow
 from kvfix.diagnose.keys.run import diagnose_keys
-from kvfix.diagnose.prefix import diagnose_prefix
+from kvfix.diagnose.prefix.run import diagnose_prefix
 from kvfix.diagnose.surfacing.run import MOST_QUESTIONS, diagnose_surfacing
 from kvfix.eval.mcq.run import readable
 from kvfix.eval.source import NEUTRAL, clips_fingerprint

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 from commands import Ended, call, launch
 
-from kvfix.diagnose.prefix import CONDITIONS, CONTRASTS
+from kvfix.diagnose.prefix.findings import CONTRASTS
+from kvfix.diagnose.prefix.texts import CONDITIONS
 from kvfix.diagnose.surfacing import trained as trained_readouts
 from kvfix.eval.mcq import trained_readout
 from kvfix.eval.mcq.readouts import READOUTS

@@ -11,7 +11,8 @@ import pytest
 from curves import planted, rows
 
 from kvfix.diagnose.best_layer import best_value_layer
-from kvfix.diagnose.flow import Curve, _reporting_ids, best_site, flow_findings
+from kvfix.diagnose.flow.findings import Curve, flow_findings
+from kvfix.diagnose.flow.run import _reporting_ids, best_site
 from kvfix.eval.results import Table
 from kvfix.eval.source import Site
 from kvfix.eval.stats.bootstrap import halves

@@ -12,17 +12,14 @@ from curves import rows
 
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import BadUnit, Unit
-from kvfix.diagnose.prefix import (
-    CONDITIONS,
+from kvfix.diagnose.prefix.findings import (
     CONTRASTS,
-    NoContrast,
     PrefixRuns,
-    named,
     prefix_findings,
     prefix_results,
-    prefixes,
-    run_prefixes,
 )
+from kvfix.diagnose.prefix.run import run_prefixes
+from kvfix.diagnose.prefix.texts import CONDITIONS, NoContrast, named, prefixes
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, run_task
 from kvfix.mlm.load import load_mlm

@@ -11,14 +11,8 @@ import pytest
 
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import UnitSet
-from kvfix.diagnose.surfacing.table import (
-    Readings,
-    align,
-    others_right,
-    surfacing,
-    surfacing_finding,
-    surfacing_result,
-)
+from kvfix.diagnose.surfacing.findings import surfacing_finding, surfacing_result
+from kvfix.diagnose.surfacing.table import Readings, align, others_right, surfacing
 from kvfix.eval.mcq.run import in_turn, readable
 from kvfix.runs.rows import AnswerRow, ReadoutRow
 

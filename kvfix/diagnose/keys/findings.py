@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kvfix.diagnose.keys.artifacts import TASK, KeyDiagnosis
+from kvfix.diagnose.keys.blocking import TASK as BLOCKING
 from kvfix.diagnose.keys.values import CellScores
 from kvfix.findings import Estimate, Finding
 
@@ -188,3 +189,30 @@ def _finding(
 ) -> Finding:
     estimate = number if isinstance(number, Estimate) else Estimate(number, None, d.n)
     return Finding(name, words, estimate, TASK, d.dataset, clear=bool(clear), more=more)
+
+
+def effect_finding(record: dict[str, Any], *, dataset: str) -> Finding:
+    """What blocking keys does, as `effect_record` has it."""
+    differences = record["differences"]
+    against, base = (
+        Estimate(d["value"], None if d["ci"] is None else tuple(d["ci"]), record["n"])
+        for d in (differences["chosen_random"], differences["chosen_base"])
+    )
+    verb = {"text": "for the text", "image": "for later image tokens"}[record["queries"]]
+    certain = (
+        "" if differences["chosen_random"]["clear"] else " (no clear difference to random keys)"
+    )
+    means = record["means"]
+    words = (
+        f"Blocking {record['keys']} {verb}: {record['metric']} {means['base']:.3f} -> "
+        f"{means['chosen']:.3f}, {means['random']:.3f} with equally many random keys; against the "
+        f"base {base.said(signed=True, n=False)}, against random {against.said(signed=True)}"
+        f"{certain}."
+    )
+    if record["skipped"]:
+        words += (
+            f" Left out: {record['skipped']} {record['unit']}s whose images lie on another grid "
+            "than these keys, as several images in one prompt do where one alone is tiled."
+        )
+    name, clear = f"keys.block_{record['queries']}", differences["chosen_random"]["clear"]
+    return Finding(name, words, against, BLOCKING, dataset, clear=clear)

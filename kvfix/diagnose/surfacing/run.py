@@ -9,13 +9,8 @@ from typing import Any, NamedTuple
 
 from kvfix.data.left_out import too_many
 from kvfix.data.units import UnitSet
-from kvfix.diagnose.surfacing.table import (
-    SCORINGS,
-    align,
-    surfacing,
-    surfacing_finding,
-    surfacing_result,
-)
+from kvfix.diagnose.surfacing.findings import surfacing_finding, surfacing_result
+from kvfix.diagnose.surfacing.table import SCORINGS, align, surfacing
 from kvfix.diagnose.surfacing.trained import TRAINED, n_trained, trained_readouts
 from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS

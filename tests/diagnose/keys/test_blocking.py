@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvfix.diagnose.keys.blocking import CONDITIONS, Effects, effect_finding, effect_record
+from kvfix.diagnose.keys.blocking import CONDITIONS, Effects, effect_record
+from kvfix.diagnose.keys.findings import effect_finding
 
 
 def record(*, skipped: int) -> dict:

@@ -1,0 +1,1 @@
+"""Where visual information is gained and lost, from the vision tower to the last values."""

@@ -1,0 +1,1 @@
+"""Does a text before the image change what the image values hold?"""
