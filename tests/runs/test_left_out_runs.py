@@ -17,9 +17,12 @@ import trees
 from commands import call
 from PIL import Image
 
+from kvfix import ranks
 from kvfix.data.scenes.units import scene_units
 from kvfix.diagnose.keys import run as diagnose_keys
 from kvfix.diagnose.keys.statistics import BadKeys
+from kvfix.diagnose.prefix import run as diagnose_prefix
+from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.session import Part
 
 THIN = (60, 2)  # pixels: one that the readers take, and LLaVA-OneVision's grid has no token for
@@ -160,6 +163,23 @@ def test_a_unit_that_cannot_be_read_is_listed_by_the_key_diagnosis_itself() -> N
     assert len(shown) == 39 and not listing.too_many_left_out
     [entry] = listing.left_out
     assert (entry["id"], entry["why"]) == (units.ids[2], "RuntimeError: no pixels")
+
+
+@pytest.mark.parametrize("what", ["images", "episodes", "questions", "names"])
+def test_ranks_which_read_different_units_are_refused(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = scene_units("foreground_segmentation", n=4)
+    reads = {
+        "images": lambda: diagnose_keys._images([units]),
+        "episodes": lambda: diagnose_keys._episodes([units], 32, Part()),
+        "questions": lambda: diagnose_keys._askable([], None, (2, 2), McqProtocol(), 4, Part()),  # type: ignore[arg-type]
+        "names": lambda: diagnose_prefix._names(units),
+    }
+    reads[what]()
+    monkeypatch.setattr(ranks, "everyone", lambda mine: [mine, "others"])
+    with pytest.raises(ValueError, match=f"expected the same {what}.* on every rank, found others"):
+        reads[what]()
 
 
 def test_an_image_whose_keys_are_not_finite_is_left_out_of_them(

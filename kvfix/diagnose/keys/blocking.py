@@ -12,10 +12,9 @@ Shapes: L layers, H KV heads, N units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,10 +28,10 @@ from kvfix.eval.mcq.letters.parse import EVERY_LETTER
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import MlmSource
 from kvfix.eval.stats.bootstrap import paired_bootstrap
-from kvfix.findings import FEWEST_CLUSTERS, Estimate, Finding
+from kvfix.findings import FEWEST_CLUSTERS
 from kvfix.mlm.intervene import Edit, Keys, intervene, on_tokens, random_keys
 from kvfix.mlm.layout import Layout
-from kvfix.mlm.load import Encoded, Mlm, Prompt
+from kvfix.mlm.load import Encoded, Mlm
 from kvfix.mlm.prompts import Around
 from kvfix.ranks import Jury, in_order
 
@@ -63,13 +62,16 @@ def _blocked(mlm: Mlm, queries: str, keys_of: Callable[[Encoded], Keys] | None) 
     return around
 
 
-def conditions(mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, seed: int) -> dict[str, Around]:
-    """What each condition but `base` holds open; queries are "text" or "image".
+def conditions(
+    mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, *, seed: int, batch: int
+) -> dict[str, Around | None]:
+    """What each condition holds open for one batch; queries are "text" or "image".
 
-    The chosen keys are by layer, KV head and cell of the image's grid; random ones are drawn again
-    for every batch.
+    The chosen keys are by layer, KV head and cell of the image's grid. Random ones are drawn from
+    the seed and the batch's number, so that they do not depend on which rank does which batch.
     """
-    generator = torch.Generator().manual_seed(seed)
+    [drawn_from] = np.random.SeedSequence((seed, batch)).generate_state(1).tolist()
+    generator = torch.Generator().manual_seed(drawn_from)
 
     def chosen(encoded: Encoded) -> Keys:
         return [[on_tokens(cells_LHHW, s.layout) for s in spans] for spans in encoded.images]
@@ -87,35 +89,11 @@ def conditions(mlm: Mlm, queries: str, cells_LHHW: torch.Tensor, seed: int) -> d
         return [[drawn(s.layout) for s in spans] for spans in encoded.images]
 
     return {
+        "base": None,
         "nothing": _blocked(mlm, queries, None),
         "chosen": _blocked(mlm, queries, chosen),
         "random": _blocked(mlm, queries, random),
     }
-
-
-class _Drawn:
-    """Random keys that do not depend on how ranks share the batches.
-
-    They are drawn from one generator, batch after batch. A rank draws for the batches of the others
-    too, and runs only its own.
-    """
-
-    def __init__(
-        self, around: Around, mlm: Mlm, passes: Callable[[int], Iterable[Sequence[Prompt]]]
-    ):
-        """Given what draws, and the prompts of each forward pass that a number stands for."""
-        self._around, self._mlm, self._passes, self._next = around, mlm, passes, 0
-        self._attempts = Attempts(0, proven=True)  # who runs them says what is wrong with them
-
-    def until(self, number: int) -> None:
-        """Draw for what comes before this number and was dealt to others."""
-        for other in range(self._next, number):
-            self._attempts.do(partial(self._draw, other))
-        self._next = number + 1
-
-    def _draw(self, number: int) -> None:
-        for prompts in self._passes(number):
-            self._around(self._mlm.encode(prompts))
 
 
 def answer_effects(
@@ -134,27 +112,23 @@ def answer_effects(
     """
     accuracy = Effects("accuracy by log-probability", "question")
     nats = Effects("log-probability of the right option", "question")
-    around = conditions(mlm, "text", cells_LHHW, seed)
     attempts = Attempts(len(questions), jury=Jury())
     batches = [
         questions[start : start + protocol.batch]
         for start in range(0, len(questions), protocol.batch)
     ]
-    drawn = _Drawn(
-        around["random"], mlm, lambda n: [[ask(question, protocol) for question in batches[n]]]
-    )
-
-    def scored(batch: list[Question]) -> list[dict[str, Scores]]:
-        by_condition = {
-            name: score_options(
-                mlm, batch, protocol, **({} if name == "base" else {"around": around[name]})
-            )
-            for name in CONDITIONS
-        }
-        return [{name: by_condition[name][i] for name in CONDITIONS} for i in range(len(batch))]
 
     def done(number: int) -> list[dict[str, Scores] | LeftOut]:
-        drawn.until(number)
+        around = conditions(mlm, "text", cells_LHHW, seed=seed, batch=number)
+
+        def scored(batch: list[Question]) -> list[dict[str, Scores]]:
+            found = [
+                score_options(mlm, batch, protocol, around=around[name]) for name in CONDITIONS
+            ]
+            return [
+                dict(zip(CONDITIONS, of_one, strict=True)) for of_one in zip(*found, strict=True)
+            ]
+
         return attempts.batch(batches[number], lambda question: question, scored)
 
     def told(number: int) -> None:
@@ -198,21 +172,13 @@ def probe_effects(
     All images are on the grid of the keys. `tick` is called after each episode and condition.
     """
     effects = Effects("IoU", "episode")
-    around = conditions(mlm, "image", cells_LHHW, seed)
-    plain = MlmSource(mlm, kinds=("value",), position=False)
-    drawn = _Drawn(
-        around["random"],
-        mlm,
-        lambda n: plain.prompts([*episodes[n].support, episodes[n].query]),
-    )
 
     def scored(number: int) -> list[float]:
-        drawn.until(number)
-        episode, found = episodes[number], []
+        around = conditions(mlm, "image", cells_LHHW, seed=seed, batch=number)
+        found = []
         for name in CONDITIONS:
-            held = {} if name == "base" else {"around": around[name]}
-            source = MlmSource(mlm, kinds=("value",), position=False, **held)  # type: ignore[arg-type]
-            scores = TASKS["foreground_segmentation"].run(episode, source, None)
+            source = MlmSource(mlm, kinds=("value",), position=False, around=around[name])
+            scores = TASKS["foreground_segmentation"].run(episodes[number], source, None)
             found.append(float(scores["value"].score_S[layer]))
         return found
 
@@ -263,30 +229,3 @@ def effect_record(effects: Effects, *, queries: str, chosen: str, seed: int) -> 
         "differences": differences,
         "nothing_is_base": same,
     }
-
-
-def effect_finding(record: dict[str, Any], *, dataset: str) -> Finding:
-    """What a record says."""
-    differences = record["differences"]
-    against, base = (
-        Estimate(d["value"], None if d["ci"] is None else tuple(d["ci"]), record["n"])
-        for d in (differences["chosen_random"], differences["chosen_base"])
-    )
-    verb = {"text": "for the text", "image": "for later image tokens"}[record["queries"]]
-    certain = (
-        "" if differences["chosen_random"]["clear"] else " (no clear difference to random keys)"
-    )
-    means = record["means"]
-    words = (
-        f"Blocking {record['keys']} {verb}: {record['metric']} {means['base']:.3f} -> "
-        f"{means['chosen']:.3f}, {means['random']:.3f} with equally many random keys; against the "
-        f"base {base.said(signed=True, n=False)}, against random {against.said(signed=True)}"
-        f"{certain}."
-    )
-    if record["skipped"]:
-        words += (
-            f" Left out: {record['skipped']} {record['unit']}s whose images lie on another grid "
-            "than these keys, as several images in one prompt do where one alone is tiled."
-        )
-    name, clear = f"keys.block_{record['queries']}", differences["chosen_random"]["clear"]
-    return Finding(name, words, against, TASK, dataset, clear=clear)

@@ -18,19 +18,18 @@ from kvfix.diagnose.keys.artifacts import diagnose_keys as find_keys
 from kvfix.diagnose.keys.blocking import (
     CONDITIONS,
     answer_effects,
-    effect_finding,
     effect_record,
     on_grid,
     probe_effects,
 )
 from kvfix.diagnose.keys.calibration import lowest_keys
-from kvfix.diagnose.keys.findings import key_findings
+from kvfix.diagnose.keys.findings import effect_finding, key_findings
 from kvfix.diagnose.keys.statistics import BadKeys, to_square
 from kvfix.diagnose.keys.values import score_cells, squared
 from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.eval.mcq.run import in_turn
 from kvfix.mlm.load import Mlm
-from kvfix.ranks import agreed
+from kvfix.ranks import agreed, check_alike
 from kvfix.report.pictures.overlays import heat_overlay
 from kvfix.runs.recorder import Listing, left_out_entry
 from kvfix.session import Part, Watch
@@ -171,7 +170,9 @@ def _images(probes: Sequence[UnitSet]) -> tuple[list[Shown], Listing]:
                 head, *rest = found
                 first.append(head)
                 more += rest[: max(0, MOST_IMAGES - len(more))]
-    return (first + more)[: max(len(first), FEWEST_IMAGES)], listing
+    shown = (first + more)[: max(len(first), FEWEST_IMAGES)]
+    check_alike("images", [(s.unit, s.image.size) for s in shown])
+    return shown, listing
 
 
 def _shown(units: UnitSet, index: int) -> list[Shown]:
@@ -188,6 +189,13 @@ def _of_unit(unit: Any) -> Iterator[Image.Image]:
     for field in ("images", "support", "frames"):
         if hasattr(unit, field):
             yield from getattr(unit, field)
+
+
+def _read(listing: Listing, taken: Sequence[Taken], what: str, part: Part) -> None:
+    """Add what could not be read to the record; every rank has read the same."""
+    check_alike(what, [t.unit.id for t in taken])
+    part.left_out += listing.left_out
+    part.failed |= listing.too_many_left_out
 
 
 def _chosen(found: KeyDiagnosis) -> tuple[np.ndarray, str]:
@@ -207,8 +215,7 @@ def _episodes(probes: Sequence[UnitSet], side: int, part: Part) -> list[Taken]:
             unit = listing.unit(units, name, partial(_square_episode, units, i, side))
             if unit is not None:
                 episodes.append(Taken(unit, units))
-    part.left_out += listing.left_out
-    part.failed |= listing.too_many_left_out
+    _read(listing, episodes, "episodes", part)
     return episodes[:EPISODES]
 
 
@@ -283,8 +290,7 @@ def _askable(
             asked.append(Taken(found[0], units))
         elif found is not None:
             skipped += 1
-    part.left_out += listing.left_out
-    part.failed |= listing.too_many_left_out
+    _read(listing, asked, "questions", part)
     return asked, skipped
 
 
