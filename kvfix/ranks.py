@@ -10,6 +10,7 @@ come in the same order on every rank, so that none of them stands behind what on
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=2)  # for what one rank does while the others wait
 _FAILED = "failed"  # counts the ranks that failed
 _POLL = 0.05  # seconds
+_FAREWELL = 60.0  # seconds that rank 0 waits for the others to read
 _stores: list[Any] = []  # a store lives as long as its process: other ranks read it later
 
 
@@ -95,10 +97,7 @@ def joined() -> Iterator[None]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    meeting = dist.rendezvous("env://", found.number, found.of, timeout=PATIENCE)
-    store = dist.PrefixStore(f"kvfix run {len(_stores)}", next(meeting)[0])
-    store.set_timeout(PATIENCE)
-    _stores.append(store)
+    store = _store(found.number, found.of)
     dist.init_process_group(
         "gloo", store=store, rank=found.number, world_size=found.of, timeout=PATIENCE
     )
@@ -141,6 +140,46 @@ def agreed(make: Callable[[], T]) -> T:
     said = [make() if is_first() else None]
     dist.broadcast_object_list(said, src=0)
     return said[0]  # type: ignore[return-value]
+
+
+def agreed_apart(make: Callable[[], Any], number: int, of: int) -> Any:
+    """What `make` returns on rank 0, or the ValueError it raises: on every rank, through JSON.
+
+    For ranks that no run has joined: those of a training, which form their group later.
+    """
+    if of == 1:
+        return make()
+    store = _store(number, of)
+    if number != 0:
+        said = json.loads(store.get("agreed"))
+        store.add("read", 1)
+        if "error" in said:
+            raise ValueError(said["error"])
+        return said["value"]
+    said = {"error": "rank 0 ended; its message is above"}
+    try:
+        said = {"value": make()}
+    except (ValueError, OSError) as error:
+        said = {"error": str(error)}
+        raise
+    finally:
+        store.set("agreed", json.dumps(said))
+        # Rank 0 keeps the store: it may not end, for whatever comes next, before all have read.
+        end = time.monotonic() + _FAREWELL
+        while store.add("read", 0) < of - 1 and time.monotonic() < end:
+            time.sleep(_POLL)
+    return said["value"]
+
+
+def _store(number: int, of: int) -> Any:
+    """Where ranks meet, a new one each time; its port serves their process groups as well."""
+    import torch.distributed as dist
+
+    meeting = dist.rendezvous("env://", number, of, timeout=PATIENCE)
+    store = dist.PrefixStore(f"kvfix {len(_stores)}", next(meeting)[0])
+    store.set_timeout(PATIENCE)
+    _stores.append(store)
+    return store
 
 
 def everyone(mine: T) -> list[T]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -61,10 +60,17 @@ class Recorder:
     def __init__(self, units: UnitSet, path: Path, *, order: Sequence[str] | None = None):
         self.units, self.path = units, path
         self.order = units.ids if order is None else order
-        self.done, proven = agreed(partial(_done, path))  # by any rank, in an earlier start
-        self.file = SampleFile(own_share(path))
+        self._whole = SampleFile(path) if is_first() else None
+        self.done, proven = agreed(self._found)  # by any rank, in an earlier start
+        share = own_share(path)
+        self.file = self._whole if self._whole and share == path else SampleFile(share)
         todo = sum(name not in self.done for name in units.ids)
         self._attempts, self._held = Attempts(todo, proven, Jury()), list[Sequence[Row]]()
+
+    def _found(self) -> tuple[set[str], bool]:
+        """The units on disk, and whether any of them was scored."""
+        assert self._whole is not None
+        return set(self._whole.done), any("left_out" not in line for line in self._whole.lines)
 
     def __enter__(self) -> Recorder:
         return self
@@ -79,8 +85,8 @@ class Recorder:
             self._attempts.finish()
             self._write()
             written = everyone(self.file.done)
-            if is_first():
-                bring_together(self.path, written, self.order)
+            if self._whole is not None:
+                bring_together(self._whole, written, self.order)
             everyone(None)  # nobody reads the file before it is whole
 
     def unit(self, name: str, score: Callable[[], Sequence[Row]]) -> None:
@@ -114,12 +120,6 @@ class Recorder:
             self.file.append([to_json(row) for row in rows])
             self.done.add(rows[0].id)
         self._held.clear()
-
-
-def _done(path: Path) -> tuple[set[str], bool]:
-    """The units on disk, and whether any of them was scored."""
-    file = SampleFile(path)
-    return file.done, any("left_out" not in line for line in file.lines)
 
 
 def _checked(rows: Sequence[Row]) -> Sequence[Row]:

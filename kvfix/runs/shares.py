@@ -44,25 +44,27 @@ def sharing(folder: Path, *, command: str) -> Iterator[None]:
         yield
 
 
-def bring_together(path: Path, written: Sequence[Collection[str]], order: Sequence[str]) -> None:
+def bring_together(
+    file: SampleFile, written: Sequence[Collection[str]], order: Sequence[str]
+) -> None:
     """Put the units of all ranks into one file, in the order in which one rank writes them.
 
     Args:
-        path: the samples file.
+        file: the samples file, which this rank alone has open.
         written: ids of the units that each rank has written.
         order: ids of all units of the file.
 
     Raises:
         ValueError: units that a rank has written and this one does not find.
     """
-    file = SampleFile(path)
-    shares = [_share(path, k) for k in range(ranks())] if ranks() > 1 else []
+    shares = [_share(file.path, k) for k in range(ranks())] if ranks() > 1 else []
     for share in shares:
         file.take(share)
     if missing := {name for ids in written for name in ids} - file.done:
         raise ValueError(
-            f"{path.parent}: expected the units of {len(written)} ranks, found {len(missing)} of "
-            f"them missing, {min(missing)!r} for one; all ranks must see one file system there"
+            f"{file.path.parent}: expected the units of {len(written)} ranks, found "
+            f"{len(missing)} of them missing, {min(missing)!r} for one; all ranks must see one "
+            "file system there"
         )
     file.sort(order)
     for share in shares:

@@ -24,7 +24,7 @@ import torch
 
 from kvfix import cli, evaluate
 from kvfix.diagnose import run as diagnose
-from kvfix.runs import recorder, samples, shares
+from kvfix.runs import recorder, samples
 
 LIMIT = 240.0  # seconds a job may take
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -98,10 +98,10 @@ def plant(rank: int, at: str, do: str, after: int = 0) -> None:
         if len(written) == after:
             strike()
 
-    def half(path: Path, *more: Any) -> None:
-        shares.SampleFile(path).take(path.parent / "rank1" / path.name)
+    def half(file: samples.SampleFile, *more: Any) -> None:
+        file.take(file.path.parent / "rank1" / file.path.name)
         strike()
-        together(path, *more)
+        together(file, *more)
 
     def ending(*args: Any) -> None:
         strike()

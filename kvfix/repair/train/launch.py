@@ -11,15 +11,12 @@ exchanged, so that steps of more than ten seconds may not make it; then the last
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +27,6 @@ from kvfix.checkpoint.folder import read_json
 from kvfix.launchers import without_rank
 from kvfix.terminal import Interrupted
 
-_PATIENCE = timedelta(days=2)  # for what rank 0 does alone
-_FAREWELL = 60.0  # seconds that rank 0 waits for the others to read
-_stores: list[Any] = []  # a store lives as long as its process: other ranks read it later
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -155,41 +149,3 @@ def run_to_its_end(words: Sequence[str], *, launched: bool) -> int:
     if asked and code:
         raise Interrupted("interrupted; the same command goes on where it stopped", 128 + asked[0])
     return code
-
-
-def agreed(make: Callable[[], Any], launch: Launch) -> Any:
-    """What `make` returns, or the ValueError it raises, on rank 0: on every rank, through JSON."""
-    if launch.world == 1:
-        return make()
-    store = _store(launch)
-    key = f"agreed {len(_stores)}"
-    if launch.rank != 0:
-        said = json.loads(store.get(key))
-        store.add(f"{key} read", 1)
-        if "error" in said:
-            raise ValueError(said["error"])
-        return said["value"]
-    said = {"error": "rank 0 ended; its message is above"}
-    try:
-        said = {"value": make()}
-    except (ValueError, OSError) as error:
-        said = {"error": str(error)}
-        raise
-    finally:
-        store.set(key, json.dumps(said))
-        # Rank 0 keeps the store: it may not end, for whatever comes next, before all have read.
-        end = time.monotonic() + _FAREWELL
-        while store.add(f"{key} read", 0) < launch.world - 1 and time.monotonic() < end:
-            time.sleep(0.05)
-    return said["value"]
-
-
-def _store(launch: Launch) -> Any:
-    """Where the process group will meet later, too: its port serves several stores."""
-    import torch.distributed as dist
-
-    meeting = dist.rendezvous("env://", launch.rank, launch.world, timeout=_PATIENCE)
-    store = dist.PrefixStore("kvfix", next(meeting)[0])
-    store.set_timeout(_PATIENCE)
-    _stores.append(store)
-    return store

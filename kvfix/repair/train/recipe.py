@@ -18,11 +18,12 @@ from kvfix.data.training.mix import SceneMix
 from kvfix.data.training.verify import Bad, verify
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.mlm.renamed import recompute_layers
+from kvfix.ranks import agreed_apart
 from kvfix.repair.key_choice import ChosenKeys, KeyOptions, choose_keys
 from kvfix.repair.lora import LoraOptions, Rates
 from kvfix.repair.proof import Proof, collator_of
 from kvfix.repair.terms.losses import Losses
-from kvfix.repair.train.launch import Launch, agreed, typed
+from kvfix.repair.train.launch import Launch, typed
 from kvfix.shipped import nano_dir
 from kvfix.terminal import RichWatch, guarded
 from kvfix.threads import choose_threads
@@ -99,7 +100,8 @@ def read_examples(recipe: Recipe, launch: Launch) -> Examples:
         return scene_examples("train", n, recipe.scenes)
     lines = read_conversations(recipe.data, images=recipe.images or None)
     if recipe.verify:
-        lines = lines.without(agreed(partial(_bad, recipe, lines), launch))
+        bad = agreed_apart(partial(_bad, recipe, lines), launch.rank, launch.world)
+        lines = lines.without(bad)
     return conversation_examples(lines)
 
 

@@ -175,10 +175,8 @@ def test_a_training_leaves_bad_pictures_out_and_says_so(tmp_path, checkpoint, ca
 
 RANK = """
 import json, os, sys
-from kvfix.repair.train.launch import Launch
-from kvfix.repair.train.launch import agreed
+from kvfix.ranks import agreed_apart
 rank = int(os.environ["RANK"])
-launch = Launch(None, 0, False, rank, 2, "cpu")
 def make():
     assert rank == 0
     return [[3, "why"]]
@@ -186,15 +184,15 @@ def fails():
     assert rank == 0
     raise ValueError("x.jsonl: bad")
 import torch.distributed as dist
-found = [agreed(make, launch), agreed(make, launch)]
+found = [agreed_apart(make, rank, 2), agreed_apart(make, rank, 2)]
 dist.init_process_group("gloo")
 dist.barrier()
 dist.destroy_process_group()
 try:
-    agreed(fails, launch)
+    agreed_apart(fails, rank, 2)
 except ValueError as error:
     found.append(str(error))
-found.append(agreed(make, launch))
+found.append(agreed_apart(make, rank, 2))
 print(json.dumps(found))
 sys.stdout.flush()
 os._exit(0)  # rank 0 too, as soon as it may
