@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvfix.data.catalog import load_units
 from kvfix.data.left_out import too_many
 from kvfix.data.units import UnitSet
-from kvfix.eval.mcq.answer import McqProtocol
 from kvfix.eval.mcq.run import (
     answer_results,
     readout_path,
@@ -22,33 +20,24 @@ from kvfix.eval.mcq.run import (
 from kvfix.eval.pooled import pooled_results
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import summarise
-from kvfix.eval.source import NEUTRAL, Clips, MlmSource, clips_fingerprint, clips_notes
-from kvfix.eval.suite import PROTOCOL, TaskRun, run_suite
+from kvfix.eval.source import MlmSource, clips_notes
+from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm
-from kvfix.ranks import agreed, check_alike, is_first, joined
+from kvfix.ranks import agreed, joined
 from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
-from kvfix.runs.fingerprint import data_fingerprint, what_it_reads
-from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
+from kvfix.runs.folder import claimed
 from kvfix.runs.recorder import left_out_of, once
-from kvfix.session import ModelOptions, Outcome, Watch, host_of, peak_memory_mib
+from kvfix.session import Outcome, RunOptions, Watch, begin, peak_memory_mib
 from kvfix.threads import threads_as_before
 
 
 @dataclass(frozen=True)
-class Options(ModelOptions):
+class Options(RunOptions):
     """What the command line of `kvfix eval` can say."""
 
-    data: tuple[str, ...] = ("scenes",)  # NAME or NAME=DIR
-    tasks: tuple[str, ...] = ()  # empty: every task the data offers
     sites: tuple[str, ...] = SITES  # where features are read
-    heads: bool = False  # every KV head apart
-    clips: Clips = "frames"  # how clips are read
-    limit: int | None = None  # units a task
-    out: Path = Path("runs/eval")
-    seed: int = 0
-    mcq: McqProtocol = field(default_factory=McqProtocol)
 
 
 def evaluate(options: Options, *, command: str, watch: Watch) -> Outcome:
@@ -67,8 +56,9 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     )
     with watch.phase(f"loading {options.name}"):
         mlm = options.load()
-    check_alike("data, model files and packages", what_it_reads(mlm, unit_sets))
-    folder = _folder(options, command, mlm, unit_sets) if is_first() else None
+    mcq = {"mcq": asdict(options.mcq)}
+    sites = {"sites": sorted(options.sites)}
+    folder = begin(options, mlm, unit_sets, kind="eval", command=command, moves=sites, record=mcq)
     probes = [u for u in unit_sets if u.task in TASKS]
     asked = [u for u in unit_sets if u.task not in TASKS]
     runs = _probe(probes, mlm, options, watch)
@@ -101,38 +91,6 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
         return Outcome(record, report, failed)
 
     return agreed(finish)
-
-
-def _folder(options: Options, command: str, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> RunFolder:
-    folder = RunFolder(
-        options.out,
-        kind="eval",
-        command=command,
-        fingerprint=_fingerprint(options, mlm, unit_sets),
-        host=host_of(mlm),
-    )
-    folder.save(
-        seed=options.seed,
-        model=model_card(mlm),
-        data=data_card(unit_sets),
-        resumed=folder.resumed,
-        mcq=asdict(options.mcq),
-    )
-    return folder
-
-
-def _fingerprint(options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> dict[str, Any]:
-    """All that moves a score; samples of another fingerprint are never mixed in."""
-    return options.fingerprint(mlm) | {
-        **clips_fingerprint(mlm, options.clips),
-        "sites": sorted(options.sites),
-        "heads": options.heads,
-        "prompt": NEUTRAL,
-        "protocol": PROTOCOL,
-        "mcq": asdict(options.mcq),
-        "seed": options.seed,
-        "data": data_fingerprint(unit_sets),
-    }
 
 
 def _probe(unit_sets: Sequence[UnitSet], mlm: Mlm, options: Options, watch: Watch) -> list[TaskRun]:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import resource
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from kvfix.adapters import AdapterWarning
+from kvfix.data.units import UnitSet
 from kvfix.eval.mcq.ask import McqProtocol
-from kvfix.eval.source import Clips
+from kvfix.eval.source import NEUTRAL, Clips, clips_fingerprint
+from kvfix.eval.suite import PROTOCOL
 from kvfix.findings import Finding
 from kvfix.launchers import local_rank, local_ranks
 from kvfix.mlm.load import Mlm, load_mlm
-from kvfix.ranks import is_first, ranks
-from kvfix.runs.fingerprint import model_fingerprint
+from kvfix.ranks import check_alike, is_first, ranks
+from kvfix.runs.fingerprint import data_fingerprint, model_fingerprint, what_it_reads
+from kvfix.runs.folder import RunFolder, data_card, model_card
 from kvfix.runs.rows import Result
 from kvfix.shipped import nano_dir
 from kvfix.terminal import note
@@ -107,9 +110,44 @@ class ModelOptions:
     def _dtype(self) -> str | torch.dtype:
         return {"auto": "native", "saved": "auto"}.get(self.dtype) or getattr(torch, self.dtype)
 
-    def fingerprint(self, mlm: Mlm) -> dict[str, Any]:
-        """What of a model moves a score."""
-        return model_fingerprint(mlm, quant=self.quant)
+
+@dataclass(frozen=True)
+class RunOptions(ModelOptions):
+    """What the command lines of `kvfix eval` and `kvfix diagnose` can both say."""
+
+    data: tuple[str, ...] = ("scenes",)  # NAME or NAME=DIR
+    tasks: tuple[str, ...] = ()  # empty: every task the data offers
+    limit: int | None = None  # units a task
+    out: Path = Path("runs/eval")
+    heads: bool = False  # every KV head apart
+    clips: Clips = "frames"  # how clips are read
+    seed: int = 0
+    mcq: McqProtocol = field(default_factory=McqProtocol)
+
+    def fingerprint(self, mlm: Mlm, unit_sets: Sequence[UnitSet]) -> dict[str, Any]:
+        """What moves a score of either; samples of another fingerprint are never mixed in."""
+        return model_fingerprint(mlm, quant=self.quant) | {
+            **clips_fingerprint(mlm, self.clips),
+            "heads": self.heads,
+            "prompt": NEUTRAL,
+            "protocol": PROTOCOL,
+            "mcq": asdict(self.mcq),
+            "seed": self.seed,
+            "data": data_fingerprint(unit_sets),
+        }
+
+
+PARTS = ("flow", "keys", "prefix", "surfacing")
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """What the command line of `kvfix diagnose` can say."""
+
+    only: tuple[str, ...] = PARTS  # which diagnoses
+    out: Path = Path("runs/diagnose")
+    reference_encoder: str | None = None
+    control: bool = True  # the same architecture with random weights
 
 
 class Watch(Protocol):
@@ -171,21 +209,33 @@ def peak_memory_mib() -> float:
     return round(resident + device, 1)
 
 
-PARTS = ("flow", "keys", "prefix", "surfacing")
+def begin(
+    options: RunOptions,
+    mlm: Mlm,
+    unit_sets: Sequence[UnitSet],
+    *,
+    kind: str,
+    command: str,
+    moves: dict[str, Any],
+    record: dict[str, Any],
+) -> RunFolder | None:
+    """The folder of a run, once all ranks have read the same; the first rank alone writes it.
 
-
-@dataclass(frozen=True)
-class Options(ModelOptions):
-    """What the command line of `kvfix diagnose` can say."""
-
-    data: tuple[str, ...] = ("scenes",)  # NAME or NAME=DIR
-    tasks: tuple[str, ...] = ()  # empty: every task the data offers
-    only: tuple[str, ...] = PARTS  # which diagnoses
-    limit: int | None = None  # units a task
-    out: Path = Path("runs/diagnose")
-    heads: bool = False  # every KV head apart
-    clips: Clips = "frames"  # how clips are read
-    reference_encoder: str | None = None
-    control: bool = True  # the same architecture with random weights
-    seed: int = 0
-    mcq: McqProtocol = field(default_factory=McqProtocol)
+    `moves` are further settings of this kind of run that move a score, `record` further entries of
+    its run.json.
+    """
+    check_alike("data, model files and packages", what_it_reads(mlm, unit_sets))
+    if not is_first():
+        return None
+    fingerprint = options.fingerprint(mlm, unit_sets) | moves
+    folder = RunFolder(
+        options.out, kind=kind, command=command, fingerprint=fingerprint, host=host_of(mlm)
+    )
+    folder.save(
+        seed=options.seed,
+        model=model_card(mlm),
+        data=data_card(unit_sets),
+        resumed=folder.resumed,
+        **record,
+    )
+    return folder

@@ -15,6 +15,7 @@ ORDER = (
     *(
         "checkout",
         "wording",
+        "json_object",
         "bounds",
         "launchers",
         "threads",

@@ -20,9 +20,7 @@ def read_settings(file: Path) -> tuple[dict[str, Any], list[str]]:
     """The settings that this PEFT knows, and warnings on those that it does not."""
     from peft import LoraConfig
 
-    settings: Any = read_json(file)
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {shown(settings)}")
+    settings = read_json(file)
     if settings.get("peft_type") != "LORA":
         raise ValueError(
             f"{file}: expected a LORA adapter, found {shown(settings.get('peft_type'))}"

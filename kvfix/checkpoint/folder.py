@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from kvfix.checkpoint.quantised import abilities, quantised
 from kvfix.checkpoint.strangers import not_a_checkpoint, original_llava
+from kvfix.json_object import json_object
 from kvfix.quiet import no_bars
 from kvfix.wording import cause
 
@@ -137,10 +138,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{file.parent}: expected a checkpoint folder with {file.name}, found no such file"
         )
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: expected JSON, found {cause(error)}") from error
+    return json_object(file.read_bytes(), file)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

@@ -38,7 +38,7 @@ from kvfix.mlm.load import Mlm
 from kvfix.mlm.processor import load_processor
 from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
-from kvfix.runs.fingerprint import data_fingerprint
+from kvfix.runs.fingerprint import data_fingerprint, model_fingerprint
 from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
 from kvfix.runs.recorder import once
 from kvfix.session import Outcome, Watch, peak_memory_mib
@@ -81,7 +81,7 @@ def evaluate_served(options: Options, *, command: str, watch: Watch, where: str)
         asked = load_units(options.data, tasks=(MCQ,), limit=options.limit, questions=True)
         mlm = _unloaded(options)
         with _server(options, mlm, where, watch) as served:
-            fingerprint = options.fingerprint(mlm) | {
+            fingerprint = model_fingerprint(mlm, quant=options.quant) | {
                 "attn": f"{VLLM} {served.version}",
                 "device": "served",
                 "protocol": PROTOCOL,

@@ -5,7 +5,6 @@ Rows of a control are left alone. Shapes: N units that both runs scored, S sites
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from kvfix.data.files import grouped
 from kvfix.eval.results import Table
 from kvfix.eval.site import Site
 from kvfix.eval.stats.paired import Ratio
+from kvfix.json_object import json_object
 from kvfix.runs.fingerprint import flat, not_recorded
 from kvfix.runs.resume import read_finished
 from kvfix.runs.rows import (
@@ -119,7 +119,8 @@ def read_side(folder: Path) -> Side:
     fallback = named.pop() if len(named) == 1 else "questions"
     for file in files:
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-            _place(side, _row(line, f"{file}:{number}"), fallback)
+            where = f"{file}:{number}"
+            _place(side, from_json(json_object(line, where), where), fallback)
     return side
 
 
@@ -211,16 +212,6 @@ def _data(record: dict[str, Any]) -> dict[str, str]:
 def _data_cards(record: dict[str, Any]) -> list[dict[str, Any]]:
     entries = record.get("data")
     return [d for d in entries if isinstance(d, dict)] if isinstance(entries, list) else []
-
-
-def _row(line: bytes, where: str) -> Row:
-    try:
-        item = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected one JSON object a line, found {error}") from error
-    if not isinstance(item, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(item).__name__}")
-    return from_json(item, where)
 
 
 def _place(side: Side, row: Row, dataset: str) -> None:

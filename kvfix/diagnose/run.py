@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from kvfix.data.catalog import CATALOG, WrongSpec, load_units
@@ -15,13 +13,10 @@ from kvfix.diagnose.keys.run import diagnose_keys
 from kvfix.diagnose.prefix.run import diagnose_prefix
 from kvfix.diagnose.surfacing.run import MOST_QUESTIONS, diagnose_surfacing
 from kvfix.eval.mcq.run import readable
-from kvfix.eval.source import NEUTRAL, clips_fingerprint
-from kvfix.eval.suite import PROTOCOL
-from kvfix.mlm.load import Mlm, load_reference_encoder
-from kvfix.ranks import agreed, check_alike, is_first, joined
+from kvfix.mlm.load import load_reference_encoder
+from kvfix.ranks import agreed, joined
 from kvfix.report.html import write_report
-from kvfix.runs.fingerprint import data_fingerprint, what_it_reads
-from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
+from kvfix.runs.folder import claimed
 from kvfix.runs.recorder import once
 from kvfix.session import (
     PARTS,
@@ -29,7 +24,7 @@ from kvfix.session import (
     Outcome,
     Part,
     Watch,
-    host_of,
+    begin,
     peak_memory_mib,
 )
 from kvfix.threads import threads_as_before
@@ -52,8 +47,15 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     reference = _reference_sha256(options)
     with watch.phase(f"loading {options.name}"):
         mlm = options.load()
-    check_alike("data, model files and packages", what_it_reads(mlm, unit_sets))
-    folder = _folder(options, command, mlm, unit_sets, reference) if is_first() else None
+    folder = begin(
+        options,
+        mlm,
+        unit_sets,
+        kind="diagnose",
+        command=command,
+        moves={"only": sorted(options.only), "reference_encoder": reference},
+        record={"reference_encoder": options.reference_encoder},
+    )
     how: dict[str, Any] = {"seed": options.seed, "watch": watch}
     some = {**how, "limit": options.limit}
     flow = diagnose_flow(probes, mlm, options, watch) if "flow" in options.only else None
@@ -89,30 +91,6 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     return agreed(finish)
 
 
-def _folder(
-    options: Options,
-    command: str,
-    mlm: Mlm,
-    unit_sets: Sequence[UnitSet],
-    reference: str | None,
-) -> RunFolder:
-    folder = RunFolder(
-        options.out,
-        kind="diagnose",
-        command=command,
-        fingerprint=_fingerprint(options, mlm, unit_sets, reference),
-        host=host_of(mlm),
-    )
-    folder.save(
-        seed=options.seed,
-        model=model_card(mlm),
-        data=data_card(unit_sets),
-        reference_encoder=options.reference_encoder,
-        resumed=folder.resumed,
-    )
-    return folder
-
-
 def _probe_units(options: Options) -> list[UnitSet]:
     """Units that probes score.
 
@@ -145,20 +123,3 @@ def _reference_sha256(options: Options) -> str | None:
     if options.reference_encoder is None:
         return None
     return load_reference_encoder(options.reference_encoder, device=options.one_device).sha256
-
-
-def _fingerprint(
-    options: Options, mlm: Mlm, unit_sets: Sequence[UnitSet], reference: str | None
-) -> dict[str, Any]:
-    """All that moves a score; samples of another fingerprint are never mixed in."""
-    return options.fingerprint(mlm) | {
-        **clips_fingerprint(mlm, options.clips),
-        "only": sorted(options.only),
-        "heads": options.heads,
-        "mcq": asdict(options.mcq),
-        "prompt": NEUTRAL,
-        "protocol": PROTOCOL,
-        "reference_encoder": reference,
-        "seed": options.seed,
-        "data": data_fingerprint(unit_sets),
-    }

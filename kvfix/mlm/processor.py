@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from kvfix.checkpoint.processor_fields import Field, same
+from kvfix.json_object import json_object
 from kvfix.mlm.families import Family
 from kvfix.mlm.layout import LayoutRequest
 from kvfix.wording import cause, shown
@@ -184,15 +185,7 @@ def _as_the_library_has_it(found: Any, right: Any) -> Any:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, found {cause(error)}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {shown(found)}")
-    return found
+    return json_object(file.read_bytes(), file) if file.is_file() else {}
 
 
 def _prove(processor: Any, config: Any, family: Family, folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from kvfix.json_object import json_object
 from kvfix.runs.fingerprint import differences, not_recorded
 from kvfix.runs.lock import LOCK
 from kvfix.runs.rows import SCHEMA
@@ -73,13 +73,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     file = folder / "run.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder}: expected a run folder with run.json, found none")
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, found {error}") from error
-    if not isinstance(run, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {type(run).__name__}")
-    return run
+    return json_object(file.read_bytes(), file)
 
 
 def read_finished(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -13,6 +12,7 @@ import numpy as np
 from kvfix.data.files import digest
 from kvfix.data.pictures.read import opened
 from kvfix.data.units import BadUnit
+from kvfix.json_object import json_object
 
 T = TypeVar("T")
 
@@ -179,18 +179,8 @@ def _objects(path: Path, whole: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             whole.update(line)
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{where}: expected one JSON object a line, found {error}"
-                ) from error
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: expected a JSON object, found {type(value).__name__}")
-            yield where, value
+            if line.strip():
+                yield (where := f"{path}:{number}"), json_object(line, where)
 
 
 def _sides(ids: Collection[str], found: Collection[str]) -> tuple[list[str], list[str]]:

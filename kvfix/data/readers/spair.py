@@ -17,7 +17,6 @@ and many photos.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import numpy as np
 from kvfix.data.files import digest, find_root, grouped, in_turn, is_plain, read_list, read_photo
 from kvfix.data.pictures.read import read_header
 from kvfix.data.units import BadUnit, Pair, Truths, UnitSet
+from kvfix.json_object import json_object
 from kvfix.wording import shown
 
 TREE = """\
@@ -232,18 +232,17 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 def _read_annotation(root: Path, pair: _Listed) -> tuple[_Marked, _Marked]:
     path = _annotation(root, pair.name)
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json_object(path.read_bytes(), path)
     except FileNotFoundError:
         hint = ""
         if list(path.parent.glob(pair.name.replace(":", "?") + ".json")):
             hint = "; a file without the ':' stands there, so the copy changed the names"
         raise BadUnit(f"{path}: expected the pair's annotation, found no such file{hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadUnit(f"{path}: expected JSON, found a broken file ({error})") from error
-    if not isinstance(fields, dict):
-        raise BadUnit(f"{path}: expected a JSON object, found {type(fields).__name__}")
-    sides = [_side(root, pair, path, fields, prefix) for prefix in ("src", "trg")]
-    source, target = sides
+    except OSError as error:
+        raise BadUnit(f"{path}: expected JSON, found none that can be read ({error})") from error
+    except ValueError as error:
+        raise BadUnit(str(error)) from error
+    source, target = (_side(root, pair, path, fields, prefix) for prefix in ("src", "trg"))
     if len(source.xy) != len(target.xy):
         raise BadUnit(
             f"{path}: expected as many trg_kps as src_kps, found {len(target.xy)} and "
