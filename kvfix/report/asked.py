@@ -29,25 +29,18 @@ OUTCOMES = ("unsurfaced", "wrong", "answer right alone", "both right", "right")
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as a page shows it.
-
-    Args:
-        right: index of the right option, None where it is not among those that were recorded.
-        readout: index of the option that the image values give, None without a readout.
-        outcome: one of `OUTCOMES`, or of a comparison: fixed, broken, right, wrong.
-        said: who wrote what: (`the model`, text), or one pair for each of two runs.
-    """
+    """A question as a page shows it."""
 
     id: str
     subtask: str
     dataset: str
     question: str
     options: tuple[str, ...]
-    right: int | None
-    readout: int | None
+    right: int | None  # index of the right option; None where it was not recorded
+    readout: int | None  # index of the option that the image values give
     logprobs: tuple[float, ...] | None
-    outcome: str
-    said: tuple[tuple[str, str], ...]
+    outcome: str  # one of `OUTCOMES`, or of a comparison: fixed, broken, right, wrong
+    said: tuple[tuple[str, str], ...]  # who wrote what: (`the model`, text), or before and after
     picture: Picture | None = None
 
 
@@ -160,13 +153,8 @@ def changed(before: Path, after: Path, album: Album) -> list[Asked]:
         old = earlier.get(name)
         if old is None or row.question is None:
             continue
-        outcome = {
-            (0, 1): "fixed",
-            (1, 0): "broken",
-            (1, 1): "right",
-            (0, 0): "wrong",
-        }[old.correct, row.correct]
-        if outcome in ("fixed", "broken"):
+        if old.correct != row.correct:
+            outcome = "fixed" if row.correct else "broken"
             said = (("before", old.text or ""), ("after", row.text or ""))
             shown = replace(_asked(row, None), outcome=outcome, said=said)
             found.append(replace(shown, picture=album.get(_picture_of(row))))

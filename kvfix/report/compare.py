@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,14 +78,7 @@ GLOSSARY = (
 
 
 def write_pages(out: Path, name: str, record: dict[str, Any], page: dict[str, Any]) -> Path:
-    """Write NAME.json, NAME.md and NAME.html, and give the last's path; other files stay.
-
-    Args:
-        out: A folder, made if missing.
-        name: Of the templates, `compare` or `correlate`.
-        record: What was found.
-        page: What the templates are filled with.
-    """
+    """Write a record as NAME.json, and its page by the templates of that name; the HTML's path."""
     from markupsafe import Markup
 
     out.mkdir(parents=True, exist_ok=True)
@@ -221,36 +215,21 @@ def place_name(row: dict[str, Any]) -> str:
     return f"{PLACES[row['place']].name}{layer}{star}"
 
 
-def num(value: float | None) -> str:
-    """`0.123`; a dash for no number."""
-    return "–" if value is None else f"{value:.3f}"
+def _number(value: float | None, form: str, times: int = 1) -> str:
+    return "–" if value is None else f"{times * value:{form}}"
 
 
-def signed(value: float | None) -> str:
-    """`+0.123`."""
-    return "–" if value is None else f"{value:+.3f}"
-
-
-def span(ci: Any) -> str:
-    """`[-0.010, +0.120]`; empty where there is no interval."""
+def _span(ci: Any, form: str, times: int = 1) -> str:
     low, high = interval(ci)
-    return "" if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
+    return "" if low is None or high is None else f"[{times * low:{form}}, {times * high:{form}}]"
 
 
-def pct(share: float | None) -> str:
-    """A share in percent: `12.3`."""
-    return "–" if share is None else f"{100 * share:.1f}"
-
-
-def pts(share: float | None) -> str:
-    """A difference of shares in points: `+1.2`."""
-    return "–" if share is None else f"{100 * share:+.1f}"
-
-
-def pspan(ci: Any) -> str:
-    """An interval of shares in points; empty where there is none."""
-    low, high = interval(ci)
-    return "" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+num = partial(_number, form=".3f")  # `0.123`; a dash for no number
+signed = partial(_number, form="+.3f")  # `+0.123`
+span = partial(_span, form="+.3f")  # `[-0.010, +0.120]`; empty where there is no interval
+pct = partial(_number, form=".1f", times=100)  # a share in percent: `12.3`
+pts = partial(_number, form="+.1f", times=100)  # a difference of shares in points: `+1.2`
+pspan = partial(_span, form="+.1f", times=100)  # an interval of shares in points
 
 
 def p_value(p: float | None) -> str:

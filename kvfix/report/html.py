@@ -46,34 +46,20 @@ DIAGNOSES = ("flow", "keys", "prefix", "surfacing")
 
 
 def write_report(folder: Path) -> Path:
-    """Writes `figures/`, `report.html` and `report.md` of the run in `folder`.
+    """Write `figures/`, `report.html` and `report.md` of a run folder, and give the page's path.
 
-    Args:
-        folder: A run folder with run.json. Overlays that run.json names are read from inside it.
-
-    Returns:
-        The path of report.html.
-
-    Raises:
-        FileNotFoundError: There is no run.json.
-        ValueError: run.json is not a run with results, or a row lacks a field.
+    A folder without run.json is a FileNotFoundError, one without results a ValueError.
     """
-    folder = Path(folder)
     run = load(folder)
     page = _page(run, folder)
     drawn = figures.layer_curves(run, folder / "figures")
     maps = figures.head_maps(run, folder / "figures")
     inline = {p.stem: _inline_svg(p.read_text(encoding="utf-8"), p.stem) for p in maps[::2]}
-    write_text(
-        folder / "report.html",
-        html_environment().get_template("report.html.j2").render(svg=inline, **page),
-    )
-    write_text(
-        folder / "report.md",
-        markdown_environment()
-        .get_template("report.md.j2")
-        .render(drawn={p.stem for p in drawn + maps}, **page),
-    )
+    html = html_environment().get_template("report.html.j2")
+    write_text(folder / "report.html", html.render(svg=inline, **page))
+    markdown = markdown_environment().get_template("report.md.j2")
+    names = {path.stem for path in drawn + maps}
+    write_text(folder / "report.md", markdown.render(drawn=names, **page))
     return folder / "report.html"
 
 
@@ -111,8 +97,7 @@ def _findings(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     kinds: dict[str, dict[str, Any]] = {
         kind: {"told": [], "open": [], "any": False} for kind in DIAGNOSES
     }
-    for item in run.get("findings") or []:
-        finding = Finding.from_json(item)
+    for finding in map(Finding.from_json, run.get("findings") or []):
         kind = next((k for k in DIAGNOSES if finding.id.startswith(k)), "flow")
         group = kinds[kind]
         group["open" if finding.clear is False else "told"].append(finding)

@@ -36,22 +36,12 @@ class Entry:
 
 
 def write_index(folders: Sequence[Path], out: Path) -> Path:
-    """Write `index.html` of runs into a folder.
-
-    Args:
-        folders: run folders that have a report.
-        out: where the page goes; its links lead from there to the reports.
-
-    Raises:
-        FileNotFoundError: a folder without run.json.
-        ValueError: a run.json without results.
-    """
+    """Write `index.html` of run folders that have a report into `out`; raises as `load`."""
     entries = [_entry(folder, out) for folder in folders]
     columns = dict.fromkeys(column for entry in entries for column in entry.scores)
     page = html_environment().get_template("index.html.j2")
     out.mkdir(parents=True, exist_ok=True)
-    text = page.render(entries=entries, columns=columns, **own_script())
-    write_text(out / "index.html", text)
+    write_text(out / "index.html", page.render(entries=entries, columns=columns, **own_script()))
     return out / "index.html"
 
 

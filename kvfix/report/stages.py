@@ -15,7 +15,6 @@ from kvfix.runs.rows import READOUT, full_name
 
 LAYERED = ("value", "key", "hidden")
 RANDOM = "random_weights"
-HALF = "report_half"
 PEAK = "flow.peak"
 KEYS = "image_keys"  # the task whose scores are shares of keys
 
@@ -38,7 +37,6 @@ class Score:
     chance: float | None = None
     ceiling: float | None = None
     held_out: bool = False  # scored on the half of the units that did not choose the layer
-    chosen: bool = False
 
 
 @dataclass
@@ -54,7 +52,6 @@ class Panel:
     clusters: int | None = None
     scores: dict[tuple[str, int | None, str | None], Score] = field(default_factory=dict)
     heads: dict[tuple[str, int, int], Score] = field(default_factory=dict)
-    halves: list[Score] = field(default_factory=list)  # value layers on the reporting half
     peak: Score | None = None  # the best value layer as the finding `flow.peak` reports it
 
     @property
@@ -98,16 +95,10 @@ class Panel:
 
     @property
     def best(self) -> Score | None:
-        """The best value layer, `held_out` where other units chose it than those that score it.
+        """The best value layer: that of `flow.peak`, else the curve's highest, which is optimistic.
 
-        In this order: the value row of split `report_half` that is alone or says `"chosen": true`;
-        the finding `flow.peak`; the highest point of the curve, which is optimistic.
+        It is `held_out` where other units chose it than those that score it.
         """
-        named = [s for s in self.halves if s.chosen]
-        if len(named) == 1:
-            return named[0]
-        if len(self.halves) == 1:
-            return self.halves[0]
         return self.peak or highest(self.curve("value"))
 
     @property
@@ -143,13 +134,9 @@ def highest(scores: Iterable[Score]) -> Score | None:
 
 
 def panels(run: dict[str, Any]) -> list[Panel]:
-    """Sorts `run["results"]` into panels, in order of first appearance.
+    """Sort `run["results"]` into panels, in order of first appearance.
 
-    Rows of split `report_half` become `halves`, and fill a curve only where no other row does;
-    every other split (`all`, or the dataset's own name for it) means all units.
-
-    Raises:
-        ValueError: A row lacks a field; the message names the row and the field.
+    A row that lacks a field is a ValueError, which names both.
     """
     found: dict[tuple[str, str | None, str, str], Panel] = {}
     headlines: set[tuple[str, str | None, str]] = set()
@@ -183,20 +170,14 @@ def headline_panels(run: dict[str, Any]) -> list[Panel]:
 
 def _place(row: dict[str, Any], panel: Panel) -> None:
     score, control = _score(row), row.get("control")
-    key = (score.site, score.layer, control)
     if row.get("head") is not None:
-        if score.layer is not None and control is None and not score.held_out:
+        if score.layer is not None and control is None:
             panel.heads[score.site, score.layer, int(row["head"])] = score
         return
-    if not score.held_out:
-        panel.scores[key] = score
-        panel.cluster = str(row.get("cluster") or panel.cluster)
-        if control is None:
-            panel.clusters = row.get("clusters", panel.clusters)
-        return
-    panel.scores.setdefault(key, score)
-    if score.site == "value" and control is None and score.layer is not None:
-        panel.halves.append(score)
+    panel.scores[score.site, score.layer, control] = score
+    panel.cluster = str(row.get("cluster") or panel.cluster)
+    if control is None:
+        panel.clusters = row.get("clusters", panel.clusters)
 
 
 def _note_peak(peak: Finding, shown: list[Panel]) -> None:
@@ -223,8 +204,6 @@ def _score(row: dict[str, Any]) -> Score:
         n=int(row.get("n") or 0),
         chance=number(row.get("chance")),
         ceiling=number(row.get("ceiling")),
-        held_out=row.get("split") == HALF,
-        chosen=row.get("chosen") is True,
     )
 
 

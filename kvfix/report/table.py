@@ -26,17 +26,10 @@ def summary(run: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     # Only names may wrap, at spaces: a number that breaks over two lines is misread.
     table.add_column("task,\ndataset, metric", overflow="fold", min_width=14, max_width=14)
-    for name in (
-        "vision",
-        "proj.",
-        "best\nvalue",
-        "last\nvalue",
-        "random\nvalue",
-        "position\nonly",
-        "chance,\nceil.",
-        "n",
-    ):
-        table.add_column(name, justify="right", no_wrap=True, style=_style(name))
+    numbers = ("vision", "proj.", "best\nvalue", "last\nvalue", "random\nvalue")
+    for name in (*numbers, "position\nonly", "chance,\nceil.", "n"):
+        style = "bold" if name == "best\nvalue" else ""
+        table.add_column(name, justify="right", no_wrap=True, style=style)
     for panel in shown:
         table.add_row(*_row(panel))
     if any(p.best is not None and not p.best.held_out for p in shown):
@@ -97,7 +90,3 @@ def _short(value: float) -> str:
     """Two decimals without the leading zero, to save a column: .61, 1.0, -.02."""
     text = f"{value:.2f}"
     return "1.0" if text == "1.00" else text.replace("0.", ".", 1) if abs(value) < 1 else text
-
-
-def _style(column: str) -> str:
-    return {"best\nvalue": "bold"}.get(column, "")

@@ -29,14 +29,7 @@ _NO_NAME = re.compile(r'["<>:/|\\?*\[\]\s]+')
 
 
 def write_lmms_eval(run: Path) -> Path | None:
-    """Write a finished run's answers as lmms-eval does; a run without questions has none.
-
-    Args:
-        run: a folder of `kvfix eval`.
-
-    Returns:
-        The path of the results file.
-    """
+    """Write the answers in a run folder as lmms-eval does; the results file, None without any."""
     tasks: dict[str, list[AnswerRow]] = {}
     for row in answers_of(run).values():
         tasks.setdefault(_task(row), []).append(row)

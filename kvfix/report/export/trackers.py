@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvfix.findings import number
-from kvfix.report.stages import HALF, panels
+from kvfix.report.stages import panels
 from kvfix.report.verdict import model_name, verdict
 
 TRACKERS = ("tensorboard", "wandb")
@@ -28,11 +28,7 @@ class Logged(NamedTuple):
 
 
 def need(tracker: str) -> None:
-    """Refuse a tracker that cannot log, before a run that takes hours.
-
-    Raises:
-        ValueError: its package is not installed.
-    """
+    """Refuse a tracker whose package is not installed, before a run that takes hours."""
     if tracker in TRACKERS and find_spec(tracker) is None:
         raise ValueError(
             f"expected the package {tracker} to report to, found it is not installed: "
@@ -41,13 +37,7 @@ def need(tracker: str) -> None:
 
 
 def log_run(record: dict[str, Any], folder: Path, tracker: str) -> None:
-    """Log a run that is finished.
-
-    Args:
-        record: in the format of run.json.
-        folder: its run folder; TensorBoard's files go to `tensorboard/` in it.
-        tracker: one of `TRACKERS`.
-    """
+    """Log a run that is finished to one of `TRACKERS`; TensorBoard's files go to its folder."""
     {"tensorboard": _tensorboard, "wandb": _wandb}[tracker](record, folder)
 
 
@@ -55,7 +45,7 @@ def scores(record: dict[str, Any]) -> Iterable[Logged]:
     """Every score of whole layers and stages, and the accuracy of answers."""
     for row in record.get("results") or []:
         value = number(row.get("value"))
-        if value is None or row.get("head") is not None or row.get("split") == HALF:
+        if value is None or row.get("head") is not None:
             continue
         ends = [row.get("scoring") or row.get("site"), row.get("control")]
         parts = [row["task"], row.get("subtask"), row["dataset"], row["metric"], *ends]

@@ -182,9 +182,9 @@ def _clip(unit: Any, score: UnitScore) -> tuple[Image.Image, str]:
     return clip_overlay(frames, labels), "the first frame's masks, carried along"
 
 
-def _strip(pictures: Sequence[Image.Image], gap: int = 6) -> Image.Image:
+def _strip(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures side by side, at the height of the first."""
-    height = pictures[0].height
+    height, gap = pictures[0].height, 6
     scaled = [p.resize((round(p.width * height / p.height), height)) for p in pictures]
     width = sum(p.width for p in scaled) + gap * (len(scaled) - 1)
     strip = Image.new("RGB", (width, height), (128, 128, 128))

@@ -18,6 +18,8 @@ TINT = (240, 150, 30)  # prediction
 RIGHT = (0, 200, 120)  # bluish green and vermilion stay apart for colour-blind eyes,
 WRONG = (245, 80, 40)  # and a wrong point is a cross, not a disc
 LIGHT, DARK = (255, 255, 255), (15, 15, 20)
+SIDE = 320  # pixels of a picture's short side
+FRAMES = 5  # of a clip
 # Okabe and Ito's colours, brightest first; object k of a clip has OBJECTS[(k - 1) % 7].
 OBJECTS = (
     (240, 150, 30),
@@ -35,19 +37,18 @@ def mask_overlay(
     predicted: np.ndarray,
     truth: np.ndarray,
     *,
-    min_side: int = 320,
-    max_side: int = 640,
+    min_side: int = SIDE,
 ) -> Image.Image:
     """The predicted mask as an edged tint, the true one as a white outline, void pixels grey.
 
     Masks are (height, width) of the image; in the truth 0 is ground, 255 void, anything else the
-    object. The short side is enlarged to at least `min_side` pixels; a long side above `max_side`
-    is reduced to it, unless `min_side` asks for more.
+    object. The short side is enlarged to at least `min_side` pixels; a long side above twice that
+    is reduced to it, unless the short one would be too short.
     """
     _check(image, predicted, "predicted")
     _check(image, truth, "truth")
     labels = predicted.astype(bool).astype(np.uint8)
-    return Image.fromarray(_painted(image, labels, truth, min_side, max_side, (TINT,)))
+    return Image.fromarray(_painted(image, labels, truth, min_side, (TINT,)))
 
 
 def match_overlay(
@@ -58,20 +59,19 @@ def match_overlay(
     truth_xy: np.ndarray,
     correct: np.ndarray,
     *,
-    min_side: int = 320,
-    max_side: int = 640,
+    min_side: int = SIDE,
 ) -> Image.Image:
     """Source and target side by side, a line from each point to where the probe found it.
 
     A right match is a green line that ends in a disc. A wrong one is a red line that ends in a
     cross, and a thin line goes on to the ring where the point really is. Points are float (K, 2) in
-    original pixels, `correct` is bool (K,); the sides are those of `mask_overlay`.
+    original pixels, `correct` is bool (K,); `min_side` is as in `mask_overlay`.
     """
     shapes = [np.shape(a) for a in (source_xy, predicted_xy, truth_xy, correct)]
     k = len(correct)
     if shapes != [(k, 2)] * 3 + [(k,)]:
         raise ValueError(f"expected three arrays ({k}, 2) of points and one ({k},), got {shapes}")
-    left, right = _scaled(source, min_side, max_side), _scaled(target, min_side, max_side)
+    left, right = _scaled(source, min_side), _scaled(target, min_side)
     canvas, starts = _side_by_side([left.image, right.image], gap=8)
     draw = ImageDraw.Draw(canvas)
     for a, p, t, good in zip(source_xy, predicted_xy, truth_xy, correct, strict=True):
@@ -91,41 +91,33 @@ def match_overlay(
 def clip_overlay(
     frames: Sequence[Image.Image],
     predicted: Sequence[np.ndarray],
-    truth: Sequence[np.ndarray] | None = None,
     *,
-    shown: int = 5,
-    min_side: int = 160,
-    max_side: int = 320,
+    min_side: int = SIDE // 2,
 ) -> Image.Image:
-    """A strip of `shown` frames, evenly spaced from the first to the last, one tint an object.
+    """A strip of `FRAMES` frames, evenly spaced from the first to the last, one tint an object.
 
     Frames are RGB, of which only the shown ones are read; masks are uint8 (height, width), 0
-    ground, 1..n objects, 255 void, the true ones drawn as outlines. The sides are those of
-    `mask_overlay`, for one frame.
+    ground, 1..n objects, 255 void. `min_side` is as in `mask_overlay`, for one frame.
     """
     count = len(frames)
-    if count == 0 or len(predicted) != count or (truth is not None and len(truth) != count):
+    if count == 0 or len(predicted) != count:
         found = f"{count} frames, {len(predicted)} predictions"
         raise ValueError(f"expected as many masks as frames and at least one, got {found}")
     tiles = []
-    for t in np.unique(np.linspace(0, count - 1, min(shown, count)).round().astype(int)):
+    for t in np.unique(np.linspace(0, count - 1, min(FRAMES, count)).round().astype(int)):
         frame, labels = frames[t], np.asarray(predicted[t])
-        true = np.zeros_like(labels) if truth is None else np.asarray(truth[t])
         _check(frame, labels, f"predicted[{t}]")
-        _check(frame, true, f"truth[{t}]")
         labels = np.where(labels == VOID, 0, labels)
-        painted = _painted(frame, labels, true, min_side, max_side, OBJECTS)
+        painted = _painted(frame, labels, np.zeros_like(labels), min_side, OBJECTS)
         tiles.append(Image.fromarray(painted))
     return _side_by_side(tiles, gap=4)[0]
 
 
-def heat_overlay(
-    image: Image.Image, share_HW: np.ndarray, *, min_side: int = 320, max_side: int = 640
-) -> Image.Image:
+def heat_overlay(image: Image.Image, share_HW: np.ndarray) -> Image.Image:
     """Shares in [0, 1] on a grid that spans the whole image, dark blue to yellow, over its grey."""
     from matplotlib import colormaps
 
-    scaled = _scaled(image, min_side, max_side).image
+    scaled = _scaled(image, SIDE).image
     grey = np.asarray(scaled.convert("L").convert("RGB"), dtype=np.float64)
     heat = Image.fromarray(colormaps["cividis"](share_HW, bytes=True)[..., :3])
     colour = np.asarray(heat.resize(scaled.size, Image.Resampling.NEAREST), dtype=np.float64)
@@ -142,9 +134,9 @@ class _Scaled(NamedTuple):
         return (float(xy[0]) + 0.5) * self.x - 0.5, (float(xy[1]) + 0.5) * self.y - 0.5
 
 
-def _scaled(image: Image.Image, min_side: int, max_side: int) -> _Scaled:
+def _scaled(image: Image.Image, min_side: int) -> _Scaled:
     image = image.convert("RGB")
-    width, height = image.size
+    (width, height), max_side = image.size, 2 * min_side
     if min(width, height) < min_side:
         # A long thin image may stop short of min_side, but never of its own size.
         factor = max(1, min(-(-min_side // min(width, height)), 2 * max_side // max(width, height)))
@@ -159,11 +151,10 @@ def _painted(
     labels: np.ndarray,
     truth: np.ndarray,
     min_side: int,
-    max_side: int,
     colours: Sequence[tuple[int, int, int]],
 ) -> np.ndarray:
     """uint8 (height, width, 3): label k tinted colours[k - 1], each true object outlined."""
-    small = _scaled(image, min_side, max_side).image
+    small = _scaled(image, min_side).image
     pixels = np.asarray(small).astype(np.float32)
     labels, truth = (_resized(m, small.size) for m in (labels, truth))
     # The ground loses half of its colour, so that a tint is read as a prediction on any image.
