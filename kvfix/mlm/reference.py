@@ -27,11 +27,10 @@ class Encoder:
 
     classname: str  # transformers class that holds the vision part alone
     leading: Any  # tokens before the first patch (CLS, registers), from its config
-    dynamic: bool = False  # the processor chooses the grid for each image (NaFlex)
 
 
 _SIGLIP = Encoder("SiglipVisionModel", TOWERS["siglip_vision_model"].leading)
-_SIGLIP2 = Encoder("Siglip2VisionModel", TOWERS["siglip2_vision_model"].leading, dynamic=True)
+_SIGLIP2 = Encoder("Siglip2VisionModel", TOWERS["siglip2_vision_model"].leading)
 _CLIP = Encoder("CLIPVisionModel", TOWERS["clip_vision_model"].leading)
 ENCODERS: dict[str, Encoder] = {
     "clip": _CLIP,

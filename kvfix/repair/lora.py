@@ -135,7 +135,11 @@ def attach(mlm: Mlm, options: LoraOptions, *, zero: int = 0, seed: int = 0) -> A
             "expected a model without an adapter, found one; merge it first "
             "(kvfix.repair.lora.merge)"
         )
-    check_setup(setup_of(mlm, options, zero=zero))
+    found = quantised(mlm.config)
+    storage = getattr(torch, found.storage) if found and found.method == "nf4" else None
+    check_setup(
+        Setup(found and found.method, zero, dora=options.dora, storage=storage, compute=mlm.dtype)
+    )
     modules = match_modules(mlm, options)
     config = LoraConfig(
         r=options.rank,
@@ -186,20 +190,6 @@ def _multiply_in_bfloat16(layer: Any) -> None:
 def _kept_in(layer: Any) -> torch.dtype:
     """Data type of an adapter's weights; an engine may have rounded them."""
     return next(layer.lora_A.parameters()).dtype
-
-
-def setup_of(mlm: Mlm, options: LoraOptions, *, zero: int, offload_params: bool = False) -> Setup:
-    """How this model would be trained, for `check_setup`."""
-    found = quantised(mlm.config)
-    storage = getattr(torch, found.storage) if found and found.method == "nf4" else None
-    return Setup(
-        quant=found and found.method,
-        zero=zero,
-        offload_params=offload_params,
-        dora=options.dora,
-        storage=storage,
-        compute=mlm.dtype,
-    )
 
 
 def adapter_parameters(

@@ -76,16 +76,3 @@ def check_setup(setup: Setup) -> None:
     why = refusal(setup)
     if why is not None:
         raise ValueError(why)
-
-
-def table() -> list[tuple[Setup, str | None]]:
-    """Every combination of quantisation, stage, offload and DoRA, with its refusal."""
-    bf16 = torch.bfloat16
-    rows = [
-        Setup(quant, zero, offload, dora, bf16 if quant == "nf4" else None, bf16)
-        for quant in (None, "nf4", "int8")
-        for zero in STAGES
-        for offload in (False, True)
-        for dora in (False, True)
-    ]
-    return [(row, refusal(row)) for row in rows]

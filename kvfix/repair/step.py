@@ -80,10 +80,6 @@ class Readable(NamedTuple):
     sub_task: str  # which rule of `kvfix.eval.mcq.readouts.READOUTS`
     compared: Images | Points  # what its options compare
 
-    def among(self, kinds: tuple[str, ...]) -> bool:
-        """Whether it is of one of these kinds; empty is any."""
-        return not kinds or self.sub_task in kinds
-
 
 @dataclass(frozen=True)
 class Extras:
@@ -95,6 +91,11 @@ class Extras:
     readable: Readable | None = None  # for one that a readout can answer
     # Its images stand in for none (a text-only sample): terms leave them out.
     stand_in: bool = False
+
+    def readable_of(self, kinds: tuple[str, ...]) -> Readable | None:
+        """Its question if a readout can answer it, and it is of these kinds; empty is any."""
+        found = self.readable
+        return found if found and (not kinds or found.sub_task in kinds) else None
 
 
 class Rows(NamedTuple):

@@ -15,7 +15,6 @@ from typing import IO, Any
 from kvfix.runs.lock import LOCK, InUse, locked
 
 MANIFEST = "manifest.json"
-BLOCK = 1 << 20  # bytes hashed at once
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,14 +51,6 @@ def usable(entries: list[Entry]) -> Usable:
     labels = [e.label for e in entries]
     alone = [e for e in entries if labels.count(e.label) == 1]
     return Usable(alone, [e for e in entries if e not in alone])
-
-
-def fold_of(name: str) -> int:
-    """The fold, 0 to 3, that an episode's id names."""
-    match = re.match(r"fold([0-3])-", name)
-    if match is None:
-        raise ValueError(f"expected an episode's id like fold0-0007-..., found {name!r}")
-    return int(match[1])
 
 
 def draw_episodes(

@@ -15,8 +15,7 @@ very episodes. Without it, an entry is kept whose class fills at least 2 x 32 x 
 that PFENet states for that list; `kvfix data check` says where its counts differ.
 
 Two choices are kvfix's own. A class with a single entry is left out, because no support is left
-for it (HSNet would draw for ever). Folds take turns, so that a limit keeps all four; `fold_of`
-reads the fold from an id.
+for it (HSNet would draw for ever). Folds take turns, so that a limit keeps all four.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from kvfix.bounds import number
 from kvfix.eval.grid import sample_cells
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Matches, Step
-from kvfix.repair.terms.heads import Temperature
+from kvfix.repair.terms.heads import Head, Temperature
 from kvfix.repair.terms.mask import _none
 from kvfix.repair.terms.mean import Mean, masked_mean, pooled
-from kvfix.repair.terms.term import Head, LayerTerm
+from kvfix.repair.terms.term import LayerTerm
 
 
 def correspondence_nce(

@@ -14,8 +14,9 @@ from kvfix.bounds import number
 from kvfix.mlm.load import Encoded
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Extras, Step
+from kvfix.repair.terms.heads import Head
 from kvfix.repair.terms.mean import Mean
-from kvfix.repair.terms.term import Head, LayerTerm, Needs, _given
+from kvfix.repair.terms.term import LayerTerm, Needs, _given
 
 
 def input_dependence(k_IMD: Tensor, *, earlier_JMD: Tensor | None = None) -> Tensor:

@@ -13,8 +13,9 @@ from kvfix.eval.mcq.readouts import READOUTS, Marked
 from kvfix.eval.source import View
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Step
+from kvfix.repair.terms.heads import Head
 from kvfix.repair.terms.mean import Mean, masked_mean, mean_of_images, standardised
-from kvfix.repair.terms.term import Head, Needs, Term
+from kvfix.repair.terms.term import Needs, Term
 
 
 def distil_choice(
@@ -63,8 +64,7 @@ class DistilTerm(Term):
 
     def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Questions with a readout."""
-        asked = (e.readable for e in batch.extras if e.choice is not None)
-        return sum(readable is not None and readable.among(self.kinds) for readable in asked)
+        return sum(bool(e.choice and e.readable_of(self.kinds)) for e in batch.extras)
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over questions with a readout, nats."""
@@ -99,8 +99,8 @@ class DistilTerm(Term):
 
     def _scores(self, step: Step, sample: int) -> Tensor | None:
         """Standardised scores of a question's options; None where no rule reads it."""
-        readable = step.extras[sample].readable
-        if readable is None or not readable.among(self.kinds):
+        readable = step.extras[sample].readable_of(self.kinds)
+        if readable is None:
             return None
         views = [
             View({"value": step.image("value", (self.layer,), sample, image).detach()}, span.layout)

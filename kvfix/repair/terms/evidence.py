@@ -23,10 +23,10 @@ from kvfix.eval.grid import PIXEL_CENTRE, sample_cells, to_cells
 from kvfix.eval.mcq.readouts import Points
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Readable, Step
-from kvfix.repair.terms.heads import MaskHead
+from kvfix.repair.terms.heads import Head, MaskHead
 from kvfix.repair.terms.mask import _none
 from kvfix.repair.terms.mean import Mean, masked_mean, standardised
-from kvfix.repair.terms.term import Head, LayerTerm, Needs
+from kvfix.repair.terms.term import LayerTerm, Needs
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,15 @@ class EvidenceTerm(LayerTerm):
 
     def amount(self, batch: Batch, keys_SHV: Tensor | None) -> float:
         """Questions with a readout."""
-        return sum(
-            extras.readable is not None and extras.readable.among(self.kinds)
-            for extras in batch.extras
-        )
+        return sum(bool(extras.readable_of(self.kinds)) for extras in batch.extras)
 
     def loss(self, step: Step, head: Head | None) -> Mean:
         """Mean over questions of the mean over layers and cells."""
         assert isinstance(head, MaskHead)
         asked = [
-            (n, extras.readable)
+            (n, readable)
             for n, extras in enumerate(step.extras)
-            if extras.readable is not None and extras.readable.among(self.kinds)
+            if (readable := extras.readable_of(self.kinds)) is not None
         ]
         if not asked:
             return _none(head)

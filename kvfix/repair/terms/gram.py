@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from kvfix.bounds import number
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Step
+from kvfix.repair.terms.heads import Head
 from kvfix.repair.terms.mean import Mean, sum_over_rows
-from kvfix.repair.terms.term import Anchor, Head, LayerTerm, Needs
+from kvfix.repair.terms.term import Anchor, LayerTerm, Needs
 
 
 def gram_anchor(

@@ -20,7 +20,19 @@ from torch.nn import functional as F
 LEAST_TEMPERATURE = 0.01  # CLIP's bound, too
 
 
-class MaskHead(nn.Module):
+class Head(nn.Module):
+    """What a loss reads values through; `shape` is that of the values that it takes."""
+
+    shape: tuple[int, int] = (1, 1)  # layers, channels
+
+    def dummy(self) -> Tensor:
+        """Zero that touches every parameter by a real forward pass."""
+        layers, channels = self.shape
+        device = next(self.parameters()).device
+        return self(torch.ones(layers, 1, channels, device=device)).sum() * 0
+
+
+class MaskHead(Head):
     """Linear readout of values: one logit a cell and output."""
 
     def __init__(
@@ -51,12 +63,8 @@ class MaskHead(nn.Module):
         logits_SNO = torch.einsum("snc,soc->sno", v_SNC.to(weight.dtype), weight)
         return (logits_SNO + self.bias[:, None]).float()
 
-    def dummy(self) -> Tensor:
-        """Zero that touches every parameter by a real forward pass."""
-        return _dummy(self, *self.shape)
 
-
-class TextProjection(nn.Module):
+class TextProjection(Head):
     """The value of an expression's last token -> a query of unit length over a temperature.
 
     It starts as the identity: the dot product that reads image values out without any training. The
@@ -77,12 +85,8 @@ class TextProjection(nn.Module):
         out_SBC = t_SBC.to(self.weight.dtype) @ self.weight.mT
         return F.normalize(out_SBC.float(), dim=-1) / _temperature(self.raw_temperature)
 
-    def dummy(self) -> Tensor:
-        """Zero that touches every parameter by a real forward pass."""
-        return _dummy(self, *self.shape)
 
-
-class Temperature(nn.Module):
+class Temperature(Head):
     """Unit features -> over a learned temperature."""
 
     def __init__(self, temperature: float = 0.07):
@@ -92,15 +96,6 @@ class Temperature(nn.Module):
     def forward(self, unit: Tensor) -> Tensor:
         """Any shape, float32 out."""
         return unit.float() / _temperature(self.raw_temperature)
-
-    def dummy(self) -> Tensor:
-        """Zero that touches the parameter by a real forward pass."""
-        return _dummy(self, 1, 1)
-
-
-def _dummy(head: nn.Module, layers: int, channels: int) -> Tensor:
-    device = next(head.parameters()).device
-    return head(torch.ones(layers, 1, channels, device=device)).sum() * 0
 
 
 def _raw(temperature: float) -> Tensor:

@@ -23,10 +23,11 @@ from kvfix.repair.terms.dependence import DependenceTerm
 from kvfix.repair.terms.distil import DistilTerm
 from kvfix.repair.terms.evidence import EvidenceTerm
 from kvfix.repair.terms.gram import GramTerm
+from kvfix.repair.terms.heads import Head
 from kvfix.repair.terms.kl import KlTerm
 from kvfix.repair.terms.mask import MaskTerm
 from kvfix.repair.terms.mass import MassTerm
-from kvfix.repair.terms.term import Head, Needs, Term
+from kvfix.repair.terms.term import Needs, Term
 from kvfix.repair.terms.text_value import TextValueTerm
 
 __all__ = ["Heads", "Losses", "Needs", "Term"]

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from kvfix.bounds import number
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import MaskTarget, Step
-from kvfix.repair.terms.heads import MaskHead
+from kvfix.repair.terms.heads import Head, MaskHead
 from kvfix.repair.terms.mean import Mean, by_image, masked_mean, mean_of_images
-from kvfix.repair.terms.term import Head, LayerTerm
+from kvfix.repair.terms.term import LayerTerm
 
 
 def mask_bce(logits_SN: Tensor, share_N: Tensor, valid_N: Tensor, counts: Sequence[int]) -> Mean:

@@ -12,8 +12,9 @@ from kvfix.bounds import number
 from kvfix.repair.batch import Batch
 from kvfix.repair.queries import text_queries
 from kvfix.repair.step import Step
+from kvfix.repair.terms.heads import Head
 from kvfix.repair.terms.mean import Mean, masked_mean, pooled
-from kvfix.repair.terms.term import Head, LayerTerm, Needs, _given
+from kvfix.repair.terms.term import LayerTerm, Needs, _given
 
 SMALL = 2**18  # logits that backward keeps: 1 MiB costs less than computing them twice
 

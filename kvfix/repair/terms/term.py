@@ -10,10 +10,8 @@ from torch import Tensor
 from kvfix.bounds import check_numbers, number
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Step
-from kvfix.repair.terms.heads import MaskHead, Temperature, TextProjection
+from kvfix.repair.terms.heads import Head
 from kvfix.repair.terms.mean import Mean
-
-Head = MaskHead | TextProjection | Temperature
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from kvfix.bounds import number
 from kvfix.repair.batch import Batch
 from kvfix.repair.step import Step
-from kvfix.repair.terms.heads import TextProjection
+from kvfix.repair.terms.heads import Head, TextProjection
 from kvfix.repair.terms.mask import _labels, _none, _side_by_side, _targets
 from kvfix.repair.terms.mean import Mean, by_image, masked_mean, mean_of_images
-from kvfix.repair.terms.term import Head, LayerTerm, Needs
+from kvfix.repair.terms.term import LayerTerm, Needs
 
 
 def text_value_nce(

@@ -14,6 +14,7 @@ from typing import Any
 
 from kvfix.checkpoint.folder import sha256_of
 from kvfix.mlm.load import Mlm
+from kvfix.runs.fingerprint import flat
 from kvfix.wording import shown
 
 FINGERPRINT = "fingerprint.json"
@@ -29,7 +30,7 @@ _SHOWN = 6  # fields that differ, in a message
 
 def fields_of(config: Any) -> dict[str, Any]:
     """Every field of a config that moves a weight, by its dotted name."""
-    return {k: v for k, v in _flat(asdict(config)).items() if k not in FREE}
+    return {k: _plain(v) for k, v in flat(asdict(config)).items() if k not in FREE}
 
 
 def check_same(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -62,16 +63,6 @@ def adapter_fields(adapter: str) -> dict[str, Any]:
     if not adapter:
         return {"adapter.sha256": ""}
     return {"adapter.sha256": sha256_of(sorted(Path(adapter).glob("*.safetensors")))}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = _plain(value)
-    return flat
 
 
 def _plain(value: Any) -> Any:

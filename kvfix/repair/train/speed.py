@@ -36,12 +36,8 @@ def flops_a_token(parameters: int) -> float:
 
 
 class Clock:
-    """Rates since the last line of the log.
-
-    Attributes:
-        waited: Seconds spent waiting for data, this rank's.
-        images: Of this rank.
-        tokens: Of this rank, without padding.
+    """Rates since the last line of the log: this rank's seconds of waiting for data (`waited`), its
+    `images`, and its `tokens` without padding.
     """
 
     def __init__(self, parameters: int, device: torch.device):

@@ -121,11 +121,6 @@ def _check_new(out: Path, names: set[str], record: Mapping[str, Any]) -> None:
     )
 
 
-def claim(out: Path, *, command: str) -> Any:
-    """The folder's lock, for rank 0; a context manager that raises InUse."""
-    return locked(out, command=command, mend=MEND)
-
-
 # --- what is on disk ------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -246,8 +247,6 @@ def load_trained(repair: Repair, folder: Path) -> None:
 
 def _gathered(parameters: list[torch.nn.Parameter]) -> Any:
     """Whole parameters, where ZeRO-3 has shared them out; only the trained ones."""
-    from contextlib import nullcontext
-
     if not any(hasattr(p, "ds_id") for p in parameters):
         return nullcontext()
     from deepspeed.runtime.zero import GatheredParameters

@@ -25,16 +25,17 @@ from kvfix.repair.key_choice import ChosenKeys
 from kvfix.repair.lora import LoraReport, attach
 from kvfix.repair.module import Repair
 from kvfix.repair.train.card import begin_record, end_record, finish, told, write_record
-from kvfix.repair.train.identity import Identity, adapter_fields, check_same, fields_of
+from kvfix.repair.train.identity import MEND, Identity, adapter_fields, check_same, fields_of
 from kvfix.repair.train.launch import plan_launch
 from kvfix.repair.train.recipe import Recipe, keys_to_suppress, load_model, read_examples
 from kvfix.repair.train.saves import TRAINED_FILES, publish
 from kvfix.repair.train.session import run_steps
 from kvfix.repair.train.shared_memory import SHARED, sweep
 from kvfix.repair.train.show import Monitor
-from kvfix.repair.train.starts import CONFIG, Work, claim, look
+from kvfix.repair.train.starts import CONFIG, Work, look
 from kvfix.report.export.trackers import need
 from kvfix.runs.atomic import remove_leftovers, write_text
+from kvfix.runs.lock import locked
 from kvfix.shipped import default_out, presets_dir
 
 
@@ -83,7 +84,7 @@ class Training(AbstractContextManager):
         going = self._going
         with ExitStack() as stack:
             if self._main:
-                stack.enter_context(claim(self.out, command=self._line))
+                stack.enter_context(locked(self.out, command=self._line, mend=MEND))
             self._monitor = stack.enter_context(
                 Monitor(self.recipe.steps, self.out, main=self._main)
             )
