@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -69,6 +70,13 @@ def refusal(
         f"expected one process, found {found.of} ({found.variable}), which would write one folder "
         f"each for itself; start it {other}without the launcher: {program} {typed}"
     )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def without_rank(arguments: Sequence[str]) -> list[str]:

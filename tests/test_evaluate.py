@@ -6,11 +6,10 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import kill_and_resume
 import pytest
-from commands import Ended, call, launch, to_copy
+from commands import Finished, call, finish, to_copy
 
 from kvfix.data.scenes.questions import SKILLS
 from kvfix.data.scenes.units import SCENE_TASKS
@@ -18,14 +17,6 @@ from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.eval.pooled import POOLED
 
 LIMIT = 9  # one question a skill
-
-
-class Finished(NamedTuple):
-    """A run that nothing interrupted."""
-
-    ended: Ended
-    folder: Path
-    run: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +33,7 @@ def words(model: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("eval") / "run"
-    ended = launch("eval", *words, "--out", folder, "--json")
-    assert ended.code == 0, ended.err
-    return Finished(ended, folder, json.loads((folder / "run.json").read_text()))
+    return finish(tmp_path_factory.mktemp("eval") / "run", "eval", *words)
 
 
 def test_the_record_says_how_questions_were_asked(finished: Finished) -> None:

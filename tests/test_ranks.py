@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ import kill_and_resume
 import pytest
 import shared_runs
 from commands import ENV
+
+from kvfix.launchers import free_port
 
 LIMIT = 12
 TASKS = ("mcq", "semantic_correspondence", "referring_segmentation")
@@ -167,9 +168,7 @@ with joined():
     [("1", "expected a unit, found none"), ("alike", "found others on rank 1")],
 )
 def test_ranks_that_cannot_go_on_end_and_do_not_wait(said: str, why: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     pair = [
         subprocess.Popen(
             [sys.executable, "-c", MEETING, said],

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from kvfix.eval.mcq.run import answer_results, run_answers
 from kvfix.eval.mcq.served import Served, find_served, healthy, written_answers
 from kvfix.eval.suite import PROTOCOL
 from kvfix.evaluate import Options
+from kvfix.launchers import free_port
 from kvfix.mlm.families import family_of
 from kvfix.mlm.load import Mlm
 from kvfix.mlm.processor import load_processor
@@ -190,9 +190,7 @@ def serve_command(mlm: Mlm) -> tuple[list[str], str]:
     program = str(beside) if beside.exists() else shutil.which(VLLM)
     if program is None:
         raise ValueError("--answer-with vllm: vLLM is not installed; pip install 'kvfix[vllm]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [program, "serve", mlm.id, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", str(mlm.dtype).removeprefix("torch.")]
     command += ["--limit-mm-per-prompt", f'{{"image": {MOST_IMAGES}}}']

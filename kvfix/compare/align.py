@@ -16,7 +16,7 @@ from kvfix.data.files import grouped
 from kvfix.eval.results import Table
 from kvfix.eval.site import Site
 from kvfix.eval.stats.paired import Ratio
-from kvfix.json_object import json_object
+from kvfix.json_object import LINE, json_object
 from kvfix.runs.fingerprint import flat, not_recorded
 from kvfix.runs.resume import read_finished
 from kvfix.runs.rows import (
@@ -120,7 +120,8 @@ def read_side(folder: Path) -> Side:
     for file in files:
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
             where = f"{file}:{number}"
-            _place(side, from_json(json_object(line, where), where), fallback)
+            item = json_object(line, where, expected=LINE)
+            _place(side, from_json(item, where), fallback)
     return side
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from kvfix.data.files import digest
 from kvfix.data.pictures.read import opened
 from kvfix.data.units import BadUnit
-from kvfix.json_object import json_object
+from kvfix.json_object import LINE, json_object
 
 T = TypeVar("T")
 
@@ -180,7 +180,7 @@ def _objects(path: Path, whole: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(stream, start=1):
             whole.update(line)
             if line.strip():
-                yield (where := f"{path}:{number}"), json_object(line, where)
+                yield (where := f"{path}:{number}"), json_object(line, where, expected=LINE)
 
 
 def _sides(ids: Collection[str], found: Collection[str]) -> tuple[list[str], list[str]]:

@@ -9,12 +9,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import tiny
 import trees
-from commands import ENV, KVFIX, Ended, call, launch, to_copy
+from commands import ENV, KVFIX, Finished, call, finish, launch, to_copy
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from kvfix.data.scenes.units import MAKERS
@@ -23,14 +23,6 @@ from kvfix.eval.probes.tasks import TASKS
 FLOW = ("--only", "flow")
 ONE_TASK = (*FLOW, "--task", "semantic_segmentation", "--limit", 2)
 BARE = ("--no-control", *ONE_TASK)
-
-
-class Finished(NamedTuple):
-    """A run that nothing interrupted."""
-
-    ended: Ended
-    folder: Path
-    run: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +34,7 @@ def model(checkpoint: Callable[[str], Path]) -> Path:
 def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One run of the real command, shared by all that look at what a run leaves."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    ended = launch("diagnose", "--model", model, *FLOW, "--limit", 2, "--out", folder, "--json")
-    assert ended.code == 0, ended.err
-    return Finished(ended, folder, read(folder))
+    return finish(folder, "diagnose", "--model", model, *FLOW, "--limit", 2)
 
 
 def read(folder: Path) -> dict[str, Any]:

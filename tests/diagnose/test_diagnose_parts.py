@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from commands import Ended, call, launch
+from commands import Finished, call, finish
 
 from kvfix.diagnose.prefix.findings import CONTRASTS
 from kvfix.diagnose.prefix.texts import CONDITIONS
@@ -21,14 +20,6 @@ from kvfix.report.pictures.album import Album
 LIMIT = 16  # of each task: six tasks show the 64 images that keys need
 
 
-class Finished(NamedTuple):
-    """A run that nothing interrupted."""
-
-    ended: Ended
-    folder: Path
-    run: dict[str, Any]
-
-
 @pytest.fixture(scope="session")
 def model(checkpoint: Callable[[str], Path]) -> Path:
     return checkpoint("llava_onevision")
@@ -38,11 +29,7 @@ def model(checkpoint: Callable[[str], Path]) -> Path:
 def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("parts") / "run"
     parts = [w for part in ("keys", "prefix", "surfacing") for w in ("--only", part)]
-    ended = launch(
-        "diagnose", "--model", model, *parts, "--limit", LIMIT, "--out", folder, "--json"
-    )
-    assert ended.code == 0, ended.err
-    return Finished(ended, folder, json.loads((folder / "run.json").read_text()))
+    return finish(folder, "diagnose", "--model", model, *parts, "--limit", LIMIT)
 
 
 def test_keys_are_counted_by_layer_and_blocked_beside_controls(finished: Finished) -> None:

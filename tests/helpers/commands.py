@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from kvfix import cli
@@ -31,6 +32,14 @@ class Ended(NamedTuple):
         return line
 
 
+class Finished(NamedTuple):
+    """A run that nothing interrupted."""
+
+    ended: Ended
+    folder: Path
+    run: dict[str, Any]
+
+
 def to_copy(line: str) -> bool:
     """Whether a printed line stays in one piece however long it is: a command or a path."""
     return "Report:" in line or line.startswith(("kvfix ", "python ", "deepspeed "))
@@ -41,6 +50,13 @@ def launch(*args: object, timeout: float = 600) -> Ended:
     words = [KVFIX, *map(str, args)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=ENV)
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def finish(folder: Path, *args: object) -> Finished:
+    """Launch a command that writes a run into a folder, and read what it left."""
+    ended = launch(*args, "--out", folder, "--json")
+    assert ended.code == 0, ended.err
+    return Finished(ended, folder, json.loads((folder / "run.json").read_text()))
 
 
 def call(*args: object) -> Ended:

@@ -17,10 +17,9 @@ import json
 import math
 import os
 import signal
-import socket
 import sys
-import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,15 @@ import bitsandbytes  # noqa: F401
 import deepspeed
 import torch
 import transformers.trainer  # noqa: F401
+from forked import run_ranks
 
 from kvfix.config import load_config
 from kvfix.recipes import train_surfacing
 from kvfix.repair import module
 from kvfix.repair.train import guard, trainer, training
-from kvfix.repair.train.launch import RANK_VARIABLES
 from kvfix.repair.train.recipe import Recipe
 from kvfix.repair.train.show import Monitor
 from kvfix.terminal import Interrupted
-
-LIMIT = 240.0  # seconds a job may take
 
 
 def main(file: Path) -> None:
@@ -51,50 +48,28 @@ def main(file: Path) -> None:
 
 def run(job: dict[str, Any], folder: Path) -> int:
     """0, or the status of the first rank that failed; the others are killed then."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = {fork(job, rank, port, folder): rank for rank in range(job["ranks"])}
-    end, status = time.monotonic() + LIMIT, 0
-    codes = [0] * job["ranks"]
-    while ranks:
-        pid, found = os.waitpid(-1, os.WNOHANG)
-        if pid:
-            codes[ranks.pop(pid)] = os.waitstatus_to_exitcode(found)
-            status = status or os.waitstatus_to_exitcode(found)
-        elif time.monotonic() > end or (status and not job.get("linger")):
-            status = status or -1
-            for pid in ranks:
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    ended = run_ranks(
+        job["ranks"],
+        partial(work, job, folder),
+        lambda rank: folder / f"{job['name']}.log",
+        fatal=lambda code: code != 0 and not job.get("linger"),
+        local_size="LOCAL_SIZE",
+    )
+    codes = [ended[rank] for rank in range(job["ranks"])]
     (folder / f"{job['name']}.codes").write_text(json.dumps(codes))
-    return status
+    return next((code for code in ended.values() if code), 0)
 
 
-def fork(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
-    """Start one rank; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    log = os.open(folder / f"{job['name']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 1
+def work(job: dict[str, Any], folder: Path, rank: int) -> int:
+    """The training, on one rank; its exit status."""
     try:
-        if job["ranks"] > 1:
-            found = (rank, rank, job["ranks"], "127.0.0.1", port)
-            os.environ.update(
-                zip(RANK_VARIABLES, map(str, found), strict=True), LOCAL_SIZE=str(job["ranks"])
-            )
         train(job, rank, folder)
-        code = 0
     except Interrupted as stop:
-        code = stop.code
+        return stop.code
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        return 1
+    return 0
 
 
 def train(job: dict[str, Any], rank: int, folder: Path) -> None:

@@ -14,20 +14,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
-import time
+import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import run_ranks
 
 from kvfix import cli, evaluate
 from kvfix.diagnose import run as diagnose
 from kvfix.runs import recorder, samples
-
-LIMIT = 240.0  # seconds a job may take
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def main(file: Path) -> None:
@@ -40,45 +38,29 @@ def main(file: Path) -> None:
 
 def run(job: dict[str, Any], folder: Path) -> list[int]:
     """The exit status of each rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    left = {fork(job, rank, port, folder): rank for rank in range(job["ranks"])}
-    codes, end = [0] * job["ranks"], time.monotonic() + LIMIT
-    while left:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
-            codes[left.pop(pid)] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end or any(code < 0 for code in codes):
-            for other in left:
-                os.kill(other, signal.SIGKILL)
-        time.sleep(0.01)
-    return codes
+    ended = run_ranks(
+        job["ranks"],
+        partial(work, job),
+        lambda rank: folder / f"{job['name']}.{rank}.log",
+        fatal=lambda code: code < 0,
+        local_size="LOCAL_WORLD_SIZE",
+    )
+    return [ended[rank] for rank in range(job["ranks"])]
 
 
-def fork(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
-    """Start one rank; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    log = os.open(folder / f"{job['name']}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if job["ranks"] > 1:
-        values = (rank, rank, job["ranks"], job["ranks"], "127.0.0.1", port)
-        os.environ.update(zip(VARIABLES, map(str, values), strict=True))
-    code = 1
+def work(job: dict[str, Any], rank: int) -> int:
+    """The command, on one rank; its exit status."""
     try:
         if job.get("fault", {}).get("rank") == rank:
             plant(**job["fault"])
         sys.argv = ["kvfix", *job["words"]]
         cli.main()
-        code = 0
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def plant(rank: int, at: str, do: str, after: int = 0) -> None:

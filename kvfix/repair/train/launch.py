@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import psutil
 import torch
 
 from kvfix.checkpoint.folder import read_json
-from kvfix.launchers import without_rank
+from kvfix.launchers import free_port, without_rank
 from kvfix.terminal import Interrupted
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -118,10 +117,7 @@ def set_rank_variables(launch: Launch) -> None:
     """Stand in for the launcher, so that `python recipes/x.py zero=2` starts, too."""
     if launch.deepspeed is None or "RANK" in os.environ:
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    values = ("0", "0", "1", "127.0.0.1", str(port))
+    values = ("0", "0", "1", "127.0.0.1", str(free_port()))
     os.environ.update(dict(zip(RANK_VARIABLES, values, strict=True)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import trees
 from kvfix.data.pictures import read as pictures
 from kvfix.data.training.conversations import Conversations, read_conversations
 from kvfix.data.training.verify import Bad, verify
+from kvfix.launchers import free_port
 from kvfix.recipes.train_surfacing import train
 from kvfix.repair.lora import LoraOptions
 from kvfix.repair.proof import Proof, collator_of
@@ -200,9 +200,7 @@ os._exit(0)  # rank 0 too, as soon as it may
 
 
 def test_ranks_agree_on_what_rank_0_found() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     same = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(

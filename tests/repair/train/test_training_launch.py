@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from places import ROOT
 from safetensors.torch import load_file
 from talks import write_talks
 
+from kvfix.launchers import free_port
 from kvfix.mlm.load import Prompt, load_mlm
 from kvfix.repair.lora import merge
 
@@ -240,9 +240,7 @@ def test_the_run_folder_says_what_was_done(trained) -> None:
 
 def test_the_deepspeed_command_trains_the_shipped_nano(tmp_path: Path) -> None:
     """As the recipe's first line says it, with its own defaults."""
-    with socket.socket() as free:  # else two on one machine meet at the same port
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()  # else two on one machine meet at the same port
     words = [BIN / "deepspeed", "--num_accelerators", "2", "--master_port", port]
     words += [ROOT / "recipes" / "train_surfacing.py"]
     words += ["steps=2", "batch=2", "threads=1", "zero=2", "log_every=1", f"out={tmp_path / 'run'}"]
