@@ -10,7 +10,6 @@ from dataclasses import dataclass
 class Naming:
     """How one generation of a library called a family's modules."""
 
-    era: str  # whose names they are, for people
     # What a name began with, and begins with now; the first that fits counts.
     prefixes: tuple[tuple[str, str], ...] = ()
 
@@ -23,7 +22,7 @@ class Naming:
         return _replaced(name, sorted(((b, a) for a, b in self.prefixes), key=lambda p: -len(p[0])))
 
 
-TODAY = Naming("today's transformers")
+TODAY = Naming()
 _LLAVA_OUTER = (
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head", "lm_head"),
@@ -31,27 +30,23 @@ _LLAVA_OUTER = (
     ("image_newline", "model.image_newline"),
 )
 # CLIP and SigLIP towers lost their inner `vision_model` in transformers 5; DINOv2 never had one.
-_BEFORE_4_52 = "transformers before 4.52"
 LLAVA_NAMES = (
+    # Of transformers 4.52 to 4.57, before 4.52 (twice), and of the original LLaVA code.
+    Naming((("model.vision_tower.vision_model.", "model.vision_tower."),)),
+    Naming((*_LLAVA_OUTER, ("vision_tower.vision_model.", "model.vision_tower."))),
+    Naming((*_LLAVA_OUTER, ("vision_tower.", "model.vision_tower."))),
     Naming(
-        "transformers 4.52 to 4.57", (("model.vision_tower.vision_model.", "model.vision_tower."),)
-    ),
-    Naming(_BEFORE_4_52, (*_LLAVA_OUTER, ("vision_tower.vision_model.", "model.vision_tower."))),
-    Naming(_BEFORE_4_52, (*_LLAVA_OUTER, ("vision_tower.", "model.vision_tower."))),
-    Naming(
-        "the original LLaVA code",
         (
             ("model.mm_projector.0", "model.multi_modal_projector.linear_1"),
             ("model.mm_projector.2", "model.multi_modal_projector.linear_2"),
             ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
             ("model.image_newline", "model.image_newline"),
             ("model.", "model.language_model."),
-        ),
+        )
     ),
 )
-QWEN_NAMES = (
-    Naming(_BEFORE_4_52, (("visual.", "model.visual."), ("model.", "model.language_model."))),
-)
+# Of transformers before 4.52.
+QWEN_NAMES = (Naming((("visual.", "model.visual."), ("model.", "model.language_model."))),)
 
 
 def naming_of(names: Iterable[str], *, existing: Iterable[str], known: Iterable[Naming]) -> Naming:

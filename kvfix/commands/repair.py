@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from kvfix.commands.options import ForceAdapter, Model, Processor
 from kvfix.terminal import command_line, console, fail, told
 
 Dtype = Annotated[
@@ -22,10 +23,7 @@ def plan(
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder or config.json. Default: the shipped nano.")
     ] = None,
-    processor: Annotated[
-        str | None,
-        typer.Option(help="Hub id or folder of a processor. Default: the model's own, if any."),
-    ] = None,
+    processor: Processor = None,
     zero: Annotated[
         int | None, typer.Option(min=0, max=3, help="Only this ZeRO stage. Default: all.")
     ] = None,
@@ -98,16 +96,9 @@ def plan(
 def merge(
     adapter: Annotated[str, typer.Option(help="PEFT LoRA folder or hub id.")],
     out: Annotated[Path, typer.Option(help="New folder for weights and processor.")],
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or folder. Default: the shipped nano.")
-    ] = None,
-    processor: Annotated[
-        str | None,
-        typer.Option(help="Hub id or folder of a processor. Default: the model's own."),
-    ] = None,
-    force_adapter: Annotated[
-        bool, typer.Option("--force-adapter", help="Merge an adapter of another model, too.")
-    ] = False,
+    model: Model = None,
+    processor: Processor = None,
+    force_adapter: ForceAdapter = False,
     dtype: Dtype = "auto",
 ) -> None:
     """Add an adapter into the weights, for serving without PEFT.

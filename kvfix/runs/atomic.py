@@ -49,39 +49,33 @@ def partial_of(target: Path) -> Path:
 
 
 @contextmanager
-def atomic_folder(
-    target: Path,
-    *,
-    command: str,
-    manifest: bool = False,
-    mend: str = "choose another --out",
-) -> Iterator[Path]:
+def atomic_folder(target: Path, *, command: str, manifest: bool = False) -> Iterator[Path]:
     """A folder to write into, renamed to `target`, absent or empty, when all of it is on disk.
 
     Only one process can be in it: a second one is refused with InUse, and what a killed one left is
     removed first. Other ranks of the same training write into `partial_of(target)` between two
     barriers, while the first rank is inside. With `manifest`, `torn` finds what is missing or
-    changed later; `command` and `mend` are for one who is refused.
+    changed later; `command` is for one who is refused.
     """
-    _check_target(target, mend)
+    _check_target(target)
     partial = partial_of(target)
-    with _emptied(partial, command, mend):
+    with _emptied(partial, command):
         try:
             yield partial
             if manifest:
                 _write_manifest(partial)
             _sync_all(partial)
-            _rename(partial, Path(os.path.realpath(target)), mend)
+            _rename(partial, Path(os.path.realpath(target)))
         except BaseException:
             _empty(partial, quiet=True)
             raise
 
 
 @contextmanager
-def _emptied(partial: Path, command: str, mend: str = "") -> Iterator[None]:
+def _emptied(partial: Path, command: str) -> Iterator[None]:
     """Hold a partial folder, without what a killed process left in it; remove it if empty then."""
     try:
-        with locked(partial, command=command, mend=mend):
+        with locked(partial, command=command):
             _empty(partial)
             yield
     finally:
@@ -129,11 +123,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_target(target: Path, mend: str) -> None:
+def _check_target(target: Path) -> None:
     if not os.path.lexists(target):
         return
     if not target.is_dir() or any(p.name != LOCK for p in target.iterdir()):
-        raise ValueError(f"{target}: expected a new or empty folder, found files in it; {mend}")
+        raise ValueError(
+            f"{target}: expected a new or empty folder, found files in it; choose another --out"
+        )
     real = Path(os.path.realpath(target))
     if os.path.ismount(real) or Path.cwd().is_relative_to(real):
         raise ValueError(
@@ -182,7 +178,7 @@ def _sync_all(folder: Path) -> None:
     sync_folder(folder)
 
 
-def _rename(partial: Path, target: Path, mend: str) -> None:
+def _rename(partial: Path, target: Path) -> None:
     """The lock moves along and is taken out last, so that nobody starts in a half moved folder."""
     if target.is_dir():
         shutil.copymode(target, partial)
@@ -192,7 +188,7 @@ def _rename(partial: Path, target: Path, mend: str) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise ValueError(
                 f"{target}: expected a new or empty folder, found files that were written there "
-                f"in the meantime; {mend}"
+                "in the meantime; choose another --out"
             ) from error
         raise
     sync_folder(target.parent)

@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -30,11 +28,8 @@ from kvfix.data.scenes.paint import (
 )
 from kvfix.data.scenes.questions import SKILLS, scene_question
 from kvfix.data.scenes.shapes import SHAPES
-from kvfix.data.scenes.talk import caption, expression
+from kvfix.data.scenes.talk import expression
 from kvfix.data.units import MCQ, Clip, Episode, Group, Pair, Question, Sentence, Unit, UnitSet
-
-if TYPE_CHECKING:
-    import datasets
 
 SHOTS = 5  # support images of an episode
 GROUP = 8  # images of a co-segmentation group
@@ -216,60 +211,3 @@ def _name(task: str, split: str, index: int) -> str:
         skill, turn = _skill(index)
         return f"{split}_{skill}_{turn}"
     return f"{split}_{MAKERS[task].__name__}_{index}"
-
-
-def scenes_dataset(split: str, n: int) -> datasets.Dataset:
-    """`n` scenes of a split as a `datasets.Dataset`.
-
-    Columns: `image`; `instances` (uint8 label image, 0 ground, i + 1 object i, far to near);
-    `objects` (shape, colour, texture, x, y, radius in [0, 1], angle in degrees); `caption`;
-    `expressions` (text and object index).
-    """
-    from datasets import Dataset, Features, Image, List, Value  # seconds to import
-
-    text, number = Value("string"), Value("float32")
-    objects = dict.fromkeys(("shape", "colour", "texture"), text)
-    objects |= dict.fromkeys(("x", "y", "radius", "angle"), number)
-    columns = Features(
-        {
-            "image": Image(),
-            "instances": Image(),
-            "objects": List(objects),
-            "caption": text,
-            "expressions": List({"text": text, "object": Value("int32")}),
-        }
-    )
-    return Dataset.from_list([_row(split, i) for i in range(n)], features=columns)
-
-
-def _row(split: str, index: int) -> dict:
-    rng = generator(split, index, "scene")
-    scene = sample_scene(rng)
-    picture = render(scene)
-    said = [(expression(scene, t, rng), i) for i, t in enumerate(scene.things)]
-    return {
-        "image": picture.image,
-        "instances": Image.fromarray(picture.instance_HW),
-        "objects": [vars(t) for t in scene.things],
-        "caption": caption(scene),
-        "expressions": [{"text": text, "object": i} for text, i in said if text],
-    }
-
-
-def questions_dataset(
-    split: str, n: int, *, skills: tuple[str, ...] = tuple(SKILLS)
-) -> datasets.Dataset:
-    """`n` questions of each skill, in BLINK's columns (`image_1` to `image_4`, `choices`, ...)."""
-    from datasets import Dataset, Features, Image, List, Value  # seconds to import
-
-    text = Value("string")
-    columns = dict.fromkeys(("idx", "sub_task", "question", "prompt"), text)
-    columns |= {"choices": List(text), "answer": text}
-    columns |= {f"image_{k}": Image() for k in (1, 2, 3, 4)}
-    rows = []
-    for skill in skills:
-        for i in range(n):
-            q = scene_question(split, skill, i)
-            cells = (q.id, skill, q.question, q.prompt, list(q.choices), q.letter, *q.images)
-            rows.append(dict(zip_longest(columns, cells)))
-    return Dataset.from_list(rows, features=Features(columns))

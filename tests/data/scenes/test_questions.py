@@ -19,7 +19,6 @@ from kvfix.data.scenes.questions import (
 )
 from kvfix.data.scenes.shapes import MARK_RGB, mark
 from kvfix.data.scenes.talk import NUMBERS
-from kvfix.data.scenes.units import questions_dataset
 from kvfix.data.units import Question
 
 questions_module = sys.modules["kvfix.data.scenes.questions"]
@@ -237,20 +236,6 @@ def test_right_answers_sit_at_every_letter_equally_often(
         n = counts.total()
         spread = 3.5 * np.sqrt(n * (1 / options) * (1 - 1 / options))
         assert all(abs(counts[k] - n / options) < spread for k in range(options)), counts
-
-
-def test_questions_come_in_the_columns_of_blink() -> None:
-    rows = questions_dataset("val", 2, skills=("Counting", "Jigsaw"))
-    assert rows.column_names == [
-        *["idx", "sub_task", "question", "prompt", "choices", "answer"],
-        *["image_1", "image_2", "image_3", "image_4"],
-    ]
-    assert rows["sub_task"][:] == ["Counting"] * 2 + ["Jigsaw"] * 2
-    jigsaw = rows[3]
-    assert jigsaw["image_3"].size == (SIZE, SIZE) and jigsaw["image_4"] is None
-    q = scene_question("val", "Jigsaw", 1)
-    assert jigsaw["answer"] == q.letter == f"({'AB'[q.answer]})" and jigsaw["idx"] == q.id
-    assert jigsaw["prompt"] == q.prompt and all(f"({x}) " in q.prompt for x in "AB")
 
 
 def test_an_unknown_skill_is_refused() -> None:

@@ -32,7 +32,7 @@ from kvfix.data.scenes.paint import (
 from kvfix.data.scenes.questions import SKILLS, scene_question
 from kvfix.data.scenes.shapes import COLOURS, HOLES, OUTLINES, SHAPES, TEXTURES, placed
 from kvfix.data.scenes.talk import conversation, expression
-from kvfix.data.scenes.units import MAKERS, scene_units, scenes_dataset
+from kvfix.data.scenes.units import MAKERS, scene_units
 from kvfix.data.units import Clip, Episode, Group, Pair, Sentence
 
 units_module = sys.modules["kvfix.data.scenes.units"]
@@ -348,16 +348,3 @@ def test_scene_units_are_named_before_they_are_made() -> None:
 def test_unknown_names_are_refused(wrong: Callable[[], object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         wrong()
-
-
-def test_scenes_come_as_a_dataset() -> None:
-    rows = scenes_dataset("train", 4)
-    assert rows.column_names == ["image", "instances", "objects", "caption", "expressions"]
-    for row in rows:
-        assert row["image"].size == row["instances"].size == (SIZE, SIZE)
-        instance_HW = np.asarray(row["instances"])
-        assert instance_HW.max() <= len(row["objects"])
-        assert {o["shape"] for o in row["objects"]} <= set(SHAPES)
-        assert row["caption"].count(" at the ") == len(row["objects"])
-        for said in row["expressions"]:
-            assert row["objects"][said["object"]]["shape"] == said["text"].split()[-1]
