@@ -59,7 +59,7 @@ from kvfix.terminal import (
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from kvfix.session import Outcome
+    from kvfix.runs.folder import Outcome
 
 app = typer.Typer(
     name="kvfix",

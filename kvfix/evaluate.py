@@ -27,9 +27,9 @@ from kvfix.mlm.load import Mlm
 from kvfix.ranks import agreed, joined
 from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
-from kvfix.runs.folder import claimed
+from kvfix.runs.folder import Outcome, claimed
 from kvfix.runs.recorder import left_out_of, once
-from kvfix.session import Outcome, RunOptions, Watch, begin, peak_memory_mib
+from kvfix.session import RunOptions, Watch, begin, peak_memory_mib
 from kvfix.threads import threads_as_before
 
 

@@ -162,15 +162,6 @@ class Watch(Protocol):
         """Show a phase of `total` units, if they are known; yields what to call after each."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The record that was written, and whether more than 5 % of a task's units were left out."""
-
-    record: dict[str, Any]
-    report: Path
-    failed: bool
-
-
 @dataclass
 class Part:
     """What one of several diagnoses adds to the record of a run."""

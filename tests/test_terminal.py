@@ -21,7 +21,7 @@ from two_runs import AFTER_QUIZ, BEFORE_QUIZ, curve, probe_run, quiz, save
 
 from kvfix import terminal
 from kvfix.diagnose import run as command
-from kvfix.session import Outcome
+from kvfix.runs.folder import Outcome
 from kvfix.terminal import RichWatch, console, guarded, harmless, labelled
 
 # Red, a window title, a link, a C1 introducer, a cleared line, a bell, text from right to left.

@@ -77,7 +77,7 @@ def run_answers(
         for number in dealt(len(in_batches), answered):
             recorder.batch(
                 [units.ids[i] for i in in_batches[number]],
-                lambda name: _question(units, index[name]),
+                lambda name: units.question(index[name]),
                 lambda questions: _answered(questions, units.dataset, answers),
             )
     wanted = set(units.ids)
@@ -117,7 +117,7 @@ def run_readouts(
         for number in dealt(len(groups), read):
             recorder.batch(
                 groups[number],
-                lambda name: _question(units, index[name]),
+                lambda name: units.question(index[name]),
                 lambda questions: _read_out(questions, units, source),
             )
     wanted = set(units.ids)
@@ -200,12 +200,6 @@ def without_readout(units: UnitSet, folder: Path) -> dict[str, int]:
     wanted = set(units.ids)
     rows = Rows(readout_path(folder, units), WithoutReadoutRow, lambda row: row.id in wanted)
     return dict(Counter(row.without_readout for row in rows))
-
-
-def _question(units: UnitSet, index: int) -> Question:
-    question = units.load(index)
-    assert isinstance(question, Question), type(question)
-    return question
 
 
 def answer_results(run: TaskRun, *, seed: int = 0) -> list[Result]:

@@ -39,9 +39,9 @@ from kvfix.mlm.processor import load_processor
 from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
 from kvfix.runs.fingerprint import data_fingerprint, model_fingerprint
-from kvfix.runs.folder import RunFolder, claimed, data_card, model_card
+from kvfix.runs.folder import Outcome, RunFolder, claimed, data_card, model_card
 from kvfix.runs.recorder import once
-from kvfix.session import Outcome, Watch, peak_memory_mib
+from kvfix.session import Watch, peak_memory_mib
 from kvfix.shipped import nano_dir
 
 VLLM = "vllm"

@@ -22,7 +22,6 @@ import numpy as np
 import kvfix
 from kvfix.compare.align import RULES, differences
 from kvfix.compare.rank_correlation import FEWEST, rank_correlation
-from kvfix.compare.run import Outcome
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.stats.paired import holm
 from kvfix.findings import PLACES as FINDING_PLACES
@@ -30,6 +29,7 @@ from kvfix.findings import Estimate, Finding
 from kvfix.report.compare import write_pages
 from kvfix.report.correlate import page_of
 from kvfix.runs.fingerprint import versions
+from kvfix.runs.folder import Outcome
 from kvfix.runs.lock import locked
 from kvfix.runs.resume import read_finished
 from kvfix.runs.rows import READOUT, full_name

@@ -16,6 +16,7 @@ from kvfix.compare.probes import probe_changes
 from kvfix.data.left_out import too_many
 from kvfix.report.compare import page_of, write_pages
 from kvfix.runs.fingerprint import mixed, not_recorded, versions
+from kvfix.runs.folder import Outcome
 from kvfix.runs.lock import locked
 
 # What an intervention or another checkpoint changes; every other difference is worth a word.
@@ -31,15 +32,6 @@ class Options:
     out: Path = Path("runs/compare")
     resamples: int = 10_000
     seed: int = 0  # of the bootstrap
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The record that was written, and whether more than 5 % of a task's units had no partner."""
-
-    record: dict[str, Any]
-    report: Path
-    failed: bool
 
 
 def compare(options: Options, *, command: str) -> Outcome:

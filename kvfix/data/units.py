@@ -142,6 +142,12 @@ class UnitSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def question(self, index: int) -> Question:
+        """A unit of a set of questions."""
+        unit = self.load(index)
+        assert isinstance(unit, Question), type(unit)
+        return unit
+
     def head(self, limit: int | None) -> UnitSet:
         """The first `limit` units (all for None)."""
         if limit is None or limit >= len(self.ids):

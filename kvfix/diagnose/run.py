@@ -16,12 +16,11 @@ from kvfix.eval.mcq.run import readable
 from kvfix.mlm.load import load_reference_encoder
 from kvfix.ranks import agreed, joined
 from kvfix.report.html import write_report
-from kvfix.runs.folder import claimed
+from kvfix.runs.folder import Outcome, claimed
 from kvfix.runs.recorder import once
 from kvfix.session import (
     PARTS,
     Options,
-    Outcome,
     Part,
     Watch,
     begin,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvfix.data.left_out import Attempts
-from kvfix.data.units import MCQ, Question, UnitSet
+from kvfix.data.units import MCQ, UnitSet
 from kvfix.eval.mcq.ask import concatenate
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER
 from kvfix.report.pictures.album import Album, Picture
@@ -65,9 +65,7 @@ def draw_questions(units: UnitSet, folder: Path) -> None:
 
 
 def _draw(units: UnitSet, index: int, path: Path) -> None:
-    question = units.load(index)
-    assert isinstance(question, Question), type(question)
-    joined = concatenate(question.images)
+    joined = concatenate(units.question(index).images)
     joined.thumbnail((WIDEST, HIGHEST))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as stream:

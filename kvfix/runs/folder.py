@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import kvfix
 from kvfix.data.units import UnitSet
@@ -21,6 +21,14 @@ from kvfix.runs.rows import SCHEMA
 from kvfix.runs.shares import sharing
 
 log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """The record that was written, and whether too much of its data could not be used."""
+
+    record: dict[str, Any]
+    report: Path
+    failed: bool
 
 
 def model_card(mlm: Any) -> dict[str, Any]:

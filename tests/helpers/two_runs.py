@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from curves import Place, rows
 
-from kvfix.compare.run import Options, Outcome, compare
+from kvfix.compare.run import Options, compare
+from kvfix.runs.folder import Outcome
 from kvfix.runs.rows import to_json
 
 UNITS, LAYERS = 48, 5

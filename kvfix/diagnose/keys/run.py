@@ -277,8 +277,7 @@ def _askable(
     listing = Listing(sum(map(len, questions)))
 
     def fits(units: UnitSet, index: int) -> tuple[Question, bool]:
-        question = units.load(index)
-        assert isinstance(question, Question), type(question)
+        question = units.question(index)
         with naming(question.images):
             return question, on_grid(mlm, question, grid_hw, protocol)
 

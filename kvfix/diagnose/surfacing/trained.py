@@ -144,7 +144,7 @@ def _read_all(
         len(groups),
         lambda number: attempts.batch(
             groups[number],
-            partial(_question, train),
+            train.question,
             lambda questions: _options(questions, todo, source),
         ),
         told,
@@ -205,7 +205,7 @@ def _choose(
         for number in dealt(len(groups), told):
             recorder.batch(
                 groups[number],
-                lambda name: _question(units, index[name]),
+                lambda name: units.question(index[name]),
                 lambda questions: _rows(questions, units, source, readout, split),
             )
 
@@ -233,9 +233,3 @@ def _rows(
             how = {"control": TRAINED, "training": training}
             rows.append([readout_row(question, units.dataset, site, choice, **how)])
     return rows
-
-
-def _question(units: UnitSet, index: int) -> Question:
-    question = units.load(index)
-    assert isinstance(question, Question), type(question)
-    return question
