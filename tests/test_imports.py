@@ -15,7 +15,6 @@ ORDER = (
     *(
         "checkout",
         "wording",
-        "json_object",
         "bounds",
         "launchers",
         "threads",

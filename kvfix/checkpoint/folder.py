@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from kvfix.checkpoint.quantised import abilities, quantised
 from kvfix.checkpoint.strangers import not_a_checkpoint, original_llava
-from kvfix.json_object import json_object
+from kvfix.data.json_object import json_object
 from kvfix.quiet import no_bars
 from kvfix.wording import cause
 

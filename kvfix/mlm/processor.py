@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from kvfix.checkpoint.processor_fields import Field, same
-from kvfix.json_object import json_object
+from kvfix.data.json_object import json_object
 from kvfix.mlm.families import Family
 from kvfix.mlm.layout import LayoutRequest
 from kvfix.wording import cause, shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kvfix.json_object import json_object
+from kvfix.data.json_object import json_object
 from kvfix.runs.fingerprint import differences, not_recorded
 from kvfix.runs.lock import LOCK
 from kvfix.runs.rows import SCHEMA

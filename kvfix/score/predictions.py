@@ -10,9 +10,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from kvfix.data.files import digest
+from kvfix.data.json_object import LINE, json_object
 from kvfix.data.pictures.read import opened
 from kvfix.data.units import BadUnit
-from kvfix.json_object import LINE, json_object
 
 T = TypeVar("T")
 
