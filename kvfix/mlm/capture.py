@@ -74,7 +74,13 @@ def extract(
     # Not inference mode: what it makes cannot enter a graph, and probes are trained on these
     # features.
     mode = torch.enable_grad() if grad else torch.no_grad()
-    asked = {"sites": sites, "layers": layers, "rope": rope, "grad": grad, "text": text}
+    asked: dict[str, Any] = {
+        "sites": sites,
+        "layers": layers,
+        "rope": rope,
+        "grad": grad,
+        "text": text,
+    }
     with (
         mode,
         nullcontext() if around is None else around(encoded),
