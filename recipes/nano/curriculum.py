@@ -143,7 +143,7 @@ def lookup_stage(c: Config, nano: Nano) -> Stage:
 
     def loss(step: int) -> torch.Tensor:
         first = step * c.lookup_batch
-        if step % 8 == 7:  # so that letters are not forgotten
+        if step % 8 == 1:  # so that letters are not forgotten
             lessons = [draw_drill("train", AGAIN + first + i, ease=0) for i in range(c.drill_batch)]
             return lesson_loss(nano, lessons)
         lookup, share = lookup_of(step, c.lookup_each)
@@ -228,7 +228,7 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
 
 
 UNDRILLED = 2**39  # first index of drills that their own stage does not reach
-AGAIN = 2**40  # and of those of the stage of lookups
+AGAIN = 3 * 2**38  # and of those of the stage of lookups
 IMAGES = (1, 1, 2, 1, 1, 1, 3, 0)  # pictures of the conversations of each step, in turn; 0: told
 UNTOLD = 2**39  # first index of told lessons that the second stage does not reach
 
