@@ -1,13 +1,15 @@
 """Speed, memory and agreement beside other ways and other tools: one command, one table.
 
-    python -m benchmarks                      # every row
+    python -m benchmarks                      # every row, half an hour on two cores
     python -m benchmarks --only kmeans --only bootstrap --rounds 3
+    python -m benchmarks --only kmeans --profile      # which functions kvfix spends its time in
 
 Every row is a process of its own on one thread; its sides take turns within each round, so that
 the machine's load moves them alike. Seconds are CPU-seconds (median over rounds), a ratio is taken
 within its round (median, and lowest to highest), memory is the largest resident set of the row's
-process. Tools from PyPI run in environments of their own, made on first use below
-`~/.cache/kvfix/peers` (or $KVFIX_PEERS); one that cannot be installed is named with the reason.
+process so far, and of a tool's own. Tools from PyPI run in environments of their own, made on first
+use below `~/.cache/kvfix/peers` (or $KVFIX_PEERS); one that cannot be installed is named with the
+reason. Why a goal is missed stands below the table.
 """
 
 from __future__ import annotations
@@ -17,61 +19,93 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-ROWS = ("capture", "segmentation", "kmeans", "propagation", "mcq", "bootstrap", "growth")
+from benchmarks.rows import ROWS, row
+from benchmarks.turns import Asked, Contest, Line, measured, profiled
+
+COLUMNS = "row", "kvfix", "beside", "", "ratio", "spread", "goal", "memory", "agreement"
+WIDTH = 170
 
 
 def main() -> None:
     """Run the rows one after the other and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", choices=ROWS)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, no tools from PyPI")
+    parser.add_argument("--profile", action="store_true", help="profiles in place of the table")
+    parser.add_argument("--markdown", action="store_true", help="the table as RESULTS.md has it")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.row:
-        from benchmarks.rows import measure
-
-        print(json.dumps([line._asdict() for line in measure(asked.row, asked.rounds)]))
+    options = parser.parse_args()
+    if options.row:
+        _row(options.row, Asked(options.rounds, options.tiny), options.profile)
         return
-    columns = "row", "kvfix", "beside", "", "ratio", "spread", "goal", "memory", "agreement"
-    table = Table(*columns, title=f"kvfix beside others, one thread of {processor()}")
-    for name in asked.only or ROWS:
-        for line in _in_a_process(name, asked.rounds):
-            print(" | ".join(line), file=sys.stderr, flush=True)
-            table.add_row(*line)
-    Console(width=170).print(table)
+    began, lines = time.monotonic(), []
+    for name in options.only or ROWS:
+        lines += _in_a_process(name, options)
+    if not options.profile:
+        _show(lines, options.markdown)
+        print(f"{(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
 
 
-def _in_a_process(name: str, rounds: int) -> list[list[str]]:
+def _row(name: str, asked: Asked, profile: bool) -> None:
+    """The child's work: a line of JSON for each line of the table, or profiles."""
+    import torch
+
+    torch.set_num_threads(1)
+    for part in row(name, asked):
+        if profile:
+            print(profiled(part) if isinstance(part, Contest) else f"{part.name}: no profile")
+            continue
+        for line in measured(part) if isinstance(part, Contest) else [part]:
+            print(json.dumps(line), flush=True)
+
+
+def _in_a_process(name: str, options: argparse.Namespace) -> list[Line]:
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-m", "benchmarks", "--row", name, "--rounds", str(rounds)]
-    done = subprocess.run(
-        command, env={**os.environ, **threads}, capture_output=True, text=True, check=False
+    command = [sys.executable, "-m", "benchmarks", "--row", name, "--rounds", str(options.rounds)]
+    command += ["--tiny"] if options.tiny else []
+    if options.profile:
+        subprocess.run([*command, "--profile"], env={**os.environ, **threads}, check=True)
+        return []
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, **threads},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    if done.returncode:
-        why = (done.stderr.strip() or "no message").splitlines()[-1]
-        return [[name, "failed", why, "", "", "", "", "", ""]]
-    lines = []
-    for line in json.loads(done.stdout.splitlines()[-1]):
-        low, high = line["spread"]
-        lines.append(
-            [
-                line["name"],
-                f"{1e3 * line['ours']:.1f} ms",
-                line["beside"],
-                f"{1e3 * line['theirs']:.1f} ms" if line["theirs"] else "",
-                f"{line['ratio']:.2f}x" if line["ratio"] else "",
-                f"{low:.2f}-{high:.2f}" if line["ratio"] else "",
-                line["goal"],
-                f"{line['memory_mib']:.0f} MiB",
-                line["agreement"],
-            ]
-        )
+    stdout, stderr = child.communicate()
+    lines = [Line(*json.loads(said)) for said in stdout.splitlines() if said.startswith("[")]
+    if child.returncode:
+        why = (stderr.strip() or f"exit code {child.returncode}").splitlines()[-1]
+        lines.append(Line(name, "failed", why))
+    for line in lines:
+        print(" | ".join(line), file=sys.stderr, flush=True)
     return lines
+
+
+def _show(lines: list[Line], markdown: bool) -> None:
+    title = f"kvfix beside others, one thread of {processor()}"
+    notes = [f"{line.name}, beside {line.beside}: {line.why}" for line in lines if line.why]
+    if markdown:
+        print(title, "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", sep="\n")
+        for line in lines:
+            print(f"| {' | '.join(line[:-1])} |")
+        print("", *(f"- {note}" for note in notes), sep="\n")
+        return
+    table = Table(*COLUMNS, title=title)
+    for line in lines:
+        table.add_row(*line[:-1])
+    console = Console(width=WIDTH)
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
 
 
 def processor() -> str:

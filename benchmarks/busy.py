@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from multiprocessing import Process
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -32,17 +33,31 @@ def main() -> None:
     """One row for each way."""
     table = Table("threads", "alone", "beside a busy process", "ratio", "goal", title="kvfix busy")
     for name, variables in WAYS.items():
-        alone = _seconds(variables)
-        busy = [Process(target=_spin, daemon=True) for _ in range((os.cpu_count() or 2) - 1)]
-        for process in busy:
-            process.start()
-        beside = _seconds(variables)
-        for process in busy:
-            process.kill()
-        ratio = f"{beside / alone:.2f}x"
+        took = alone_and_beside(variables)
+        ratio = f"{took.beside / took.alone:.2f}x"
         goal = f"<= {GOAL}x" if name == "one thread" else ""
-        table.add_row(name, f"{1e3 * alone:.1f} ms", f"{1e3 * beside:.1f} ms", ratio, goal)
+        shown = (f"{1e3 * seconds:.1f} ms" for seconds in took)
+        table.add_row(name, *shown, ratio, goal)
     Console(width=100).print(table)
+
+
+class Took(NamedTuple):
+    """Seconds of a pass."""
+
+    alone: float
+    beside: float
+
+
+def alone_and_beside(variables: dict[str, str]) -> Took:
+    """Median passes of two processes, the second beside one busy process less than cores."""
+    alone = _seconds(variables)
+    busy = [Process(target=_spin, daemon=True) for _ in range((os.cpu_count() or 2) - 1)]
+    for process in busy:
+        process.start()
+    beside = _seconds(variables)
+    for process in busy:
+        process.kill()
+    return Took(alone, beside)
 
 
 def _spin() -> None:
@@ -58,7 +73,8 @@ def _seconds(variables: dict[str, str]) -> float:
     return float(done.stdout.split()[-1])
 
 
-def _pass() -> None:
+def seconds_of_a_pass() -> float:
+    """Median of the passes of this process."""
     import torch
 
     from kvfix.data.scenes.paint import generator, render, sample_scene
@@ -74,8 +90,8 @@ def _pass() -> None:
             start = time.perf_counter()
             mlm.base.model(**encoded.inputs, use_cache=False)
             took.append(time.perf_counter() - start)
-    print(statistics.median(took[3:]))
+    return statistics.median(took[3:])
 
 
 if __name__ == "__main__":
-    _pass() if sys.argv[1:] == ["--pass"] else main()
+    print(seconds_of_a_pass()) if sys.argv[1:] == ["--pass"] else main()

@@ -1,20 +1,21 @@
 """What a repair's losses cost: time and memory of a training step beside plain LoRA.
 
     python benchmarks/train.py                  # the recipes beside plain LoRA in the same trainer
-    pip install trl && python benchmarks/train.py --trl      # and beside TRL's SFTTrainer
+    pip install trl && python benchmarks/train.py --trl      # plain LoRA beside TRL's SFTTrainer
     python benchmarks/train.py --trl --dtype bfloat16 --model DIR --batch 4 --steps 16 --rounds 2
 
 Every side is a process of its own with the same model, adapter, examples, batch and data type, on
-one thread; sides take turns for some rounds. Time is the mean step of a process without its first
-steps, over whole periods of the anchor that runs every few steps only, and the ratio that of the
-medians over rounds; memory is the largest resident set. "the guard" is the part of a plain step
-that looks for numbers that are not finite and for wishes to save or stop
+one thread; sides take turns for some rounds. Time is the mean step of a process, in CPU-seconds,
+over whole periods of the anchor that runs every few steps only and without the first period, and
+the ratio that of the medians over rounds; memory is the largest resident set. "the guard" is the
+part of a plain step that looks for numbers that are not finite and for wishes to save or stop
 (`kvfix.repair.train.guard`).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -69,18 +70,26 @@ def main() -> None:
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(asked.rounds):
         for name in names:
-            seen[name].append(_in_a_process(name, asked))
+            seen[name].append(in_a_process(name, asked))
     _show(names, seen)
 
 
-def _in_a_process(name: str, asked: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--child", name, "--model", asked.model]
+def in_a_process(
+    name: str, asked: argparse.Namespace, python: str = sys.executable
+) -> dict[str, float]:
+    """CPU-seconds a step, of them the guard's, and memory of one side, by this or another Python.
+
+    Raises:
+        RuntimeError: the side failed.
+    """
+    command = [python, __file__, "--child", name, "--model", asked.model]
     command += ["--dtype", asked.dtype, "--steps", str(asked.steps), "--batch", str(asked.batch)]
     command += ["--trl"] if asked.trl else []
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": path}
     said = subprocess.run(command, env=env, capture_output=True, text=True)
     if said.returncode:
-        sys.exit(f"{name}: {said.stderr[-2000:]}")
+        raise RuntimeError(f"{name}: {said.stderr[-2000:]}")
     return json.loads(said.stdout.splitlines()[-1])
 
 
@@ -90,10 +99,12 @@ def child(name: str, asked: argparse.Namespace) -> dict[str, float]:
 
     torch.set_num_threads(1)
     guard = _watched_guard()
-    seconds = _trl_steps(asked) if name == TRL else _own_steps(name, asked)
+    begun = _trl_steps(asked) if name == TRL else _own_steps(name, asked)
+    seconds = [after - before for before, after in itertools.pairwise(begun)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     spent = sum(guard) / len(seconds)
-    return {"seconds": statistics.fmean(seconds[PERIOD:]), "mib": peak, "guard": spent}
+    whole = seconds[PERIOD - asked.steps :]
+    return {"seconds": statistics.fmean(whole), "mib": peak, "guard": spent}
 
 
 def _watched_guard() -> list[float]:
@@ -118,13 +129,21 @@ def _watched_guard() -> list[float]:
 
 
 def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
-    """A recipe, by its log; questions alone where the other side is TRL."""
+    """A recipe's clock; questions alone where the other side is TRL."""
     from importlib import import_module
 
     from kvfix.config import load_config
+    from kvfix.repair.train.guard import Guard
     from kvfix.repair.train.recipe import Recipe
 
     config, overrides = SIDES[name]
+    begun, begin = list[float](), Guard.begin
+
+    def clocked(guard: Guard) -> None:
+        begun.append(time.process_time())
+        begin(guard)
+
+    Guard.begin = clocked  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         data = [f"data={_questions(Path(folder), asked)}"] if asked.trl else []
         options = [
@@ -140,8 +159,7 @@ def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
         ]
         asked_for = load_config(Recipe, ROOT / "recipes" / f"{config}.yaml", options)
         import_module(f"kvfix.recipes.{config}").train(asked_for, command=sys.argv)
-        lines = (Path(folder) / "run" / "log.jsonl").read_text().splitlines()
-    return [line["seconds"] for line in map(json.loads, lines) if "seconds" in line]
+    return begun
 
 
 def _questions(folder: Path, asked: argparse.Namespace) -> Path:
@@ -213,7 +231,7 @@ def _trl_steps(asked: argparse.Namespace) -> list[float]:
         clock = _step_clock()
         trainer.add_callback(clock)
         trainer.train()
-    return clock.seconds
+    return clock.begun
 
 
 def _prompt_completion(line: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -230,16 +248,13 @@ def _step_clock() -> Any:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """Seconds from the end of one step to the end of the next, data included."""
+        """When steps end, in CPU-seconds."""
 
         def __init__(self) -> None:
-            self.seconds: list[float] = []
-            self._last = time.perf_counter()
+            self.begun: list[float] = []
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            now = time.perf_counter()
-            self.seconds.append(now - self._last)
-            self._last = now
+            self.begun.append(time.process_time())
 
     return Clock()
 

@@ -1,35 +1,99 @@
-"""Ways that take turns, and what a row of the table holds."""
+"""What a row compares, how its sides take turns, and what it says of itself."""
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+
+Way = Callable[[], float | None]  # one that runs elsewhere returns its own CPU-seconds
+SHOWN = 12  # functions of a profile
+
+
+class Asked(NamedTuple):
+    """How much is measured: `tiny` is the smallest of everything, without tools from PyPI."""
+
+    rounds: int
+    tiny: bool = False
+
+
+class Goal(NamedTuple):
+    """A bound of a ratio: `theirs / ours`, at least; or `ours / theirs`, at most."""
+
+    bound: float
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.bound:g}x"
+
+    def ratio(self, ours: float, theirs: float) -> float:
+        """The ratio that the bound is of."""
+        return ours / theirs if self.at_most else theirs / ours
+
+    def is_met(self, ratio: float) -> bool:
+        """Whether a ratio keeps the bound."""
+        return ratio <= self.bound if self.at_most else ratio >= self.bound
+
+
+class Contest(NamedTuple):
+    """Ways to do the same work: kvfix's, and what it is measured beside."""
+
+    name: str
+    kvfix: Way
+    beside: Mapping[str, Way]
+    goals: Mapping[str, Goal]  # by way
+    rounds: int
+    agreement: Callable[[str], str] = lambda _: ""  # of the answers, with those of a way
+    missing: tuple[str, ...] = ()  # tools that cannot be had, with the reason
+    why: Mapping[str, str] = {}  # why a goal is missed, by way
 
 
 class Line(NamedTuple):
-    """One line of the table; `ratio` is `theirs / ours` unless the goal is an upper bound."""
+    """One line of the table, in words."""
 
     name: str
-    ours: float
-    beside: str
-    theirs: float | None
-    ratio: float | None
-    spread: tuple[float, float]
-    goal: str
-    memory_mib: float
-    agreement: str
+    ours: str
+    beside: str = ""
+    theirs: str = ""
+    ratio: str = ""
+    spread: str = ""
+    goal: str = ""
+    memory: str = ""
+    agreement: str = ""
+    why: str = ""  # a note under the table
 
 
-def take_turns(
-    ways: Mapping[str, Callable[[], float | None]], rounds: int
-) -> dict[str, list[float]]:
-    """CPU-seconds of each way in each round, after one round to warm up.
+def measured(contest: Contest) -> Iterator[Line]:
+    """Let the ways take turns, and compare each with kvfix."""
+    seconds = take_turns({"kvfix": contest.kvfix, **contest.beside}, contest.rounds)
+    ours = seconds.pop("kvfix")
+    for way, theirs in seconds.items():
+        goal = contest.goals[way]
+        ratios = [goal.ratio(a, b) for a, b in zip(ours, theirs, strict=True)]
+        ratio = statistics.median(ratios)
+        met = goal.is_met(ratio)
+        yield Line(
+            contest.name,
+            milliseconds(statistics.median(ours)),
+            way,
+            milliseconds(statistics.median(theirs)),
+            f"{ratio:.2f}x",
+            f"{min(ratios):.2f}-{max(ratios):.2f}",
+            said(goal, met),
+            memory(getattr(contest.beside[way], "memory_mib", None)),
+            contest.agreement(way),
+            "" if met else contest.why.get(way, ""),
+        )
+    for reason in contest.missing:
+        yield Line(contest.name, milliseconds(statistics.median(ours)), reason)
 
-    A way that runs elsewhere returns its own seconds.
-    """
+
+def take_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
+    """CPU-seconds of each way in each round, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -41,33 +105,35 @@ def take_turns(
     return seconds
 
 
-def line(
-    name: str,
-    seconds: dict[str, list[float]],
-    ours: str,
-    beside: str,
-    *,
-    goal: str,
-    agreement: str = "",
-    cost: bool = False,
-) -> Line:
-    """Compare two ways; `cost` turns the ratio round: ours over theirs."""
-    pairs = list(zip(seconds[ours], seconds[beside], strict=True))
-    ratios = [a / b if cost else b / a for a, b in pairs]
-    return Line(
-        name,
-        statistics.median(seconds[ours]),
-        beside,
-        statistics.median(seconds[beside]),
-        statistics.median(ratios),
-        (min(ratios), max(ratios)),
-        goal,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        agreement,
-    )
+def profiled(contest: Contest) -> str:
+    """Which functions kvfix's way spends its time in, by share of their own time."""
+    contest.kvfix()
+    profile = cProfile.Profile(time.process_time)
+    profile.runcall(contest.kvfix)
+    stats = pstats.Stats(profile).get_stats_profile()
+    parts = sorted(stats.func_profiles.items(), key=lambda item: -item[1].tottime)
+    lines = [f"{contest.name}: {milliseconds(stats.total_tt)} of CPU under the profiler"]
+    for name, part in parts[:SHOWN]:
+        share = part.tottime / stats.total_tt
+        lines.append(f"  {share:5.1%}  {part.ncalls:>9} calls  {name}")
+    return "\n".join(lines)
 
 
-def alone(name: str, seconds: float, *, goal: str, agreement: str = "", beside: str = "") -> Line:
-    """A line without another way."""
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Line(name, seconds, beside, None, None, (0.0, 0.0), goal, memory, agreement)
+def said(goal: Goal, met: bool) -> str:
+    """A goal, and whether it was missed."""
+    return str(goal) if met else f"{goal}: missed"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time as the table shows it."""
+    return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def memory(theirs_mib: float | None = None) -> str:
+    """The largest resident set of this process so far, and of a tool's own process."""
+    return f"{resident_mib():.0f} MiB" + (f", {theirs_mib:.0f}" if theirs_mib else "")
+
+
+def resident_mib() -> float:
+    """The largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -25,7 +25,7 @@ def run(arrays):
                 fit.train(x)
             distance, _ = fit.index.search(x, 1)
             last.append(distance.mean())
-    return {"objective": float(np.mean(last))}
+    return {"objective": np.mean(last)}
 
 
 serve(run)

@@ -13,7 +13,7 @@ def run(arrays):
             for k in range(2, max_k + 1):
                 fit = KMeans(k, n_init=1, max_iter=20, random_state=seed).fit(x)
             last.append(fit.inertia_ / len(x))
-    return {"objective": float(np.mean(last))}
+    return {"objective": np.mean(last)}
 
 
 serve(run)

@@ -18,7 +18,7 @@ def run(arrays):
         fit = LogisticRegression(C=1 / l2, max_iter=200)
         fit.fit(both[used], label[used], sample_weight=weight[used])
         logits.append(fit.decision_function((query - mean) * scale))
-    return {"logits": np.asarray(logits).tolist()}
+    return {"logits": logits}
 
 
 serve(run)
