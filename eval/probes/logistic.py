@@ -47,8 +47,10 @@ def fit_standardiser(x_SNC: torch.Tensor) -> Standardiser:
     """
     x = x_SNC.float()
     # Two passes: torch.std_mean is slow along a middle axis, and a mean of squares would cancel.
+    # Site by site, so that the differences stay in the processor's cache.
     mean = x.mean(1, keepdim=True)
-    std = (x - mean).square_().mean(1, keepdim=True).sqrt()
+    variances = [(x_NC - m_1C).square_().mean(0) for x_NC, m_1C in zip(x, mean, strict=True)]
+    std = torch.stack(variances)[:, None].sqrt()
     varies = std > 1e-6 * mean.abs()
     scale = torch.where(varies, std.clamp(min=1e-20).reciprocal(), 0.0) / x.shape[2] ** 0.5
     return Standardiser(mean, scale)
@@ -110,7 +112,9 @@ def fit_logistic(
 
 
 def _forward(x_SNC: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    return torch.bmm(x_SNC, theta[:, :-1, None])[..., 0] + theta[:, -1:]
+    # Site by site: on a CPU, a batched product with one column takes four times as long.
+    products = [x_NC @ weight_C for x_NC, weight_C in zip(x_SNC, theta[:, :-1], strict=True)]
+    return torch.stack(products) + theta[:, -1:]
 
 
 def _gradient(
