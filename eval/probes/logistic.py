@@ -112,9 +112,8 @@ def fit_logistic(
 
 
 def _forward(x_SNC: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    # Site by site: on a CPU, a batched product with one column takes four times as long.
-    products = [x_NC @ weight_C for x_NC, weight_C in zip(x_SNC, theta[:, :-1], strict=True)]
-    return torch.stack(products) + theta[:, -1:]
+    # The weights from the left: a column from the right takes four times as long on a CPU.
+    return torch.bmm(theta[:, None, :-1], x_SNC.mT)[:, 0] + theta[:, -1:]
 
 
 def _gradient(

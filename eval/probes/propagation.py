@@ -10,6 +10,7 @@ patches jointly; renormalise. Ties with the fifth are kept, as there (aff < mini
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ class Window(NamedTuple):
 
 DINO_WINDOW = Window(12, 12)
 DINO_GRID_HW = (60, 107)  # 480 x 854 in patches of 8
+SMALL_GRID = 256  # cells, all of whose affinities cost less than tiles would
 
 
 def scaled_window(grid_hw: tuple[int, int]) -> Window:
@@ -92,44 +94,44 @@ class Propagator:
         n_sites, rows, cols, channels = target_SHWC.shape
         n_context = sources.shape[1]
         soft = torch.empty_like(labels[:, 0], memory_format=torch.contiguous_format)
-        # A band of target rows sees only the source rows in its window: on large grids most of the
-        # (context x target) affinities are never formed.
-        band = _band_rows(rows, self.window.rows, n_context * cols * cols)
-        for top in range(0, rows, band):
-            bottom = min(top + band, rows)
-            low, high = max(0, top - self.window.rows), min(rows, bottom + self.window.rows)
-            seen = _window_mask((top, bottom), (low, high), cols, self.window).to(soft.device)
-            n_seen = n_context * (high - low) * cols
-            for part in site_chunks(n_sites, n_seen * max(channels, (bottom - top) * cols)):
-                soft[part, :, top:bottom] = self._band(
-                    target_SHWC[part, top:bottom],
-                    sources[part, :, low:high],
-                    labels[part, ..., low:high, :],
-                    seen,
-                )
+        # A tile of target cells sees only the source cells in its windows: on large grids most of
+        # the (context x target) affinities are never formed.
+        tile = _tile((rows, cols), self.window)
+        for down, near_down in _parts(rows, tile.rows, self.window.rows):
+            for across, near_across in _parts(cols, tile.columns, self.window.columns):
+                seen = _window_mask((down, across), (near_down, near_across), self.window)
+                n_targets, n_seen = seen.shape
+                elements = n_context * n_seen * max(channels, n_targets)
+                for part in site_chunks(n_sites, elements):
+                    soft[part, :, down, across] = self._part(
+                        target_SHWC[part, down, across],
+                        sources[part, :, near_down, near_across],
+                        labels[part, ..., near_down, near_across],
+                        seen.to(soft.device),
+                    )
         return soft
 
-    def _band(
+    def _part(
         self,
         target: torch.Tensor,
         sources: torch.Tensor,
         labels: torch.Tensor,
         seen_QP: torch.Tensor,
     ) -> torch.Tensor:
-        """Soft labels of target (s, h, W, C) from sources (s, T, h', W, C), labels (s, T, L, h',
-        W).
+        """Soft labels of target (s, h, w, C) from sources (s, T, h', w', C), labels (s, T, L, h',
+        w').
         """
-        n, height, cols, _ = target.shape
+        n, height, width, _ = target.shape
         n_context = sources.shape[1]
         affinity = torch.bmm(target.flatten(1, 2), sources.flatten(1, 3).mT)
         affinity = affinity.div_(self.temperature).exp_()
-        affinity = affinity.view(n, height * cols, n_context, -1).mul_(seen_QP[:, None]).flatten(2)
+        affinity = affinity.view(n, height * width, n_context, -1).mul_(seen_QP[:, None]).flatten(2)
         k = min(self.top_k, affinity.shape[2])
         fifth = affinity.topk(k, dim=2).values[..., -1:]
         affinity = affinity.masked_fill_(affinity < fifth, 0)
         affinity = affinity.div_(affinity.sum(2, keepdim=True))
-        by_patch = labels.transpose(2, 1).flatten(2)  # (s, L, T h' W)
-        return torch.bmm(by_patch, affinity.mT).unflatten(2, (height, cols))
+        by_patch = labels.transpose(2, 1).flatten(2)  # (s, L, T h' w')
+        return torch.bmm(by_patch, affinity.mT).unflatten(2, (height, width))
 
 
 def _held(f_SHWC: torch.Tensor) -> torch.Tensor:
@@ -144,20 +146,35 @@ def _unit(f_SHWC: torch.Tensor) -> torch.Tensor:
     return functional.normalize(f_SHWC.float(), dim=-1)
 
 
-def _band_rows(rows: int, reach: int, per_row_pair: int) -> int:
-    """Rows of a band: all of them when that is cheap, else about one window (twice the work)."""
-    return rows if rows * rows * per_row_pair <= 2**22 else max(1, min(rows, 2 * reach))
+def _tile(grid_hw: tuple[int, int], window: Window) -> Window:
+    """Rows and columns of a tile: twice the window's reach, or the whole of a small grid."""
+    if grid_hw[0] * grid_hw[1] <= SMALL_GRID:
+        return Window(*grid_hw)
+    return Window(2 * window.rows, 2 * window.columns)
+
+
+def _parts(size: int, step: int, reach: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of `step` cells along an axis, each with the slice that its windows reach."""
+    step = max(1, step)
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        yield slice(start, stop), slice(max(0, start - reach), min(size, stop + reach))
 
 
 def _window_mask(
-    target_rows: tuple[int, int], source_rows: tuple[int, int], cols: int, window: Window
+    target: tuple[slice, slice], source: tuple[slice, slice], window: Window
 ) -> torch.Tensor:
     """(target cells, source cells) float 0/1: the source lies in the target's window."""
-    down = torch.arange(*target_rows)[:, None] - torch.arange(*source_rows)
-    across = torch.arange(cols)[:, None] - torch.arange(cols)
-    near_rows, near_cols = down.abs() <= window.rows, across.abs() <= window.columns
-    near = near_rows[:, None, :, None] & near_cols[None, :, None, :]
-    return near.flatten(2).flatten(0, 1).float()
+    near = [
+        (_cells(a)[:, None] - _cells(b)).abs() <= reach
+        for a, b, reach in zip(target, source, window, strict=True)
+    ]
+    near_QP = near[0][:, None, :, None] & near[1][None, :, None, :]
+    return near_QP.flatten(2).flatten(0, 1).float()
+
+
+def _cells(part: slice) -> torch.Tensor:
+    return torch.arange(part.start, part.stop)
 
 
 def _first_argmax(maps_SLHW: torch.Tensor) -> torch.Tensor:
