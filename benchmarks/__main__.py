@@ -1,6 +1,6 @@
 """Speed, memory and agreement beside other ways and other tools: one command, one table.
 
-    python -m benchmarks                      # every row, half an hour on two cores
+    python -m benchmarks                      # every row, a quarter of an hour on two idle cores
     python -m benchmarks --only kmeans --only bootstrap --rounds 3
     python -m benchmarks --only kmeans --profile      # which functions kvfix spends its time in
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -50,7 +51,9 @@ def main() -> None:
         lines += _in_a_process(name, options)
     if not options.profile:
         _show(lines, options.markdown)
-        print(f"{(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall, cpu = time.monotonic() - began, spent.ru_utime + spent.ru_stime
+        print(f"{wall / 60:.1f} minutes, {cpu / 60:.1f} CPU-minutes", file=sys.stderr)
 
 
 def _row(name: str, asked: Asked, profile: bool) -> None:
@@ -73,21 +76,17 @@ def _in_a_process(name: str, options: argparse.Namespace) -> list[Line]:
     if options.profile:
         subprocess.run([*command, "--profile"], env={**os.environ, **threads}, check=True)
         return []
-    child = subprocess.Popen(
-        command,
-        env={**os.environ, **threads},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    done = subprocess.run(
+        command, env={**os.environ, **threads}, capture_output=True, text=True, check=False
     )
-    stdout, stderr = child.communicate()
-    lines = [Line(*json.loads(said)) for said in stdout.splitlines() if said.startswith("[")]
-    if child.returncode:
-        why = (stderr.strip() or f"exit code {child.returncode}").splitlines()[-1]
+    lines = [Line(*json.loads(said)) for said in done.stdout.splitlines() if said.startswith("[")]
+    if done.returncode:
+        why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         lines.append(Line(name, "failed", why))
     for line in lines:
         print(" | ".join(line), file=sys.stderr, flush=True)
-    return lines
+    command = f"`python -m benchmarks --only {name} --profile`"
+    return [line._replace(why=line.why and f"{line.why} ({command})") for line in lines]
 
 
 def _show(lines: list[Line], markdown: bool) -> None:

@@ -18,6 +18,14 @@ from kvfix.eval.probes.propagation import Propagator, scaled_window
 from kvfix.eval.source import MlmSource
 
 BESIDE = "DINO's recipe, layer by layer"
+WHY = (
+    "54 % of ours is the products of features in the windows of tiles of 6 x 6 cells, a quarter of "
+    "the recipe's products at the same speed, and 21 % copies tiles together; products alone would "
+    "be 4.6x"
+)
+WHY_SMALL = (
+    "on 8 x 8 cells both sides form all affinities; ours saves calls alone, one for 8 layers"
+)
 
 
 def compared(asked: Asked) -> Iterator[Contest]:
@@ -28,15 +36,15 @@ def compared(asked: Asked) -> Iterator[Contest]:
     objects = int(mask[mask < 255].max())
     frames = [view.features["value"].float() for view in views]
     labels_LHW = object_shares(mask, views[0].layout, objects)
-    yield _contest("the nano's", frames, labels_LHW, asked.rounds)
+    yield _contest("the nano's", frames, labels_LHW, asked.rounds, WHY_SMALL)
     size = SMALLEST if asked.tiny else CLIP
     labels_LHW = object_shares(mask, layout_of(unit.frames[0], size.grid_hw), objects)
     frames = features(unit.frames[:-1], size)
-    yield _contest(str(size), frames, labels_LHW, min(asked.rounds, 2))
+    yield _contest(str(size), frames, labels_LHW, min(asked.rounds, 2), WHY)
 
 
 def _contest(
-    size: str, frames: list[torch.Tensor], labels_LHW: torch.Tensor, rounds: int
+    size: str, frames: list[torch.Tensor], labels_LHW: torch.Tensor, rounds: int, why: str
 ) -> Contest:
     last: dict[str, torch.Tensor] = {}
 
@@ -56,6 +64,7 @@ def _contest(
         {BESIDE: Goal(5)},
         rounds,
         lambda _: f"labels within {float((last['kvfix'] - last['DINO']).abs().max()):.0e}",
+        why={BESIDE: why},
     )
 
 
