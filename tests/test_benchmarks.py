@@ -27,6 +27,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("begin", "add", "norm", "end", "flags", "send", "read"):  # a child clocks them
         monkeypatch.setattr(Guard, name, getattr(Guard, name))
     monkeypatch.setattr(train, "in_a_process", train.child)
+    monkeypatch.setattr(train, "PERIOD", 1)
     monkeypatch.setattr(growth, "_in_a_process", growth.score)
     monkeypatch.setattr(busy, "ROUNDS", 1)
     passed = busy.seconds_of_a_pass
