@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from kvfix.data.catalog import load_units
-from kvfix.mlm.layout import Layout, raster_layout
+from kvfix.mlm.images.qwen import raster_layout
+from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.shipped import nano_dir
 
