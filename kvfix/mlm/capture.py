@@ -74,18 +74,10 @@ def extract(
     # Not inference mode: what it makes cannot enter a graph, and probes are trained on these
     # features.
     mode = torch.enable_grad() if grad else torch.no_grad()
-    asked: dict[str, Any] = {
-        "sites": sites,
-        "layers": layers,
-        "rope": rope,
-        "grad": grad,
-        "text": text,
-    }
-    with (
-        mode,
-        nullcontext() if around is None else around(encoded),
-        Capture(mlm, encoded, **asked, stop=not grad) as cap,
-    ):
+    cap = Capture(
+        *(mlm, encoded), sites=sites, layers=layers, rope=rope, grad=grad, text=text, stop=not grad
+    )
+    with mode, nullcontext() if around is None else around(encoded), cap:
         with suppress(Whole):
             # The base model stops before the language model's head.
             mlm.base.model(**encoded.inputs, use_cache=False)

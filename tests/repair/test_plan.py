@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
+import numpy as np
 import pytest
 import steps
 import tiny
@@ -17,9 +20,13 @@ import torch
 from commands import call
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from grids import grid_layout
 from places import CONFIGS
 from transformers import AutoConfig
 
+from kvfix.data.units import Clip
+from kvfix.eval.probes.tasks import TASKS
+from kvfix.eval.source import View
 from kvfix.mlm.images.shapes import PixelLimits
 from kvfix.mlm.load import Prompt, load_mlm
 from kvfix.mlm.renamed import recompute_layers
@@ -27,7 +34,7 @@ from kvfix.repair.base_pass import logits_at
 from kvfix.repair.dry_run import PeakBytes, reading_peak, skeleton, training_peak
 from kvfix.repair.lora import LoraOptions, attach
 from kvfix.repair.plan.make import Plan, PlanOptions, make_plan, plan_batch
-from kvfix.repair.plan.sizes import lay_out, nf4_bytes, weight_bytes
+from kvfix.repair.plan.sizes import CLIP_IMAGES, lay_out, nf4_bytes, weight_bytes
 from kvfix.repair.terms.kl import kl_anchor
 
 QWEN, ONEVISION, NEXT = (
@@ -70,6 +77,15 @@ def test_the_real_models(name, parameters, layers, adapter, tokens, grid) -> Non
     assert first[None].states == 16 * layers * adapter
     refused = [(m.quant, m.zero, m.offload) for m in made.memory if m.refusal]
     assert refused == [("nf4", 3, "all")]
+    # Layers x (hidden + keys + values), patches and image tokens, two bytes each.
+    channels = {
+        QWEN: 28 * (3584 + 2 * 512) + 4 * 1280 + 3584,
+        ONEVISION: 28 * (3584 + 2 * 512) + 1152 + 3584,
+        NEXT: 32 * (4096 + 2 * 1024) + 1024 + 4096,
+    }
+    assert made.flow_image == 2 * grid[0] * grid[1] * channels[name]
+    one_pass = made.flow["plain"] - first[None].weights - 10 * made.flow_image - 3 * 2**29
+    assert 0 < one_pass < GIB
 
 
 @pytest.mark.slow
@@ -229,6 +245,29 @@ def test_planned_activations_are_those_of_a_real_step(
         kl_anchor(logits(), base, torch.ones(8)).value.backward()
     assert planned == pytest.approx(counter.peak, rel=0.1)
     assert planned_reading == pytest.approx(reading.peak, rel=0.1)
+
+
+def test_a_clip_holds_no_more_images_than_planned() -> None:
+    layout = grid_layout((16, 16), (4, 4))
+    mask = np.zeros(layout.image_hw, np.uint8)
+    mask[4:12, 4:12] = 1
+    seen: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    class Clips:
+        def clip(self, frames: list[None], *, fps: float) -> Iterator[View]:
+            nonlocal most
+            for _ in frames:
+                features = torch.randn(2, 4, 4, 8).bfloat16()
+                seen.append(weakref.ref(features))
+                most = max(most, sum(f() is not None for f in seen))
+                yield View({"value": features}, layout)
+                del features
+
+    frames = [None] * 16
+    clip = Clip("clip", "clip", tuple(frames), tuple([mask] * 16), 24.0)
+    TASKS["temporal_correspondence"].run(clip, Clips(), None)
+    assert most == CLIP_IMAGES - 1  # and what hooks kept of the last
 
 
 def test_weights_are_what_a_loaded_model_holds(checkpoint) -> None:

@@ -37,7 +37,15 @@ from kvfix.mlm.processor import load_processor
 from kvfix.repair.dry_run import Batch, reading_peak, skeleton, training_peak
 from kvfix.repair.lora import LoraOptions, LoraReport, attach
 from kvfix.repair.plan.memory import WAYS, Counted, Memory, memory_of
-from kvfix.repair.plan.sizes import as_stored, feature_bytes, grids_of, lay_out, weight_bytes
+from kvfix.repair.plan.sizes import (
+    as_stored,
+    feature_bytes,
+    grids_of,
+    image_bytes,
+    lay_out,
+    probe_bytes,
+    weight_bytes,
+)
 from kvfix.shipped import nano_dir
 
 
@@ -89,6 +97,10 @@ class Plan:
     sample_tokens: int  # image tokens of one sample with all its images
     memory: tuple[Memory, ...]  # one entry per way to train
     reading: dict[str, int]  # bytes to diagnose the sample without and with nf4, all sites kept
+    # The same for `kvfix diagnose --only flow` on clips of the largest of these images, and what
+    # each image of a co-segmentation group over `CLIP_IMAGES` adds.
+    flow: dict[str, int]
+    flow_image: int
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -126,9 +138,12 @@ def make_plan(
         sum(p.numel() for p in module.parameters(recurse=False)) for module in mlm.base.modules()
     )
     batch = plan_batch(mlm, options)
-    reading = reading_peak(
-        skeleton(config, name=name, dtype=dtype), batch
-    ) + options.samples * feature_bytes(mlm, lay_out(mlm, options.images, options.limits))
+    one_pass = reading_peak(skeleton(config, name=name, dtype=dtype), batch)
+    layouts = lay_out(mlm, options.images, options.limits)
+    reading = one_pass + options.samples * feature_bytes(mlm, layouts)
+    alone = [lay_out(mlm, [size], options.limits)[0] for size in options.images]
+    largest_image = max(alone, key=lambda layout: layout.index_HW.numel())
+    flow = one_pass + probe_bytes(mlm, largest_image)
     tuned, report = attach(mlm, options.lora)
     counted = Counted(
         weights=bare,
@@ -147,16 +162,15 @@ def make_plan(
         report=report,
         tokens=tuple(
             Tokens(size, layout.n_tokens, layout.grid_hw)
-            for size in options.images
-            for layout in lay_out(mlm, [size], options.limits)
+            for size, layout in zip(options.images, alone, strict=True)
         ),
         sample_tokens=batch.image_tokens,
         memory=tuple(
             memory_of(counted, quant, zero, offload) for quant in kinds for zero, offload in WAYS
         ),
-        reading={
-            quant or "plain": bare.of(quant) + bare.unpacked(quant) + reading for quant in kinds
-        },
+        reading={q or "plain": bare.of(q) + bare.unpacked(q) + reading for q in kinds},
+        flow={q or "plain": bare.of(q) + bare.unpacked(q) + flow for q in kinds},
+        flow_image=image_bytes(mlm, largest_image),
     )
 
 

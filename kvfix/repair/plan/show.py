@@ -5,12 +5,13 @@ from __future__ import annotations
 from rich.table import Table
 
 from kvfix.repair.plan.make import Plan, PlanRequest
+from kvfix.repair.plan.sizes import CLIP_IMAGES
 from kvfix.report.columns import add_numbers, lean_table
 
 
 def lines(made: Plan, options: PlanRequest) -> list[str]:
     """What is planned, for the terminal, as plain text."""
-    asked, reading = options.plan, made.reading.items()
+    asked = options.plan
     return [
         f"{options.model or 'the shipped nano'}: {made.family}, {made.parameters:,} parameters, "
         f"{made.dtype}",
@@ -20,8 +21,9 @@ def lines(made: Plan, options: PlanRequest) -> list[str]:
             f"tokens, grid {t.grid_hw[0]} x {t.grid_hw[1]}"
             for t in made.tokens
         ),
-        "to diagnose this sample: "
-        + ", with ".join(f"{'' if k == 'plain' else k} {_size(n)}".strip() for k, n in reading),
+        f"to diagnose this sample: {_ways(made.reading)}",
+        f"for the flow diagnosis, clips of the largest image: {_ways(made.flow)}; a group of more "
+        f"than {CLIP_IMAGES} images {_size(made.flow_image)} more an image",
         f"a step: {asked.samples} x ({made.sample_tokens} image + {asked.text_tokens} text) "
         f"tokens, {'with' if asked.checkpointing else 'without'} gradient checkpointing",
         *(
@@ -49,6 +51,12 @@ def table(made: Plan, options: PlanRequest) -> Table:
         cells = ("-",) * 5 if m.refusal else tuple(map(_size, bytes_of))
         shown.add_row(*way, *cells, style="dim" if m.refusal else None)
     return shown
+
+
+def _ways(bytes_of: dict[str, int]) -> str:
+    return ", with ".join(
+        f"{'' if k == 'plain' else k} {_size(n)}".strip() for k, n in bytes_of.items()
+    )
 
 
 def _size(count: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from kvfix.checkpoint.quantised import Quantised, abilities, estimated_bytes
+from kvfix.eval.probes.score import MEMORY_ELEMENTS
 from kvfix.mlm.images.shapes import PixelLimits
 from kvfix.mlm.layout import Layout, LayoutRequest
 from kvfix.mlm.load import Mlm
@@ -82,14 +83,38 @@ def grids_of(mlm: Mlm, sizes: Any, limits: PixelLimits) -> Any:
     return None
 
 
+# Images whose features a probe of a clip holds at once: the first frame, the last seven, the next
+# one, and what hooks kept of that. An episode holds six; a group of co-segmentation all its images.
+CLIP_IMAGES = 10
+PROBE_TENSORS = 3  # of at most MEMORY_ELEMENTS float32, alive together while a probe computes
+
+
 def feature_bytes(mlm: Mlm, layouts: list[Layout]) -> int:
     """Captured features of one sample at every site and layer.
 
     Twice in the model's data type (kept by hooks, then on the grid), and once in float32, in which
     probes compute.
     """
+    return _features(mlm, layouts) * (2 * mlm.dtype.itemsize + 4)
+
+
+def image_bytes(mlm: Mlm, layout: Layout) -> int:
+    """Features of one image at every site and layer, as probes hold them."""
+    return _features(mlm, [layout]) * mlm.dtype.itemsize
+
+
+def probe_bytes(mlm: Mlm, layout: Layout) -> int:
+    """What the flow diagnosis holds at most of a clip, beside weights and a pass.
+
+    It does not grow with the number of units, nor of frames.
+    """
+    return CLIP_IMAGES * image_bytes(mlm, layout) + PROBE_TENSORS * 4 * MEMORY_ELEMENTS
+
+
+def _features(mlm: Mlm, layouts: list[Layout]) -> int:
+    """Numbers at every site and layer."""
     text, config = mlm.config.text_config, mlm.config
     lm_channels = mlm.n_layers * (text.hidden_size + 2 * mlm.n_kv_heads * mlm.head_dim)
     merged = mlm.family.vision_channels(config)
     cells = sum(layout.index_HW.numel() for layout in layouts)
-    return cells * (lm_channels + merged + text.hidden_size) * (2 * mlm.dtype.itemsize + 4)
+    return cells * (lm_channels + merged + text.hidden_size)
