@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from pretend_gpu import in_child, on_gpu, pretend_gpu, put
+from pretend_gpu import in_child, on_gpu, pretend_gpu, put, somewhere
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
 from kvfix.diagnose.keys import run as keys
+from kvfix.diagnose.prefix.run import diagnose_prefix
+from kvfix.diagnose.surfacing.trained import trained_readouts
 from kvfix.eval.mcq.ask import McqProtocol
 from kvfix.eval.mcq.run import run_answers, run_readouts
-from kvfix.eval.source import MlmSource
+from kvfix.eval.source import MlmSource, Site
 from kvfix.eval.suite import run_task
 from kvfix.mlm.load import Mlm, load_mlm
+from kvfix.report.pictures.gallery import draw_gallery
 from kvfix.terminal import RichWatch
 
 KINDS = ("vision", "projector", "value")
@@ -35,7 +38,7 @@ def test_every_measurement_runs_on_a_gpu(
 ) -> None:
     model = checkpoint("llava_onevision")
     alone = _measured(load_mlm(str(model), device="cpu"), tmp_path / "cpu")
-    there = in_child(lambda: _on(device, model, tmp_path / device))
+    there = somewhere(device, lambda: _measured(_loaded(model, device), tmp_path / device))
     assert there.keys() == alone.keys()
     for what, scores in alone.items():
         assert there[what] == pytest.approx(scores, abs=1e-3), what
@@ -98,12 +101,11 @@ def _refusals() -> Iterator[tuple[str, bool]]:
                 yield what, True
 
 
-def _on(device: str, model: Path, folder: Path) -> dict[str, list[float]]:
-    """The scores of a model on the real GPU or the pretended one."""
+def _loaded(model: Path, device: str) -> Mlm:
+    """On the real GPU or the pretended one."""
     if device == "cuda":
-        return _measured(load_mlm(str(model), device="cuda"), folder)
-    with pretend_gpu():
-        return _measured(on_gpu(load_mlm(str(model), device="cpu")), folder)
+        return load_mlm(str(model), device=device)
+    return on_gpu(load_mlm(str(model), device="cpu"))
 
 
 def _measured(mlm: Mlm, folder: Path) -> dict[str, list[float]]:
@@ -120,7 +122,11 @@ def _measured(mlm: Mlm, folder: Path) -> dict[str, list[float]]:
             found["readouts"] = [row.choice for run in readouts for row in run.rows]
             continue
         probes.append(units)
-        run = run_task(units.head(1), MlmSource(mlm, kinds=KINDS), folder)
+        source = MlmSource(mlm, kinds=KINDS)
+        best = {(units.task, units.dataset): Site("value", mlm.n_layers - 1)}
+        drawn = draw_gallery([units.head(1)], source, best, folder)
+        assert not drawn.not_drawn, drawn.not_drawn
+        run = run_task(units.head(1), source, folder)
         assert not run.left_out, run.left_out
         found[units.task] = [row.score for row in run.rows]
     some = [u for u in probes if u.task == "foreground_segmentation"]
@@ -130,6 +136,15 @@ def _measured(mlm: Mlm, folder: Path) -> dict[str, list[float]]:
         part = keys.diagnose_keys(some, [asked], mlm, folder, McqProtocol(), **how)
     assert not part.left_out, part.left_out
     found["keys"] = [r["value"] for r in part.results]
+    before = diagnose_prefix(some, mlm, folder, **{**how, "limit": 2})
+    assert not before.left_out, before.left_out
+    found["prefix"] = [r["value"] for r in before.results]
+    source = MlmSource(mlm, kinds=("value",), position=False)
+    reported: dict[str, list[str]] = {}
+    for name, subtask in zip(asked.ids, asked.subtasks, strict=True):
+        reported.setdefault(subtask, []).append(name)
+    learned = trained_readouts(asked, reported, source, folder, limit=4, seed=0)
+    assert learned.notes and not learned.left_out, learned  # read, and too few to train on
     for record in part.entries["keys"]["blocking"]:
         found[f"blocking {record['metric']}"] = list(record["means"].values())
     return found

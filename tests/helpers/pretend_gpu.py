@@ -183,3 +183,15 @@ def in_child(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     os.waitpid(child, 0)
     assert "error" not in said, said["error"]
     return said["value"]
+
+
+def somewhere(device: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns on a real GPU, or in a child process that pretends one."""
+    if device == "cuda":
+        return make()
+
+    def pretended() -> dict[str, Any]:
+        with pretend_gpu():
+            return make()
+
+    return in_child(pretended)

@@ -31,6 +31,12 @@ class PrefixRuns(NamedTuple):
     orders: dict[str, str]
     tokens: tuple[int, int]  # shortest and longest prefix
 
+    def read(self) -> PrefixRuns:
+        """The same with its rows in memory: each contrast goes through those of two conditions."""
+        return self._replace(
+            runs={name: run._replace(rows=list(run.rows)) for name, run in self.runs.items()}
+        )
+
 
 def prefix_results(found: PrefixRuns, *, seed: int = 0) -> list[Result]:
     """Paired differences at every site, `control` naming the contrast (`correct-neutral`)."""

@@ -51,6 +51,7 @@ def diagnose_prefix(
                 continue
             if not is_first():
                 continue
+            found = found.read()
             part.results += prefix_results(found, seed=seed)
             part.findings += prefix_findings(found, seed=seed)
             part.left_out += [e for run in found.runs.values() for e in run.left_out]

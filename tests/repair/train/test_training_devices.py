@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import steps
 import torch
-from pretend_gpu import in_child, pretend_gpu, put
+from pretend_gpu import put, somewhere
 from talks import write_talks
 
 from kvfix.data.training.conversations import read_conversations
@@ -32,18 +32,11 @@ def test_a_training_step_of_every_loss_runs_on_a_gpu(
     examples = [*talks, scenes[10], scenes[11]]
     folder = checkpoint("llava_onevision")
     alone = _step(folder, examples, "cpu")
-    there = in_child(lambda: _on(device, folder, examples))
+    there = somewhere(device, lambda: _step(folder, examples, device))
     assert there["amounts"] == alone["amounts"] and all(alone["amounts"])
     assert there["means"] == pytest.approx(alone["means"], rel=1e-3, abs=1e-5)
     if device == "cuda":  # autograd has no queue for a pretended device
         assert there["gradients"] == pytest.approx(alone["gradients"], rel=1e-2, abs=1e-5)
-
-
-def _on(device: str, folder: Path, examples: list[Example]) -> dict[str, Any]:
-    if device == "cuda":
-        return _step(folder, examples, device)
-    with pretend_gpu():
-        return _step(folder, examples, device)
 
 
 def _step(folder: Path, examples: list[Example], device: str) -> dict[str, Any]:
