@@ -92,7 +92,7 @@ def _rank() -> None:
         units.append(time.process_time() - start)
         return found
 
-    evaluate._probe = timed
+    evaluate._probe = timed  # type: ignore[assignment]
     try:
         main()
     finally:
