@@ -107,6 +107,7 @@ def main() -> None:
     what, model, adapter, dtype, n, file, *data = sys.argv[1:]
     mlm = ModelOptions(model=model, adapter=adapter or None, dtype=dtype).load()
     found = {"val": val_accuracy, "rest": rest}[what](mlm, int(n), *data)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
 
 

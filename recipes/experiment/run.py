@@ -272,8 +272,9 @@ def _complete(folder: Path) -> bool:
 
 
 def _run(trial: Trial, what: str, command: list[str]) -> None:
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    with (trial.folder / f"{what}.txt").open("w") as said:
+    """What the command says goes beside the trial's folder: a training wants its own for itself."""
+    trial.folder.parent.mkdir(parents=True, exist_ok=True)
+    with trial.folder.with_name(f"{trial.folder.name}.{what}.txt").open("w") as said:
         done = subprocess.run(command, stdout=said, stderr=said)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}, see {said.name}")

@@ -1,15 +1,21 @@
 """Lessons that teach a model to answer at all, without a question about perception among them.
 
     python recipes/experiment/teach.py data/train2/train.jsonl lessons
+    python recipes/train_surfacing.py --config recipes/experiment/teach.yaml model=pico_112 \
+        data=lessons/train.jsonl out=lesson_1
     python recipes/train_surfacing.py --config recipes/experiment/teach.yaml model=pico \
-        data=lessons/train.jsonl out=taught_adapter
-    kvfix merge --model pico --adapter taught_adapter --out taught
-    kvfix eval --model taught --data own=lessons/val.jsonl --task mcq --site value
+        data=lessons/letters.jsonl adapter=lesson_1 steps=120 rates.lm=5e-4 out=lesson_2
+    kvfix merge --model pico --adapter lesson_2 --out taught
+    kvfix eval --model taught --data mcq=lessons/val.jsonl --task mcq --site vision
 
 A model that says "(A)" to everything cannot be asked what it sees. The lessons are what photos
 show, in words and as one of two to four options; the letter that is drawn at a mark, as such and
 as an option; counts and places; and questions that their own text answers. Right options are at
 all letters alike. Similarity, correspondence, jigsaw, depth and style are none of it.
+
+The first lesson is cheap: `pico_112` is pico with images of 112 px. The second is mostly letters,
+at the 168 px at which its vision tower tells them apart: a linear probe on its features names 68 to
+69 % of 216 drawn letters, 43 to 45 % at 112 px (chance 25).
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ SHARES = {
     "Spatial_Relation": 1,
     "Format": 2,
 }
+LETTER_SHARES = {"Reading": 4, "Reading_Choice": 4, "Naming_Choice": 2, "Counting": 1, "Naming": 1}
 FORMAT_LINES = 1000
 
 
@@ -110,6 +117,7 @@ def main() -> None:
     data, out = map(Path, sys.argv[1:])
     taught, held_out = parts(read_records(data))
     write_records(out / "train.jsonl", mixed(lessons(taught), SHARES))
+    write_records(out / "letters.jsonl", mixed(lessons(taught), LETTER_SHARES))
     val = [r for r in lessons(held_out) if r["images"] and is_choice(r)]
     write_records(out / "val.jsonl", val)
 

@@ -123,6 +123,14 @@ def test_a_rate_is_searched_in_short_runs_on_what_is_kept(
     assert {r.data for r in trained} == {str(tmp_path / "runs" / "pico" / "train.jsonl")}
 
 
+def test_a_training_finds_its_folder_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path)
+    trial = Trial("pico", "lora", 0.0012, 0)
+    experiment._run(trial, "train", [sys.executable, "-c", "print('said')"])
+    assert not trial.folder.exists()
+    assert (tmp_path / "pico" / "lora-0.0012-0.train.txt").read_text() == "said\n"
+
+
 def test_settings_from_before_a_setting_was_there_are_its_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
