@@ -44,7 +44,9 @@ def val_accuracy(mlm: Mlm, n: int, data: str = "") -> dict[str, Any]:
     for start in range(0, n, BATCH):
         questions = [units.load(i) for i in range(start, min(start + BATCH, n))]
         asked = [q for q in questions if isinstance(q, Question) and q.sub_task in trained]
-        for question, got in zip(asked, answer(mlm, asked, McqProtocol()), strict=True):
+        for question, got in zip(
+            asked, answer(mlm, asked, McqProtocol(max_new_tokens=1)), strict=True
+        ):
             right[question.sub_task].append(int(np.argmax(got.logprobs)) == question.answer)
     tasks = {task: float(np.mean(of)) for task, of in right.items()}
     return {"macro": float(np.mean(list(tasks.values()))), "tasks": tasks}
