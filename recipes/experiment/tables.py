@@ -181,18 +181,20 @@ def surfacing_table(arms: Arms, *, data: str = "", **_: bool) -> Iterator[str]:
 
 
 def readouts_table(arms: Arms, *, data: str, folder: Path) -> Iterator[str]:
-    """Readouts of all arms, at the base's best layer, beside rules that need no model."""
+    """What rules without a model get right of every kind, beside the readouts of all arms, which
+    are those of the surfacing table.
+    """
     base = arms[BASE][0]
-    kinds = without_model(folder)
-    yield row(["kind", "n", "chance", *(f"readout, {arm}" for arm in arms), *RULES])
+    read = {arm: [readouts(trial, base, data) for trial in of] for arm, of in arms.items()}
+    yield row(["kind", "n", "chance", *RULES, *(f"readout, {arm}" for arm in arms)])
     yield row(["---"] + ["---:"] * (2 + len(arms) + len(RULES)))
-    for task, (was, *_) in readouts(base, base, data).items():
-        shares = [np.mean([readouts(t, base, data)[task][1] for t in of]) for of in arms.values()]
-        rules = [kinds[task].right.get(rule) for rule in RULES]
-        cells = [task.replace("_", " "), str(len(was)), percent(kinds[task].chance)]
-        yield row(
-            [*cells, *map(percent, shares), *("" if x is None else percent(x) for x in rules)]
-        )
+    for task, of in without_model(folder).items():
+        cells = [task.replace("_", " "), str(of.n), percent(of.chance)]
+        cells += [percent(of.right[rule]) if rule in of.right else "" for rule in RULES]
+        has = task in read[BASE][0]
+        for trials in read.values():
+            cells.append(percent(np.mean([t[task][1] for t in trials])) if has else "")
+        yield row(cells)
 
 
 def rest_table(arms: Arms) -> Iterator[str]:

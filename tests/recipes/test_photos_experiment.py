@@ -17,6 +17,8 @@ sys.path.insert(0, str(ROOT / "recipes" / "experiment"))
 import run as experiment
 from mixture import Record, mixed, parts, read_records, write_records
 from run import Grid, Trial, check_settings, prepare
+from samples import answers
+from tables import readouts_table
 from teach import SHARES, answer_of, lessons
 from without_model import by_images, by_points, file_sizes, without_model
 
@@ -172,3 +174,22 @@ def test_what_is_had_without_a_model_is_counted_by_kind(tmp_path: Path) -> None:
     assert set(found["Counting"].right) == {"commonest answer"}
     assert set(found["Jigsaw"].right) == {"commonest answer", "larger file", "mean colour"}
     assert [len(sizes) for sizes in file_sizes(tmp_path).values()] == [1, 1, 1, 3, 3]
+
+
+def test_rules_stand_beside_readouts_of_the_dataset_that_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "RUNS", tmp_path / "runs")
+    blink(tmp_path / "BLINK", {"Counting": 3})
+    said = tmp_path / "runs" / "pico" / "base" / "mcq" / "samples"
+    said.mkdir(parents=True)
+    answer = {"correct": 1, "logprob_correct": 1, "logprobs": [-1, -2], "logprob_letter": "A"}
+    answer |= {"task": "Counting", "cluster": "a", "answer": "A", "letter": "A", "unparsed": False}
+    for data, n in (("blink", 3), ("mcq", 2)):
+        rows = [json.dumps(answer | {"id": f"{data}_{i}"}) + "\n" for i in range(n)]
+        (said / f"mcq.{data}.jsonl").write_text("".join(rows))
+    arms = {"base": [Trial("pico", "base")]}
+    assert len(answers(arms["base"][0], data="blink").ids) == 3
+    assert len(answers(arms["base"][0], data="mcq").ids) == 2
+    _, _, counted = readouts_table(arms, data="blink", folder=tmp_path / "BLINK")
+    assert counted.startswith("| Counting | 3 |") and counted.endswith("|  |  |")
