@@ -14,8 +14,7 @@ as an option; counts and places; and questions that their own text answers. Righ
 all letters alike. Similarity, correspondence, jigsaw, depth and style are none of it.
 
 The first lesson is cheap: `pico_112` is pico with images of 112 px. The second is mostly letters,
-at the 168 px at which its vision tower tells them apart: a linear probe on its features names 68 to
-69 % of 216 drawn letters, 43 to 45 % at 112 px (chance 25).
+at pico's own 168 px, where drawn letters are larger than a patch's half.
 """
 
 from __future__ import annotations
