@@ -85,8 +85,8 @@ def _in_a_process(name: str, options: argparse.Namespace) -> list[Line]:
         lines.append(Line(name, "failed", why))
     for line in lines:
         print(" | ".join(line), file=sys.stderr, flush=True)
-    command = f"`python -m benchmarks --only {name} --profile`"
-    return [line._replace(why=line.why and f"{line.why} ({command})") for line in lines]
+    shown = f"`python -m benchmarks --only {name} --profile`"
+    return [line._replace(why=line.why and f"{line.why} ({shown})") for line in lines]
 
 
 def _show(lines: list[Line], markdown: bool) -> None:

@@ -143,7 +143,7 @@ def _own_steps(name: str, asked: argparse.Namespace) -> list[float]:
         begun.append(time.process_time())
         begin(guard)
 
-    Guard.begin = clocked  # type: ignore[method-assign]
+    Guard.begin = clocked  # type: ignore[method-assign,assignment]
     with tempfile.TemporaryDirectory() as folder:
         data = [f"data={_questions(Path(folder), asked)}"] if asked.trl else []
         options = [

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from serve import serve
 
 torch.set_num_threads(1)
-READY = {}
+READY: dict[str, Any] = {}
 
 
 class Processor:
@@ -46,7 +47,8 @@ def run(arrays):
     questions = json.loads((folder / "questions.json").read_text())
     model = model_of(str(arrays["model"]))
     model.task_dict = {"scenes": {"test": questions}}
-    asked, written = [], []
+    asked: list[Any] = []
+    written: list[Any] = []
     for number, question in enumerate(questions):
         at = images_of, number, "scenes", "test"
         meta = {"task": "scenes", "doc_id": number, "repeats": 1}

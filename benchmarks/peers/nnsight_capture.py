@@ -1,12 +1,14 @@
 """A nano's keys and values of every layer by nnsight, and the plain pass of the same process."""
 
+from typing import Any
+
 import torch
 from nnsight import NNsight
 from serve import serve
 from transformers import AutoModelForImageTextToText
 
 torch.set_num_threads(1)
-MODELS = {}
+MODELS: dict[str, Any] = {}
 
 
 def run(arrays):
