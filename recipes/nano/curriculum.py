@@ -12,7 +12,7 @@ from dense import Heads, dense_loss, examine_dense
 from drill import draw_drill
 from exam import measure
 from gallery import Gallery
-from lookup import LOOKUPS, draw_lookup, lookup_of
+from lookup import LOOKUPS, Asked, asked_at, draw_lookup
 from models import Nano
 from pictures import draw_lesson
 from raster import align_loss, examine_align
@@ -146,15 +146,13 @@ def lookup_stage(c: Config, nano: Nano) -> Stage:
         if step % 8 == 1:  # so that letters are not forgotten
             lessons = [draw_drill("train", AGAIN + first + i, ease=0) for i in range(c.drill_batch)]
             return lesson_loss(nano, lessons)
-        lookup, share = lookup_of(step, c.lookup_each)
-        indices = range(first, first + c.lookup_batch)
-        return lesson_loss(nano, [draw_lookup("train", i, lookup, choices=share) for i in indices])
+        asked, indices = asked_at(step, c.lookup_each), range(first, first + c.lookup_batch)
+        return lesson_loss(nano, [draw_lookup("train", i, asked) for i in indices])
 
     def held_out(raster: bool, choices: float) -> Callable[[], str]:
-        asked, n = [x for x in LOOKUPS if x.raster == raster], max(c.held_out // 4, 1)
-        return measure(
-            nano, [draw_lookup("val", i, x, choices=choices) for x in asked for i in range(n)]
-        )
+        asked = [Asked(x, choices=choices) for x in LOOKUPS if x.raster == raster]
+        n = max(c.held_out // 4, 1)
+        return measure(nano, [draw_lookup("val", i, x) for x in asked for i in range(n)])
 
     measures = {
         "in words of cells": held_out(True, 0.0),

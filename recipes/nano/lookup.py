@@ -6,6 +6,8 @@ hundred batches, and kept by asking it again now and then (README).
 
 from __future__ import annotations
 
+from bisect import bisect
+from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from kvfix.data.scenes.talk import VOCABULARY, Turn
 
 MARKED = ("mark_attribute", "at_letter", "letter", "mark_position")
 NEWEST = 0.65  # share of batches that ask the newest kind while it is learned
+ONE, SEVERAL = (1, 1), (2, 4)  # objects of a scene
 CHOICES = 0.5  # share of questions with lettered options, once all kinds are known
 
 
@@ -37,38 +40,60 @@ ASKED = ("attribute", *MARKED[:2], "place", "letter", "position", MARKED[3], "pr
 LOOKUPS = tuple(Lookup(raster, asked) for asked in ASKED for raster in (True, False))
 
 
-def lookup_of(step: int, each: int) -> tuple[Lookup, float]:
-    """What the batch of a step asks, and its share of lettered options.
+class Asked(NamedTuple):
+    """What the batch of a step asks.
+
+    Attributes:
+        lookup: Which kind.
+        objects: Fewest and most of a scene.
+        choices: Share of questions with lettered options.
+    """
+
+    lookup: Lookup
+    objects: tuple[int, int] = SEVERAL
+    choices: float = 0.0
+
+
+# How long a turn lasts, in turns of usual length, and what is asked in it. The first two have one
+# object, so that an answer is said at all; words of cells take longer to be read than sentences.
+TURNS = (
+    (0.4, Asked(Lookup(False, "attribute"), ONE)),
+    (1.2, Asked(Lookup(True, "attribute"), ONE)),
+    *((1.0, Asked(x)) for x in LOOKUPS),
+)
+ENDS = tuple(accumulate(length for length, _ in TURNS))
+
+
+def asked_at(step: int, each: int) -> Asked:
+    """What the batch of a step asks.
 
     Args:
         step: Of the stage.
-        each: Steps after which the next kind begins; after the last one, all are mixed.
+        each: Steps of a turn of usual length; after the last turn all kinds are mixed.
     """
-    rng = Random(step)
-    newest = step // each
-    if newest >= len(LOOKUPS):
-        return rng.choice(LOOKUPS), CHOICES
-    if newest == 0 or rng.random() < NEWEST:
-        return LOOKUPS[newest], 0.0
-    return rng.choice(LOOKUPS[:newest]), 0.0
+    rng, turn = Random(step), bisect(ENDS, step / each)
+    if turn == len(TURNS):
+        return Asked(rng.choice(LOOKUPS), choices=CHOICES)
+    if turn == 0 or rng.random() < NEWEST:
+        return TURNS[turn][1]
+    return rng.choice(TURNS[:turn])[1]
 
 
-def draw_lookup(split: str, index: int, lookup: Lookup, *, choices: float) -> Lesson:
-    """Lesson `index` of a split: facts about two to four objects and one question."""
-    rng = generator(split, index, f"lookup-{lookup.asked}-{lookup.raster:d}")
+def draw_lookup(split: str, index: int, asked: Asked) -> Lesson:
+    """Lesson `index` of a split: facts about a scene and one question."""
+    (raster, kind), objects, choices = asked
+    rng = generator(split, index, f"lookup-{kind}-{raster:d}")
     turn = None
     while turn is None:
-        scene = sample_scene(rng, count=(2, 4))
+        scene = sample_scene(rng, count=objects)
         shown = Shown(scene, *draw_letters(rng, scene))
-        if lookup.asked in MARKED:
-            turn = _if_asked(mark_turn(rng, shown), lookup.asked)
+        if kind in MARKED:
+            turn = _if_asked(mark_turn(rng, shown), kind)
         else:
-            turn = scene_turn(rng, shown, lookup.asked, told=not lookup.raster)
+            turn = scene_turn(rng, shown, kind, told=not raster)
     if rng.random() < choices:
         turn = chosen(rng, shown, turn)
-    if lookup.raster:
-        return Lesson([], [turn], raster=(shown,))
-    return Lesson([], [turn], facts(rng, shown))
+    return Lesson([], [turn], raster=(shown,)) if raster else Lesson([], [turn], facts(rng, shown))
 
 
 def _if_asked(turn: Turn | None, asked: str) -> Turn | None:

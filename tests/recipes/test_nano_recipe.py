@@ -23,7 +23,7 @@ from dense import Heads, dense_loss
 from drill import draw_drill, drill_turn
 from exam import Choices, Grade, choices, foreseen, grades, measure, single_questions, written
 from gallery import LETTERS, Gallery, cell_figure, cell_letters, label
-from lookup import LOOKUPS, MARKED, draw_lookup, lookup_of
+from lookup import LOOKUPS, MARKED, ONE, SEVERAL, Asked, Lookup, asked_at, draw_lookup
 from models import BUILDERS, Nano, build_nano
 from pictures import draw_lesson, draw_marks
 from PIL import Image
@@ -234,7 +234,7 @@ def test_a_drill_asks_the_letter_or_the_content_of_an_option() -> None:
 def test_a_lookup_asks_one_kind_of_question_about_several_objects() -> None:
     assert len(set(LOOKUPS)) == len(LOOKUPS) == 18
     for x in LOOKUPS:
-        lessons = [draw_lookup("train", i, x, choices=0.0) for i in range(12)]
+        lessons = [draw_lookup("train", i, Asked(x)) for i in range(12)]
         kinds = {t.kind for lesson in lessons for t in lesson.turns}
         wanted = x.asked.removeprefix("mark_")
         if wanted == "attribute":
@@ -245,17 +245,20 @@ def test_a_lookup_asks_one_kind_of_question_about_several_objects() -> None:
             assert all("letter" in t.question for lesson in lessons for t in lesson.turns)
         assert all(bool(lesson.raster) == x.raster != bool(lesson.facts) for lesson in lessons)
         assert all(len(shown.scene.things) > 1 for lesson in lessons for shown in lesson.raster)
-        [turn] = draw_lookup("train", 3, x, choices=1.0).turns
+        [turn] = draw_lookup("train", 3, Asked(x, choices=1.0)).turns
         assert turn.kind.startswith("choice_")
 
 
 def test_lookups_begin_one_after_the_other_and_are_kept() -> None:
     each = 100
-    assert {lookup_of(step, each) for step in range(each)} == {(LOOKUPS[0], 0.0)}
-    asked = Counter(lookup_of(step, each)[0] for step in range(4 * each, 5 * each))
-    assert set(asked) == set(LOOKUPS[:5]) and 50 < asked[LOOKUPS[4]] < 80
-    last = [lookup_of(step, each) for step in range(18 * each, 28 * each)]
-    assert {x for x, _ in last} == set(LOOKUPS) and {share for _, share in last} == {0.5}
+    alone = [Asked(Lookup(raster, "attribute"), ONE) for raster in (False, True)]
+    assert {asked_at(step, each) for step in range(40)} == {alone[0]}
+    assert {asked_at(step, each) for step in range(40, 160)} == {*alone}
+    asked = Counter(asked_at(step, each) for step in range(560, 660))
+    fifth = Asked(LOOKUPS[4], SEVERAL)
+    assert set(asked) == {*alone, *map(Asked, LOOKUPS[:5])} and 50 < asked[fifth] < 80
+    last = [asked_at(step, each) for step in range(1960, 2960)]
+    assert {x.lookup for x in last} == set(LOOKUPS) and {x.choices for x in last} == {0.5}
 
 
 def test_told_lessons_grow_from_one_question() -> None:
@@ -270,7 +273,7 @@ def test_no_lesson_asks_a_perception_question() -> None:
     lessons += [draw_told("train", i, raster=False, ease=0, turns=6) for i in range(200)]
     lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
     lessons += [draw_drill("train", i, ease=0) for i in range(200)]
-    lessons += [draw_lookup("train", i, x, choices=0.5) for x in LOOKUPS for i in range(20)]
+    lessons += [draw_lookup("train", i, Asked(x, choices=0.5)) for x in LOOKUPS for i in range(20)]
     asked = " ".join(t.question for x in lessons for t in x.turns)
     for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):
         assert words not in asked
