@@ -15,7 +15,7 @@ import torch
 
 from kvfix.adapters import AdapterWarning
 from kvfix.data.units import UnitSet
-from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.source import NEUTRAL, Clips, clips_fingerprint
 from kvfix.eval.suite import PROTOCOL
 from kvfix.findings import Finding

@@ -21,7 +21,7 @@ from kvfix.data.units import MCQ
 from kvfix.diagnose.keys import run as keys
 from kvfix.diagnose.prefix.run import diagnose_prefix
 from kvfix.diagnose.surfacing.trained import trained_readouts
-from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.run import run_answers, run_readouts
 from kvfix.eval.source import MlmSource, Site
 from kvfix.eval.suite import run_task

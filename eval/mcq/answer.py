@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from kvfix.data.files import grouped
 from kvfix.data.pictures.read import source_of
 from kvfix.data.units import MCQ, Question
-from kvfix.eval.mcq.ask import McqProtocol, ask
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter, extract
 from kvfix.eval.mcq.options import OptionTree, answer_gap, option_tokens, option_tree
 from kvfix.eval.mcq.prefill import Prefill
+from kvfix.eval.mcq.prompt import McqProtocol, ask
 from kvfix.mlm.load import Encoded, Mlm, Prompt
 from kvfix.mlm.prompts import Around
 from kvfix.runs.rows import AnswerRow

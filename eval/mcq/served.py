@@ -22,8 +22,8 @@ from PIL import Image
 
 from kvfix.data.units import Question
 from kvfix.eval.mcq.answer import Answer
-from kvfix.eval.mcq.ask import McqProtocol, ask
 from kvfix.eval.mcq.letters.parse import extract
+from kvfix.eval.mcq.prompt import McqProtocol, ask
 from kvfix.mlm.prompt import Prompt
 
 TIMEOUT = 600  # seconds that one answer may take

@@ -16,7 +16,7 @@ import torch
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import UnitSet
-from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.run import run_answers, run_readouts
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task

@@ -22,7 +22,7 @@ from kvfix.data.scenes.units import scene_units
 from kvfix.diagnose.keys import run as diagnose_keys
 from kvfix.diagnose.keys.statistics import BadKeys
 from kvfix.diagnose.prefix import run as diagnose_prefix
-from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.session import Part
 
 THIN = (60, 2)  # pixels: one that the readers take, and LLaVA-OneVision's grid has no token for

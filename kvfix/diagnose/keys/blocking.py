@@ -23,8 +23,8 @@ import torch
 from kvfix.data.left_out import Attempts, LeftOut, attempted
 from kvfix.data.units import Episode, Question
 from kvfix.eval.mcq.answer import Scores, score_options
-from kvfix.eval.mcq.ask import McqProtocol, ask
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER
+from kvfix.eval.mcq.prompt import McqProtocol, ask
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import MlmSource
 from kvfix.eval.stats.bootstrap import paired_bootstrap

@@ -26,7 +26,7 @@ from kvfix.diagnose.keys.calibration import lowest_keys
 from kvfix.diagnose.keys.findings import effect_finding, key_findings
 from kvfix.diagnose.keys.statistics import BadKeys, to_square
 from kvfix.diagnose.keys.values import score_cells, squared
-from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.run import in_turn
 from kvfix.mlm.load import Mlm
 from kvfix.ranks import agreed, check_alike

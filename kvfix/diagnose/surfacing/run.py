@@ -12,7 +12,7 @@ from kvfix.data.units import UnitSet
 from kvfix.diagnose.surfacing.findings import surfacing_finding, surfacing_result
 from kvfix.diagnose.surfacing.table import SCORINGS, align, surfacing
 from kvfix.diagnose.surfacing.trained import TRAINED, n_trained, trained_readouts
-from kvfix.eval.mcq.ask import McqProtocol
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.eval.mcq.run import (
     answer_results,

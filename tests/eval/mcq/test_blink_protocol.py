@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from kvfix.data.units import Question
-from kvfix.eval.mcq.ask import McqProtocol, ask, concatenate, shrink
+from kvfix.eval.mcq.prompt import McqProtocol, ask, concatenate, shrink
 
 QUESTION = Question(
     *("q", "q", "Jigsaw", (tiny.photo(20, 30), tiny.photo(11, 40, seed=1))),
