@@ -101,7 +101,9 @@ def test_what_the_language_model_is_given_of_a_frame_is_its_projected_step(name,
     hook = mlm.lm.register_forward_pre_hook(
         lambda module, args, kwargs: given.update(kwargs), with_kwargs=True
     )
-    samples = extract(mlm, _prompts(), sites=("projector",))
+    samples = extract(
+        mlm, _prompts(), sites=("projector", "value")
+    )  # a pass ends with its last site
     hook.remove()
     for number, spans in enumerate(encoded.images):
         for step, span in enumerate(spans):
