@@ -260,9 +260,9 @@ def test_real_photos() -> None:
         masks = (episode.query_mask, *episode.support_masks)
         assert all(set(np.unique(m)) <= {0, 1, 255} and (m == 1).any() for m in masks)
         assert episode.cluster in episode.id and episode.category in episode.id
-    folds = {i[:5]: set() for i in units.ids}
+    folds = {int(i[4]): set() for i in units.ids}  # ids begin with fold0 to fold3
     for i in units.ids:
-        folds[i[:5]].add(i.split("-")[3])
+        folds[int(i[4])].add(i.split("-")[3])
     assert all(c in CLASSES[5 * f : 5 * f + 5] for f, names in folds.items() for c in names)
     # Three photos show dogs, two of them nothing else of the fold.
     assert folds[2] == {"diningtable", "dog", "motorbike", "person"}
