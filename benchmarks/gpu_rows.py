@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size, mcq
+from benchmarks.rows.capture import passes
 from kvfix.config import load_config
 from kvfix.data.catalog import load_units
 from kvfix.data.training.examples import scene_examples
@@ -26,7 +27,6 @@ from kvfix.data.units import MCQ
 from kvfix.eval.mcq.answer import McqProtocol, answer
 from kvfix.eval.source import NEUTRAL, MlmSource
 from kvfix.eval.suite import run_task
-from kvfix.mlm.capture import SITES, Capture
 from kvfix.mlm.load import Mlm, Prompt, load_mlm
 from kvfix.mlm.renamed import recompute_layers
 from kvfix.repair.batch import Batch, Collator
@@ -161,17 +161,7 @@ def capture(bench: Bench, mlm: Mlm) -> None:
 def _capture(bench: Bench, mlm: Mlm, tokens: int, attn: str) -> None:
     encoded = mlm.encode([_prompt(mlm, tokens)])
     length = encoded.inputs["input_ids"].shape[1]
-
-    @torch.inference_mode()
-    def plain() -> None:
-        mlm.base.model(**encoded.inputs, use_cache=False)
-
-    @torch.inference_mode()
-    def captured() -> None:
-        with Capture(mlm, encoded, sites=SITES) as cap:
-            mlm.base.model(**encoded.inputs, use_cache=False)
-            cap.collect()
-
+    plain, captured = passes(mlm, encoded)
     with FlopCounterMode(display=False) as counter:
         plain()
     bench.forget()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from benchmarks.peers import peers
 from benchmarks.rows.inputs import nano
-from benchmarks.turns import Asked, Contest, Goal
+from benchmarks.turns import Asked, Contest, Goal, Way
 from kvfix.data.scenes.paint import generator, render, sample_scene
 from kvfix.eval.source import NEUTRAL
 from kvfix.mlm.capture import SITES, Capture, SampleFeatures
-from kvfix.mlm.load import Prompt
+from kvfix.mlm.load import Encoded, Mlm, Prompt
 from kvfix.shipped import nano_dir
 
 PLAIN, AGAIN = "a plain pass", "output_hidden_states, keys and values again"
@@ -27,17 +27,9 @@ def compared(asked: Asked) -> Iterator[Contest]:
     pictures = [render(sample_scene(generator("test", i, "bench"))).image for i in range(images)]
     encoded = mlm.encode([Prompt((image,), NEUTRAL) for image in pictures])
     layers = mlm.base.model.language_model.layers
+    plain, captured = passes(mlm, encoded)
     last: dict[str, list[SampleFeatures]] = {}
-
-    @torch.inference_mode()
-    def captured(sites: tuple[str, ...] = SITES) -> None:
-        with Capture(mlm, encoded, sites=sites) as cap:
-            mlm.base.model(**encoded.inputs, use_cache=False)
-            last["kvfix"] = cap.collect()
-
-    @torch.inference_mode()
-    def plain() -> None:
-        mlm.base.model(**encoded.inputs, use_cache=False)
+    _, read = passes(mlm, encoded, READ, lambda samples: last.update(kvfix=samples))
 
     @torch.inference_mode()
     def projected_again() -> None:
@@ -72,7 +64,7 @@ def compared(asked: Asked) -> Iterator[Contest]:
 
         yield Contest(
             f"keys and values of every layer, {images} images",
-            lambda: captured(READ),
+            read,
             found.by_name,
             {"nnsight": Goal(1)},
             asked.rounds,
@@ -81,7 +73,28 @@ def compared(asked: Asked) -> Iterator[Contest]:
         )
 
 
-def _cells(encoded) -> np.ndarray:
+def passes(
+    mlm: Mlm,
+    encoded: Encoded,
+    sites: tuple[str, ...] = SITES,
+    keep: Callable[[list[SampleFeatures]], object] = len,
+) -> tuple[Way, Way]:
+    """A plain pass over a batch, and one whose features of some sites are handed to `keep`."""
+
+    @torch.inference_mode()
+    def plain() -> None:
+        mlm.base.model(**encoded.inputs, use_cache=False)
+
+    @torch.inference_mode()
+    def captured() -> None:
+        with Capture(mlm, encoded, sites=sites) as cap:
+            mlm.base.model(**encoded.inputs, use_cache=False)
+            keep(cap.collect())
+
+    return plain, captured
+
+
+def _cells(encoded: Encoded) -> np.ndarray:
     """Flat positions b * L + l of every image's cells, image after image."""
     length = encoded.inputs["input_ids"].shape[1]
     return np.concatenate(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
+from benchmarks.rows.capture import PLAIN, passes
 from benchmarks.rows.inputs import nano
 from benchmarks.turns import Asked, Contest, Goal
 from kvfix.data.scenes.paint import generator, render, sample_scene
 from kvfix.eval.source import NEUTRAL
-from kvfix.mlm.capture import SITES, Capture
-from kvfix.mlm.load import Encoded, Mlm, Prompt
-
-PLAIN = "a plain pass"
+from kvfix.mlm.load import Prompt
 
 
 def compared(asked: Asked) -> Iterator[Contest]:
@@ -24,19 +20,11 @@ def compared(asked: Asked) -> Iterator[Contest]:
         images = tuple(render(scene).image for scene in scenes)
         encoded = mlm.encode([Prompt(images, NEUTRAL)])
         tokens = sum(len(span.positions_V) for span in encoded.images[0])
-        yield _contest(f"capture of every layer, {tokens} image tokens", mlm, encoded, asked)
-
-
-def _contest(name: str, mlm: Mlm, encoded: Encoded, asked: Asked) -> Contest:
-    @torch.inference_mode()
-    def plain() -> None:
-        mlm.base.model(**encoded.inputs, use_cache=False)
-
-    @torch.inference_mode()
-    def captured() -> None:
-        with Capture(mlm, encoded, sites=SITES) as cap:
-            mlm.base.model(**encoded.inputs, use_cache=False)
-            cap.collect()
-
-    goal = Goal(1.05, at_most=True)
-    return Contest(name, captured, {PLAIN: plain}, {PLAIN: goal}, 3 * asked.rounds)
+        plain, captured = passes(mlm, encoded)
+        yield Contest(
+            f"capture of every layer, {tokens} image tokens",
+            captured,
+            {PLAIN: plain},
+            {PLAIN: Goal(1.05, at_most=True)},
+            3 * asked.rounds,
+        )

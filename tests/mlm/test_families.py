@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
+import tiny
 from commands import call
 
+from kvfix.mlm import families
 from kvfix.mlm.families import FAMILIES
 
 
@@ -31,3 +35,12 @@ def test_an_unknown_model_is_told_what_a_row_holds_and_where() -> None:
     refused = call("families", "mllama")
     assert refused.code == 1 and "cross-attention layers" in refused.error
     assert "it would take" not in refused.error
+
+
+def test_family_names_stand_in_one_table_only() -> None:
+    package = Path(families.__file__).parent
+    for file in package.rglob("*.py"):
+        if file.name != "families.py":
+            code = file.read_text(encoding="utf-8")
+            assert not re.search(r"""["'](qwen|llava)["'] in |==\s*["'](qwen|llava)""", code), file
+    assert set(FAMILIES) == set(tiny.EVERY) <= set(tiny.BUILDERS)

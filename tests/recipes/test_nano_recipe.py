@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,15 @@ from batches import IGNORE, Dealer, Lesson, answer_labels, collate, lesson_loss
 from card import marks
 from curriculum import Config, stages
 from dense import Heads, dense_loss
-from drill import draw_drill, drill_turn
 from exam import Choices, Grade, choices, foreseen, grades, measure, single_questions, written
 from gallery import LETTERS, Gallery, cell_figure, cell_letters, label
-from lookup import LOOKUPS, MARKED, ONE, SEVERAL, Asked, Lookup, asked_at, draw_lookup
 from models import BUILDERS, Nano, build_nano
-from pictures import draw_lesson, draw_marks
+from pictures import draw_lesson
 from PIL import Image
 from raster import Labels, Words, align_loss, sketch
 from stages import Pace, run_stage
 from told import draw_told
-from turns import Shown, lettered
+from turns import Shown
 
 from kvfix.config import load_config
 from kvfix.data.scenes.paint import Scene, Thing, generator, render, sample_scene
@@ -201,97 +198,6 @@ def test_the_vocabulary_has_whole_words_and_single_letters(nano: Nano) -> None:
     assert tok.tokenize("(A)") == ["(", "A", ")"]
     words = (" second", " checked", " ground", " letter", " B")
     assert all(len(tok.encode(w, add_special_tokens=False)) == 1 for w in words)
-
-
-def test_the_truth_stands_at_every_letter_equally_often() -> None:
-    rng = np.random.default_rng(0)
-    turns = [lettered(rng, "x", "q", "red", ("blue", "red", "green", "cyan")) for _ in range(3000)]
-    for n in (2, 3, 4):
-        answers = [t.answer for t in turns if t.question.count("\n(") == n]
-        counts = Counter(answers)
-        assert len(counts) == n and min(counts.values()) > 0.85 * len(answers) / n
-    for turn in turns[:50]:
-        options = dict(line.split(" ", 1) for line in turn.question.split("\n")[2:])
-        assert options[turn.answer] == "red" and len(set(options.values())) == len(options)
-
-
-def test_a_drill_asks_the_letter_or_the_content_of_an_option() -> None:
-    rng = np.random.default_rng(0)
-    turns = [drill_turn(rng, ease=i % 2) for i in range(2000)]
-    letters = Counter(t.answer for t in turns if t.kind == "drill_letter")
-    assert set(letters) == {"(A)", "(B)", "(C)", "(D)"}
-    assert 0.65 < letters.total() / len(turns) < 0.75
-    for turn in turns:
-        asked, *lines = turn.question.split("\n")
-        options = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in lines}
-        assert len(set(options.values())) == len(lines) >= 2
-        if turn.kind == "drill_letter":
-            assert asked == f"Which option is {options[turn.answer]}?"
-        else:
-            assert options[f"({asked[-2]})"] == turn.answer
-
-
-def test_a_lookup_asks_one_kind_of_question_about_several_objects() -> None:
-    assert len(set(LOOKUPS)) == len(LOOKUPS) == 18
-    for x in LOOKUPS:
-        lessons = [draw_lookup("train", i, Asked(x)) for i in range(12)]
-        kinds = {t.kind for lesson in lessons for t in lesson.turns}
-        wanted = x.asked.removeprefix("mark_")
-        if wanted == "attribute":
-            assert kinds <= {"colour", "shape", "texture"}
-        else:
-            assert kinds == {wanted}
-        if x.asked in MARKED:
-            assert all("letter" in t.question for lesson in lessons for t in lesson.turns)
-        assert all(bool(lesson.raster) == x.raster != bool(lesson.facts) for lesson in lessons)
-        assert all(len(shown.scene.things) > 1 for lesson in lessons for shown in lesson.raster)
-        [turn] = draw_lookup("train", 3, Asked(x, choices=1.0)).turns
-        assert turn.kind.startswith("choice_")
-
-
-def test_lookups_begin_one_after_the_other_and_are_kept() -> None:
-    each = 100
-    alone = [Asked(Lookup(raster, "attribute"), ONE) for raster in (False, True)]
-    assert {asked_at(step, each) for step in range(40)} == {alone[0]}
-    assert {asked_at(step, each) for step in range(40, 160)} == {*alone}
-    asked = Counter(asked_at(step, each) for step in range(560, 660))
-    fifth = Asked(LOOKUPS[4], SEVERAL)
-    assert set(asked) == {*alone, *map(Asked, LOOKUPS[:5])} and 50 < asked[fifth] < 80
-    last = [asked_at(step, each) for step in range(1960, 2960)]
-    assert {x.lookup for x in last} == set(LOOKUPS) and {x.choices for x in last} == {0.5}
-
-
-def test_told_lessons_grow_from_one_question() -> None:
-    first = [draw_told("train", i, raster=False, ease=1.0, turns=4) for i in range(40)]
-    last = [draw_told("train", i, raster=False, ease=0.0, turns=4) for i in range(40)]
-    assert {len(x.turns) for x in first} == {1} and {len(x.turns) for x in last} == {4}
-    assert any("choice_" in x.turns[0].kind for x in first)
-
-
-def test_no_lesson_asks_a_perception_question() -> None:
-    lessons = [x for part in some_lessons().values() for x in part]
-    lessons += [draw_told("train", i, raster=False, ease=0, turns=6) for i in range(200)]
-    lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
-    lessons += [draw_drill("train", i, ease=0) for i in range(200)]
-    lessons += [draw_lookup("train", i, Asked(x, choices=0.5)) for x in LOOKUPS for i in range(20)]
-    asked = " ".join(t.question for x in lessons for t in x.turns)
-    for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):
-        assert words not in asked
-
-
-def test_a_letter_lies_on_what_its_question_says() -> None:
-    """Of pictures: the colour at a mark, beside its red circle, is that of the object it names."""
-    found = 0
-    for i in range(40):
-        rng = generator("test", i, "marks")
-        scene = sample_scene(rng, count=(1, 3), style="flat")
-        picture = render(scene)
-        shown = draw_marks(rng, scene, picture)
-        for (_, x, y), on in zip(shown.marks, shown.on, strict=True):
-            at = picture.instance_HW[int(y * 160), int(x * 160)]
-            assert at == (0 if on is None else on + 1)
-            found += on is not None
-    assert found > 20
 
 
 def test_batches_are_the_same_whatever_was_drawn_before() -> None:
