@@ -1,6 +1,6 @@
 """Speed, memory and agreement beside other ways and other tools: one command, one table.
 
-    python -m benchmarks                      # every row, a quarter of an hour on two idle cores
+    python -m benchmarks                      # every row
     python -m benchmarks --only kmeans --only bootstrap --rounds 3
     python -m benchmarks --only kmeans --profile      # which functions kvfix spends its time in
 

@@ -1,8 +1,7 @@
 """Before all facts: which letter has an option, and what stands at a letter.
 
-One short question a lesson, many small batches and a small learning rate: so the letter of an
-option is found after some 1,000 steps. In conversations of six questions, at three times the rate,
-it was not found in 8,000 (README).
+Each lesson is one short question, batches are small and so is the learning rate: conversations of
+many questions hide which letter an option has (README).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Looking one of several objects up: one kind of question until it is found, then the next.
 
-With all kinds mixed, one of four objects was never found; one kind alone is found within some
-hundred batches, and kept by asking it again now and then (README).
+With all kinds mixed, one of several objects is not found; one kind alone is, and it is kept by
+asking it again now and then (README).
 """
 
 from __future__ import annotations
