@@ -6,8 +6,6 @@ this form is measured by an arm of `run.py` that learns from these lines and no 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +20,8 @@ KINDS = {
 ASKED = "Select from the following choices."
 
 
-def write_format_lines(file: Path, n: int) -> None:
-    """Write them as training data (`kvfix.data.training`)."""
-    file.write_text("".join(json.dumps(line) + "\n" for line in format_lines(n)))
-
-
 def format_lines(n: int) -> list[dict[str, Any]]:
-    """`n` conversations without an image.
+    """`n` conversations without an image, as training data (`kvfix.data.training`).
 
     Two to four options, as in perception benchmarks; the right one is at each of them alike.
     """

@@ -1,7 +1,8 @@
 """Training photos of your own: a part held out for choices, the rest mixed in shares.
 
 Records are the lines of a JSONL file of conversations (`kvfix/data/training`) that have a
-`sub_task`. The part that is held out shares no photo with the rest.
+`sub_task`. The part that is held out shares no image file with the rest; a photo that was saved
+again with other marks is another file.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Parts(NamedTuple):
 def read_records(file: Path) -> list[Record]:
     """All lines, with the whole path of every image."""
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    return [r | {"images": [str(file.parent / name) for name in r["images"]]} for r in records]
+    folder = file.parent.resolve()  # records are written elsewhere, and read from there
+    return [r | {"images": [str(folder / name) for name in r["images"]]} for r in records]
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
@@ -38,7 +40,7 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
 
 
 def parts(records: Sequence[Record]) -> Parts:
-    """A hash of its id keeps a record; others that show one of its photos are in neither part."""
+    """A hash of its id keeps a record; others that show one of its files are in neither part."""
     val = [r for r in records if _hash(r["id"]) % HELD_OUT == 0]
     photos = {name for record in val for name in record["images"]}
     chosen = {record["id"] for record in val}
@@ -50,14 +52,16 @@ def mixed(records: Sequence[Record], shares: Mapping[str, int]) -> list[Record]:
     """Kinds as often as their shares say, as many records as there are without one twice.
 
     Raises:
-        ValueError: No record of a kind that has a share.
+        ValueError: Fewer records of a kind than its share.
     """
     by_kind = grouped(records, lambda r: r["sub_task"])
     wanted = {kind: share for kind, share in shares.items() if share}
-    lost = [kind for kind in wanted if kind not in by_kind]
-    if lost or not wanted:
+    short = [kind for kind, share in wanted.items() if len(by_kind.get(kind, ())) < share]
+    if short or not wanted:
+        found = {kind: len(of) for kind, of in by_kind.items()}
         raise ValueError(
-            f"expected records of {', '.join(wanted) or 'some kind'}, found {list(by_kind)}"
+            f"expected records of {', '.join(wanted) or 'some kind'}, of each as many as its share "
+            f"or more, found {found}"
         )
     rounds = min(len(by_kind[kind]) // share for kind, share in wanted.items())
     return [

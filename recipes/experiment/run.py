@@ -19,7 +19,7 @@ A model and photos of your own, in place of the nanos and the scenes:
         asked=[blink=DIR]
 
 Its arm `format` learns to write an option's letter from questions without an image, and no more.
-With `mix`, kinds of question come in these shares, and a part of the data that shares no photo with
+With `mix`, kinds of question come in these shares, and a part of the data that shares no file with
 the rest is kept for the choice of learning rates.
 
 What is done stays: the same command goes on, and adds what is missing.
@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from answer_form import write_format_lines
+from answer_form import format_lines
 from mixture import is_choice, mixed, parts, read_records, write_records
 
 from kvfix.checkpoint.folder import read_json
@@ -136,7 +136,7 @@ class Grid:
 
     def settings(self) -> dict[str, Any]:
         """What all trials of a family must share to be compared."""
-        apart = ("families", "seeds", "rates", "arms", "jobs", "val")
+        apart = ("families", "seeds", "rates", "arms", "jobs")
         return {name: value for name, value in asdict(self).items() if name not in apart}
 
 
@@ -214,8 +214,10 @@ def prepare(family: str, grid: Grid) -> None:
     folder = RUNS / family
     folder.mkdir(parents=True, exist_ok=True)
     if "format" in grid.arms and not (folder / "format.jsonl").exists():
-        write_format_lines(folder / "format.jsonl", LINES)
+        write_records(folder / "format.jsonl", format_lines(LINES))
     if grid.mix and not (folder / "val.jsonl").exists():
+        if not Path(grid.data).is_file():
+            raise ValueError(f"expected a file as data= beside mix=, found {grid.data!r}")
         train, val = parts(read_records(Path(grid.data)))
         write_records(folder / "train.jsonl", mixed(train, grid.mix))
         asked = [r for r in val if r["sub_task"] in grid.mix and is_choice(r)]

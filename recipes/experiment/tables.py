@@ -181,17 +181,20 @@ def surfacing_table(arms: Arms, *, data: str = "", **_: bool) -> Iterator[str]:
 
 
 def readouts_table(arms: Arms, *, data: str, folder: Path) -> Iterator[str]:
-    """What rules without a model get right of every kind, beside the readouts of all arms, which
-    are those of the surfacing table.
+    """What rules without a model get right of every kind, beside the readouts of all arms.
+
+    The readouts are those of the surfacing table, of fewer questions than the rules'.
     """
     base = arms[BASE][0]
     read = {arm: [readouts(trial, base, data) for trial in of] for arm, of in arms.items()}
-    yield row(["kind", "n", "chance", *RULES, *(f"readout, {arm}" for arm in arms)])
-    yield row(["---"] + ["---:"] * (2 + len(arms) + len(RULES)))
+    columns = ["kind", "n", "chance", *RULES, "n of readouts"]
+    yield row([*columns, *(f"readout, {arm}" for arm in arms)])
+    yield row(["---"] + ["---:"] * (len(columns) - 1 + len(arms)))
     for task, of in without_model(folder).items():
         cells = [task.replace("_", " "), str(of.n), percent(of.chance)]
         cells += [percent(of.right[rule]) if rule in of.right else "" for rule in RULES]
         has = task in read[BASE][0]
+        cells.append(str(len(read[BASE][0][task][1])) if has else "")
         for trials in read.values():
             cells.append(percent(np.mean([t[task][1] for t in trials])) if has else "")
         yield row(cells)
@@ -271,7 +274,7 @@ def main() -> None:
                 print(f"#### {spec}\n")
             for table in (accuracy_table, kinds_table, surfacing_table):
                 print("\n".join(table(arms, scenes=not data, data=data)), end="\n\n")
-            if is_blink(Path(folder)):
+            if folder and is_blink(Path(folder)):
                 print("\n".join(readouts_table(arms, data=data, folder=Path(folder))), end="\n\n")
         print("\n".join(rest_table(arms)), end="\n\n")
 

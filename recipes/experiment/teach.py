@@ -10,11 +10,13 @@
 
 A model that says "(A)" to everything cannot be asked what it sees. The lessons are what photos
 show, in words and as one of two to four options; the letter that is drawn at a mark, as such and
-as an option; counts and places; and questions that their own text answers. Right options are at
-all letters alike. Similarity, correspondence, jigsaw, depth and style are none of it.
+as an option; counts and places; and questions that their own text answers. Of the letters that a
+question has, each is right alike often. Similarity, correspondence, jigsaw, depth and style are
+none of it.
 
-The first lesson is cheap: `pico_112` is pico with images of 112 px. The second is mostly letters,
-at pico's own 168 px, where drawn letters are larger than a patch's half.
+The first lesson is cheap: `pico_112` is a copy of pico with 112 in place of 168 in the `size` and
+`crop_size` of its preprocessor_config.json. The second is mostly letters, at pico's own 168 px,
+where drawn letters are larger than a patch's half.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from mixture import Record, is_choice, mixed, parts, read_records, write_records
 from kvfix.data.files import grouped
 
 LETTERS = "ABCD"
-# How often each lesson comes; a fifth each of names, of names among options and of letters.
+# How often each lesson comes.
 SHARES = {
     "Naming": 4,
     "Naming_Choice": 4,
@@ -79,6 +81,8 @@ def naming_choices(records: Sequence[Record]) -> Iterator[Record]:
             right = answer_of(record)
             others = [a for a in answers if not set(a.split()[1:]) & set(right.split()[1:])]
             others = [a for a in others if a != right]
+            if not others:
+                continue
             n = min(2 + next(turn) % 3, 1 + len(others))
             options = [str(o) for o in rng.choice(others, n - 1, replace=False)]
             at = int(rng.integers(n))

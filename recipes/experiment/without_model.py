@@ -1,4 +1,4 @@
-"""What can be had of BLINK-form questions without a model: a readout must beat this, not chance.
+"""How many BLINK-form questions are right without a model: a readout must beat this, not chance.
 
     python recipes/experiment/without_model.py BLINK2 BLINK_official
 
@@ -6,7 +6,7 @@ Of every kind, how often these are right: the commonest answer of the kind; the 
 larger; the image whose mean colour is closer to the first one's; the point farther from the centre
 of its image, and the one nearer to where the first image has REF (points are read from
 `points.json` in the folder; without it these two are left out). The commonest answer is that of the
-questions themselves, so that it is at chance or above.
+questions themselves.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ def table(kinds: Mapping[str, Kind], rules: Sequence[str] = RULES) -> Iterator[s
 def main() -> None:
     """Print a table for each folder."""
     for folder in map(Path, sys.argv[1:]):
+        if not is_blink(folder):
+            sys.exit(f"{folder}: expected KIND/val*.parquet as BLINK has it, found none")
         print(f"### {folder.name}\n", *table(without_model(folder)), sep="\n", end="\n\n")
 
 

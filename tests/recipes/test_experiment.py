@@ -14,7 +14,8 @@ from places import ROOT
 sys.path.insert(0, str(ROOT / "recipes" / "experiment"))
 
 import run as experiment
-from answer_form import KINDS, write_format_lines
+from answer_form import KINDS, format_lines
+from mixture import write_records
 from plant_keys import batches, forward, plant
 from run import Grid, Trial, check_settings, finished, searched
 from samples import Answers, answers, readouts
@@ -67,7 +68,7 @@ def test_a_difference_is_of_the_mean_over_seeds_with_its_sign() -> None:
 
 
 def test_lines_of_the_format_arm_are_read_and_only_one_option_is_right(tmp_path: Path) -> None:
-    write_format_lines(tmp_path / "lines.jsonl", 200)
+    write_records(tmp_path / "lines.jsonl", format_lines(200))
     lines = read_conversations(tmp_path / "lines.jsonl")
     assert len(lines) == 200 and not lines.bad
     kind_of = {word: kind for kind, words in KINDS.items() for word in words.split()}

@@ -62,8 +62,18 @@ def test_kinds_are_mixed_by_their_shares_and_none_comes_twice() -> None:
     got = mixed(records, {"Jigsaw": 1, "Counting": 2, "Art_Style": 0})
     assert Counter(r["sub_task"] for r in got) == {"Jigsaw": 3, "Counting": 6}
     assert len({r["id"] for r in got}) == 9
-    with pytest.raises(ValueError, match="expected records of Jigsaw, Reading"):
-        mixed(records, {"Jigsaw": 1, "Reading": 1})
+    for shares in ({"Jigsaw": 1, "Reading": 1}, {"Jigsaw": 1, "Counting": 8}):
+        with pytest.raises(ValueError, match=r"expected records of Jigsaw, .* 'Counting': 7"):
+            mixed(records, shares)
+
+
+def test_records_name_the_whole_path_also_of_a_relative_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(tmp_path / "data" / "train.jsonl", choices("Jigsaw", 1, photos=1))
+    monkeypatch.chdir(tmp_path)
+    [got] = read_records(Path("data/train.jsonl"))
+    assert all(Path(name).is_absolute() for name in got["images"])
 
 
 def test_lessons_have_right_options_at_all_letters_and_no_perception(tmp_path: Path) -> None:
