@@ -28,6 +28,7 @@ from rich.table import Table
 
 from benchmarks.rows import ROWS, row
 from benchmarks.turns import Asked, Contest, Line, measured, profiled
+from kvfix.runs.fingerprint import processor_name
 
 COLUMNS = "row", "kvfix", "beside", "", "ratio", "spread", "goal", "memory", "agreement"
 WIDTH = 170
@@ -109,14 +110,9 @@ def _show(lines: list[Line], markdown: bool) -> None:
 
 def processor() -> str:
     """The processor's name, and whether it multiplies bfloat16 natively."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "an unnamed processor"
-    names = [s.partition(":")[2].strip() for s in text.splitlines() if s.startswith("model name")]
-    return (
-        f"{names[0] if names else '?'} {'with' if 'avx512_bf16' in text else 'without'} avx512_bf16"
-    )
+    flags = Path("/proc/cpuinfo")
+    native = flags.is_file() and "avx512_bf16" in flags.read_text()
+    return f"{processor_name()} {'with' if native else 'without'} avx512_bf16"
 
 
 if __name__ == "__main__":

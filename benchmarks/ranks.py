@@ -6,7 +6,7 @@ Both evaluate scenes' foreground segmentation at every layer's values, a task bo
 with one thread for each rank, in turns. Prints wall seconds from the launch to the end, those of
 the units alone, and CPU seconds of the rank that had most of them: of its whole process, and of the
 units alone. CPU seconds bound what two free cores take, whatever else the machine does. Goal: two
-ranks take at most 0.65x of one rank's time; their results are equal. About five minutes.
+ranks take at most 0.65x of one rank's time; their results are equal.
 """
 
 from __future__ import annotations

@@ -108,18 +108,18 @@ def child(name: str, asked: argparse.Namespace) -> dict[str, float]:
 
 
 def _watched_guard() -> list[float]:
-    """Seconds that each call of the guard's methods takes; grows while a training runs."""
+    """CPU-seconds that each call of the guard's methods takes; grows while a training runs."""
     from kvfix.repair.train.guard import Guard
 
     spent: list[float] = []
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 return method(*args, **kwargs)
             finally:
-                spent.append(time.perf_counter() - start)
+                spent.append(time.process_time() - start)
 
         return run
 

@@ -53,7 +53,8 @@ def python_of(tool: str) -> Path:
         command = [str(python), "-m", "pip", "install", "-q", *REQUIRES[tool]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise NotInstalled(f"{tool}: {done.stderr.strip().splitlines()[-1]}")
+            why = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise NotInstalled(f"{tool}: {why}")
         note.write_text(made_for)
     return python
 

@@ -1,6 +1,7 @@
 """Multiple choice by lmms-eval's own class for these models: each option, and a written answer."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,13 @@ def model_of(path):
     return READY[path]
 
 
+@cache
+def image_of(name):
+    return Image.open(name).convert("RGB")  # once: the other sides have theirs decoded, too
+
+
 def images_of(question):
-    return [Image.open(name).convert("RGB") for name in question["images"]]
+    return [image_of(name) for name in question["images"]]
 
 
 def run(arrays):

@@ -1,4 +1,4 @@
-"""A pass of the nano as commands run it, alone and beside a process that keeps each core busy."""
+"""A pass of the nano as commands run it, alone and beside processes on the other cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compared(asked: Asked) -> Iterator[Line]:
     yield Line(
         f"a pass beside busy processes, {way} (wall time)",
         milliseconds(statistics.median(pair.beside for pair in pairs)),
-        "no process of the benchmark's beside it",
+        "alone",
         milliseconds(statistics.median(pair.alone for pair in pairs)),
         f"{ratio:.2f}x",
         f"{min(ratios):.2f}-{max(ratios):.2f}",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows.inputs import nano
-from benchmarks.turns import Asked, Goal, Line, memory, milliseconds, resident_mib, said
+from benchmarks.turns import Asked, Goal, Line, milliseconds, resident_mib, said
 from kvfix.data.catalog import load_units
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
@@ -41,7 +41,7 @@ def compared(asked: Asked) -> Iterator[Line]:
                 f"{ratio:.2f}x",
                 f"{min(ratios):.2f}-{max(ratios):.2f}",
                 said(GOAL, GOAL.is_met(ratio)),
-                memory(),
+                _mib(max(run[1] for run in seen[n])),
             )
 
 

@@ -6,7 +6,7 @@ dense: the vision tower learns to label every cell of pictures; drill: the langu
 find the letter of an option; lookup: to look one of several objects up; told: it answers about
 scenes told in words; align: the image tokens learn to carry the words of their cell; talk:
 conversations about pictures. Every setting stands in train_nano.yaml, every stage prints its
-held-out figures. About four hours on one CPU core; writes checkpoints/nano/<family>/ (bf16) and its
+held-out figures; the command writes checkpoints/nano/<family>/ (bf16) and its
 README.md. Killed at any moment, the same command continues. A demo of a minute or two:
 `dense_steps=4 drill_steps=4 lookup_steps=4 told_steps=4 align_steps=2 talk_steps=4 gallery=64
 held_out=4 exam=4 out=/tmp/nano states=/tmp/nano-states`.
