@@ -143,7 +143,7 @@ def agreed(make: Callable[[], T]) -> T:
 
 
 def agreed_apart(make: Callable[[], Any], number: int, of: int) -> Any:
-    """What `make` returns on rank 0, or the ValueError it raises: on every rank, through JSON.
+    """What `make` returns on rank 0, or as a ValueError why it failed: on every rank, through JSON.
 
     For ranks that no run has joined: those of a training, which form their group later.
     """

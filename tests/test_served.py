@@ -11,11 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import adapter_folders
 import pytest
 from commands import Ended, call
+from PIL import Image
+
+from kvfix.data.units import Question
+from kvfix.eval.mcq.prompt import McqProtocol
+from kvfix.eval.mcq.served import Served, written_answers
 
 STAND_IN = Path(__file__).parent / "helpers" / "vllm_stand_in.py"
 IN_LM = r".*language_model.*\.v_proj"
@@ -49,10 +56,12 @@ def stand_in(model: Path, **environment: str) -> Iterator[str]:
         env=os.environ | environment,
     )
     assert server.stdout is not None
-    yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    server.kill()
-    server.wait()
-    server.stdout.close()
+    try:
+        yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
 
 
 @pytest.fixture
@@ -158,3 +167,26 @@ def test_what_cannot_be_served_is_refused_in_one_line(
         ended = evaluate(model, tmp_path / "refused", *words)
         assert ended.code == 1 and said in " ".join(ended.err.split()), ended.err
         assert "Traceback" not in ended.err
+
+
+def test_a_living_server_that_breaks_off_fails_at_that_question_alone() -> None:
+    class BreaksOff(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.close_connection = True
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        served = Served(f"http://127.0.0.1:{server.server_port}", "m", "0")
+        question = Question(
+            "q", "q", "Art_Style", (Image.new("RGB", (8, 8)),), "What?", ("a", "b"), 0
+        )
+        with pytest.raises(ValueError, match="expected an answer, found"):
+            written_answers(served, [question], McqProtocol())
+        server.shutdown()

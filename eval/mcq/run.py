@@ -150,11 +150,9 @@ def read_together(questions: Sequence[T]) -> list[Sequence[T]]:
 def _read_out(questions: Sequence[Question], units: UnitSet, source: Source) -> list[list[Row]]:
     """The rows of each question; one row that says why for a question without a readout."""
     with naming(image for question in questions for image in question.images):
+        # By map, which lets go of a question's features before the next pass; zip would not.
         read = views_of_each(questions, source)
-        return [
-            _rows(question, marked, units, source)
-            for question, marked in zip(questions, read, strict=True)
-        ]
+        return list(map(lambda q, marked: _rows(q, marked, units, source), questions, read))
 
 
 def _rows(question: Question, marked: Marked | str, units: UnitSet, source: Source) -> list[Row]:

@@ -41,10 +41,11 @@ def find_served(url: str, *, root: str) -> Served:
     """The model at a server that was read from `root`: a hub id, or a model's or adapter's folder.
 
     Raises:
-        ValueError: nothing answers there as vLLM does, or it serves other models.
+        ValueError: what answers there is not vLLM, or it serves other models.
+        ConnectionError: nothing answers there.
     """
     url = url.rstrip("/").removesuffix("/v1")
-    cards = _get(f"{url}/v1/models").get("data", [])
+    cards = _get(url, "/v1/models").get("data", [])
     roots = {str(card.get("root")): str(card["id"]) for card in cards}
     same = {_place(at): name for at, name in roots.items()}
     if _place(root) not in same:
@@ -52,7 +53,7 @@ def find_served(url: str, *, root: str) -> Served:
             f"{url}: expected a server of {root}, found one of {', '.join(roots) or 'nothing'}; "
             "start it with this --model, and with --lora-modules NAME=FOLDER for an adapter"
         )
-    return Served(url, same[_place(root)], str(_get(f"{url}/version").get("version")))
+    return Served(url, same[_place(root)], str(_get(url, "/version").get("version")))
 
 
 def written_answers(
@@ -80,7 +81,7 @@ def _write(served: Served, prompt: Prompt, protocol: McqProtocol) -> str:
         "repetition_penalty": 1.0,  # else the model's own generation config moves the choice
         "max_tokens": protocol.max_new_tokens,
     }
-    got = _get(f"{served.url}/v1/chat/completions", body)
+    got = _get(served.url, "/v1/chat/completions", body)
     return str(got["choices"][0]["message"]["content"] or "").strip()
 
 
@@ -102,9 +103,11 @@ def _place(root: str) -> str:
     return str(Path(root).resolve()) if Path(root).exists() else root
 
 
-def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"expected the address of a server, http://HOST:PORT, found {url}")
+def _get(server: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a server answers; while it lives, a failure is the fault of what was asked."""
+    if not server.startswith(("http://", "https://")):
+        raise ValueError(f"expected the address of a server, http://HOST:PORT, found {server}")
+    url = server + path
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
@@ -114,10 +117,12 @@ def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         said = f"{url}: expected an answer, found HTTP {error.code}: " + error.read(2000).decode(
             errors="replace"
         )
-        if error.code >= 500 and not healthy(url.partition("/v1/")[0]):
+        if error.code >= 500 and not healthy(server):
             raise ConnectionError(said) from error
         raise ValueError(said) from error
     except OSError as error:
+        if healthy(server):
+            raise ValueError(f"{url}: expected an answer, found {error}") from error
         raise ConnectionError(
             f"{url}: expected a server of vLLM, found {error}; once it answers, the same command "
             "goes on where it stopped"

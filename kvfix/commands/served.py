@@ -64,6 +64,7 @@ def evaluate_served(options: Options, *, command: str, watch: Watch, where: str)
 
     Raises:
         ValueError: options, data or adapter that vLLM cannot serve, or a server that fails.
+        ConnectionError: it no longer answers.
         FileNotFoundError: a model or data folder that is not there.
     """
     if options.tasks and set(options.tasks) != {MCQ}:

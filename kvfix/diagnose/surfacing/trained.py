@@ -105,7 +105,8 @@ def trained_readouts(
     refused: dict[str, list[str]] = {}  # why -> subtasks
     train = _train_units(units, limit)
     todo = {t: ids for t, ids in reported.items() if not set(ids) <= done}
-    taught = _read_all(train, source, todo, tick)
+    # All kinds, whatever an interruption left undone: a pass is always of the same images.
+    taught = _read_all(train, source, [t for t, ids in reported.items() if ids and todo], tick)
     left_out: list[Entry] = []
     order = [name for ids in reported.values() for name in ids]
     for subtask, ids in reported.items():
@@ -128,11 +129,9 @@ def trained_readouts(
     return Learned(runs, notes, [*taught.left_out, *left_out], failed)
 
 
-def _read_all(
-    train: UnitSet, source: MlmSource, todo: Mapping[str, Sequence[str]], tick: Tick
-) -> _Taught:
-    """Training questions by subtask; one without a readout teaches nothing."""
-    looked = len(train) if todo else 0
+def _read_all(train: UnitSet, source: MlmSource, subtasks: Sequence[str], tick: Tick) -> _Taught:
+    """Training questions of some subtasks; one without a readout teaches nothing."""
+    looked = len(train) if subtasks else 0
     groups = read_together(range(looked))
     attempts = Attempts(looked, jury=Jury())
 
@@ -145,7 +144,7 @@ def _read_all(
         lambda number: attempts.batch(
             groups[number],
             train.question,
-            lambda questions: _options(questions, todo, source),
+            lambda questions: _options(questions, subtasks, source),
         ),
         told,
         then=attempts.finish,
@@ -161,13 +160,13 @@ def _read_all(
 
 
 def _options(
-    questions: Sequence[Question], todo: Container[str], source: MlmSource
+    questions: Sequence[Question], subtasks: Container[str], source: MlmSource
 ) -> list[_Lesson | None]:
-    """What each question teaches; None for one without a readout, or of no subtask to do."""
-    wanted = [question for question in questions if question.sub_task in todo]
+    """What each question teaches; None for one without a readout, or of another subtask."""
+    wanted = [question for question in questions if question.sub_task in subtasks]
     with naming(image for question in wanted for image in question.images):
         views = views_of_each(wanted, source)
-        return [_lesson(q, next(views)) if q.sub_task in todo else None for q in questions]
+        return [_lesson(q, next(views)) if q.sub_task in subtasks else None for q in questions]
 
 
 def _lesson(question: Question, marked: Marked | str) -> _Lesson | None:
@@ -225,11 +224,12 @@ def _rows(
         "cv_accuracy": readout.cv_accuracy,
     }
     site = source.sites(KIND)[readout.site]
-    rows = []
+
+    def row(question: Question, marked: Marked | str) -> list[ReadoutRow]:
+        assert isinstance(marked, Marked), marked  # it was read out before
+        choice = readout.choose(option_features(marked, KIND))
+        how = {"control": TRAINED, "training": training}
+        return [readout_row(question, units.dataset, site, choice, **how)]
+
     with naming(image for question in questions for image in question.images):
-        for question, marked in zip(questions, views_of_each(questions, source), strict=True):
-            assert isinstance(marked, Marked), marked  # it was read out before
-            choice = readout.choose(option_features(marked, KIND))
-            how = {"control": TRAINED, "training": training}
-            rows.append([readout_row(question, units.dataset, site, choice, **how)])
-    return rows
+        return list(map(row, questions, views_of_each(questions, source)))

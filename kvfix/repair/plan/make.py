@@ -38,10 +38,12 @@ from kvfix.repair.dry_run import Batch, reading_peak, skeleton, training_peak
 from kvfix.repair.lora import LoraOptions, LoraReport, attach
 from kvfix.repair.plan.memory import WAYS, Counted, Memory, memory_of
 from kvfix.repair.plan.sizes import (
+    CLIP_FRAMES,
     as_stored,
     feature_bytes,
     grids_of,
     image_bytes,
+    images_a_pass,
     lay_out,
     probe_bytes,
     weight_bytes,
@@ -98,8 +100,9 @@ class Plan:
     memory: tuple[Memory, ...]  # one entry per way to train
     reading: dict[str, int]  # bytes to diagnose the sample without and with nf4, all sites kept
     # The same for `kvfix diagnose --only flow` on clips of the largest of these images, and what
-    # each image of a co-segmentation group over `CLIP_IMAGES` adds.
+    # each image of a co-segmentation group over so many adds.
     flow: dict[str, int]
+    flow_images: int
     flow_image: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,7 +146,8 @@ def make_plan(
     reading = one_pass + options.samples * feature_bytes(mlm, layouts)
     alone = [lay_out(mlm, [size], options.limits)[0] for size in options.images]
     largest_image = max(alone, key=lambda layout: layout.index_HW.numel())
-    flow = one_pass + probe_bytes(mlm, largest_image)
+    together = images_a_pass(largest_image)
+    flow = together * one_pass + probe_bytes(mlm, largest_image)
     tuned, report = attach(mlm, options.lora)
     counted = Counted(
         weights=bare,
@@ -170,6 +174,7 @@ def make_plan(
         ),
         reading={q or "plain": bare.of(q) + bare.unpacked(q) + reading for q in kinds},
         flow={q or "plain": bare.of(q) + bare.unpacked(q) + flow for q in kinds},
+        flow_images=CLIP_FRAMES + together,
         flow_image=image_bytes(mlm, largest_image),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.table import Table
 
 from kvfix.repair.plan.make import Plan, PlanRequest
-from kvfix.repair.plan.sizes import CLIP_IMAGES
 from kvfix.report.columns import add_numbers, lean_table
 
 
@@ -23,7 +22,7 @@ def lines(made: Plan, options: PlanRequest) -> list[str]:
         ),
         f"to diagnose this sample: {_ways(made.reading)}",
         f"for the flow diagnosis, clips of the largest image: {_ways(made.flow)}; a group of more "
-        f"than {CLIP_IMAGES} images {_size(made.flow_image)} more an image",
+        f"than {made.flow_images} images {_size(made.flow_image)} more an image",
         f"a step: {asked.samples} x ({made.sample_tokens} image + {asked.text_tokens} text) "
         f"tokens, {'with' if asked.checkpointing else 'without'} gradient checkpointing",
         *(

@@ -14,6 +14,7 @@ from torch import nn
 
 from kvfix.checkpoint.quantised import Quantised, abilities, estimated_bytes
 from kvfix.eval.probes.score import MEMORY_ELEMENTS
+from kvfix.eval.source import TOKEN_BUDGET
 from kvfix.mlm.images.shapes import PixelLimits
 from kvfix.mlm.layout import Layout, LayoutRequest
 from kvfix.mlm.load import Mlm
@@ -83,9 +84,7 @@ def grids_of(mlm: Mlm, sizes: Any, limits: PixelLimits) -> Any:
     return None
 
 
-# Images whose features a probe of a clip holds at once: the first frame, the last seven, the next
-# one, and what hooks kept of that. An episode holds six; a group of co-segmentation all its images.
-CLIP_IMAGES = 10
+CLIP_FRAMES = 8  # whose features a probe of a clip holds between passes: the first, the last seven
 PROBE_TENSORS = 3  # of at most MEMORY_ELEMENTS float32, alive together while a probe computes
 
 
@@ -103,12 +102,19 @@ def image_bytes(mlm: Mlm, layout: Layout) -> int:
     return _features(mlm, [layout]) * mlm.dtype.itemsize
 
 
-def probe_bytes(mlm: Mlm, layout: Layout) -> int:
-    """What the flow diagnosis holds at most of a clip, beside weights and a pass.
+def images_a_pass(layout: Layout) -> int:
+    """How many images of this size a forward pass of a probe holds."""
+    return max(1, TOKEN_BUDGET // layout.n_tokens)
 
-    It does not grow with the number of units, nor of frames.
+
+def probe_bytes(mlm: Mlm, layout: Layout) -> int:
+    """What the flow diagnosis holds of a clip or of fewer images, beside weights and a pass.
+
+    Frames of before, and those of the pass twice: as hooks keep them, and on the grid. It does not
+    grow with the number of units, nor of frames.
     """
-    return CLIP_IMAGES * image_bytes(mlm, layout) + PROBE_TENSORS * 4 * MEMORY_ELEMENTS
+    images = CLIP_FRAMES + 2 * images_a_pass(layout)
+    return images * image_bytes(mlm, layout) + PROBE_TENSORS * 4 * MEMORY_ELEMENTS
 
 
 def _features(mlm: Mlm, layouts: list[Layout]) -> int:
