@@ -9,20 +9,19 @@ are: the official script's detour over JPEG files is not repeated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from PIL import Image
 
+from kvfix.data.pictures.join import concatenate
 from kvfix.data.units import Question
 from kvfix.eval.mcq.letters.parse import PROFILES
 
 if TYPE_CHECKING:
     from kvfix.mlm.load import Prompt
 
-PROTOCOL: Final = 2  # raised whenever a change here, in answering or answers moves a score
-MARGIN: Final = 10  # black pixels between joined images
+PROTOCOL: Final = 2  # raised whenever a change in this room moves a score
 
 Order = Literal["images-first", "text-first"]
 Form = Literal["(A)", "A"]
@@ -76,24 +75,6 @@ def ask(question: Question, protocol: McqProtocol) -> Prompt:
     if protocol.order == "text-first":
         return Prompt(images, "", prefix=text)
     return Prompt(images, text)
-
-
-def concatenate(images: Sequence[Image.Image], *, margin: int = MARGIN) -> Image.Image:
-    """Images side by side on black, vertically centred, `margin` pixels apart; as high as the
-    highest.
-
-    It is the official `concat_images_horizontally_with_margin`.
-    """
-    if not images:
-        raise ValueError("expected at least one image, found none")
-    height = max(image.height for image in images)
-    width = sum(image.width for image in images) + margin * (len(images) - 1)
-    joined = Image.new("RGB", (width, height))
-    x = 0
-    for image in images:
-        joined.paste(image, (x, (height - image.height) // 2))
-        x += image.width + margin
-    return joined
 
 
 def shrink(image: Image.Image, max_pixels: int) -> Image.Image:

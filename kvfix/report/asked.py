@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kvfix.data.left_out import Attempts
+from kvfix.data.pictures.join import concatenate
 from kvfix.data.units import MCQ, UnitSet
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER
-from kvfix.eval.mcq.prompt import concatenate
 from kvfix.report.pictures.album import Album, Picture
 from kvfix.runs.atomic import atomic_file
 from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Rows

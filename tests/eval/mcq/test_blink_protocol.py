@@ -1,16 +1,14 @@
-"""How questions are asked: prompts, joined images, pixel limits, and what is refused."""
+"""How questions are asked: prompts, pixel limits, and what is refused."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 import tiny
-from PIL import Image
 
 from kvfix.data.units import Question
-from kvfix.eval.mcq.prompt import McqProtocol, ask, concatenate, shrink
+from kvfix.eval.mcq.prompt import McqProtocol, ask, shrink
 
 QUESTION = Question(
     *("q", "q", "Jigsaw", (tiny.photo(20, 30), tiny.photo(11, 40, seed=1))),
@@ -36,22 +34,6 @@ def test_replacing_the_choices_changes_a_built_prompt() -> None:
 def test_text_first_is_a_prefix() -> None:
     prompt = ask(QUESTION, McqProtocol(order="text-first"))
     assert (prompt.text, prompt.prefix) == ("", QUESTION.preamble + QUESTION.prompt)
-
-
-def test_joined_images_are_centred_on_black_with_ten_pixels_between() -> None:
-    images = [Image.new("RGB", size, (200, 100, 50)) for size in ((30, 20), (40, 11), (5, 17))]
-    joined_HW3 = np.asarray(concatenate(images))
-    assert joined_HW3.shape == (20, 30 + 10 + 40 + 10 + 5, 3)
-    expected_HW = np.zeros((20, 95), bool)
-    expected_HW[:, :30] = True
-    expected_HW[4:15, 40:80] = True  # (20 - 11) // 2 = 4
-    expected_HW[1:18, 90:] = True
-    assert np.array_equal(joined_HW3.any(-1), expected_HW)
-    assert (joined_HW3[expected_HW] == (200, 100, 50)).all()
-    [one] = [tiny.photo(9, 8)]
-    assert np.array_equal(np.asarray(concatenate([one])), np.asarray(one))
-    with pytest.raises(ValueError, match="at least one image, found none"):
-        concatenate([])
 
 
 def test_concat_asks_about_one_image() -> None:
