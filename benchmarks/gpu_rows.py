@@ -24,7 +24,8 @@ from kvfix.config import load_config
 from kvfix.data.catalog import load_units
 from kvfix.data.training.examples import scene_examples
 from kvfix.data.units import MCQ
-from kvfix.eval.mcq.answer import McqProtocol, answer
+from kvfix.eval.mcq.answer import answer
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.source import NEUTRAL, MlmSource
 from kvfix.eval.suite import run_task
 from kvfix.mlm.load import Mlm, Prompt, load_mlm

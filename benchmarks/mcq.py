@@ -25,11 +25,12 @@ from rich.table import Table
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ, Question
-from kvfix.eval.mcq.answer import McqProtocol, answer, batches, score_options
+from kvfix.eval.mcq.answer import answer, score_options
 from kvfix.eval.mcq.letters.suite_rules import LETTERS
 from kvfix.eval.mcq.options import answer_gap, option_tokens
 from kvfix.eval.mcq.prefill import GREEDY
-from kvfix.eval.mcq.prompt import ask
+from kvfix.eval.mcq.prompt import McqProtocol, ask
+from kvfix.eval.mcq.run import batches
 from kvfix.mlm.load import Encoded, Mlm, load_mlm
 from kvfix.shipped import nano_dir
 

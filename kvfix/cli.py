@@ -203,7 +203,7 @@ def evaluate(
     """
     typed = locals()
     _begin(data, task, "kvfix.evaluate", report_to)
-    from kvfix.eval.mcq.answer import McqProtocol
+    from kvfix.eval.mcq.prompt import McqProtocol
     from kvfix.evaluate import Options
     from kvfix.evaluate import evaluate as run
 

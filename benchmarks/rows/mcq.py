@@ -15,9 +15,10 @@ from benchmarks.rows.inputs import nano
 from benchmarks.turns import Asked, Contest, Goal
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ, Question
-from kvfix.eval.mcq.answer import McqProtocol, answer
+from kvfix.eval.mcq.answer import answer
 from kvfix.eval.mcq.letters.suite_rules import LETTERS
 from kvfix.eval.mcq.options import spelled
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.shipped import nano_dir
 
 PLAIN, PEER = "generate, and one pass an option", "lmms-eval"

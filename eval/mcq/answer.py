@@ -14,26 +14,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from kvfix.data.files import grouped
-from kvfix.data.pictures.read import source_of
-from kvfix.data.units import MCQ, Question
-from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter, extract
+from kvfix.data.units import Question
+from kvfix.eval.mcq.letters.parse import EVERY_LETTER, Letter, extract
 from kvfix.eval.mcq.options import OptionTree, answer_gap, option_tokens, option_tree
 from kvfix.eval.mcq.prefill import Prefill
 from kvfix.eval.mcq.prompt import McqProtocol, ask
 from kvfix.mlm.load import Encoded, Mlm, Prompt
 from kvfix.mlm.prompts import Around
-from kvfix.runs.rows import AnswerRow
-
-__all__ = [
-    "Answer",
-    "McqProtocol",
-    "Scores",
-    "answer",
-    "batches",
-    "question_row",
-    "score_options",
-]
 
 
 class Answer(NamedTuple):
@@ -74,16 +61,6 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
             letter = extract(text, protocol.profile, options=question.choices)
             out.append(Answer(text, letter, score.logprobs, score.letter, score.per_token))
     return out
-
-
-def batches(subtasks: Sequence[str], size: int) -> list[list[int]]:
-    """Indices of questions to answer together, at most `size` of one subtask: little is padding."""
-    of_subtask = grouped(range(len(subtasks)), lambda i: subtasks[i])
-    return [
-        members[start : start + size]
-        for members in of_subtask.values()
-        for start in range(0, len(members), size)
-    ]
 
 
 def score_options(
@@ -143,38 +120,3 @@ def _check_order(prompts: Sequence[Prompt], encoded: Encoded, processor: Any) ->
                 f"{'text before the images' if first else 'images before the text'}, found one "
                 "that does not; choose the other order"
             )
-
-
-def question_row(question: Question, dataset: str, answered: Answer) -> AnswerRow:
-    """What was asked, what was answered and what is right: a line of `samples/mcq.jsonl`."""
-    right = EVERY_LETTER[question.answer]
-    return AnswerRow(
-        id=question.id,
-        cluster=question.cluster,
-        task=MCQ,
-        subtask=question.sub_task,
-        dataset=dataset,
-        correct=int(answered.letter == right),
-        letter=answered.letter,
-        answer=right,
-        unparsed=answered.letter is UNPARSED,
-        logprob_correct=None
-        if answered.logprobs is None
-        else int(answered.logprob_letter == right),
-        logprob_letter=answered.logprob_letter,
-        logprobs=answered.logprobs,
-        per_token=None if answered.logprobs is None else answered.per_token,
-        text=answered.text,
-        question=question.question,
-        options=question.choices,
-        images=image_names(question, dataset),
-    )
-
-
-def image_names(question: Question, dataset: str) -> tuple[str, ...]:
-    """Where each image of a question is found again: its file, or its number within the question.
-
-    An image of a file or a table is named by that; a painted one as `scenes/<question>/<number>`.
-    """
-    inside = f"{dataset}/{question.id}"
-    return tuple(source_of(image) or f"{inside}/{k}" for k, image in enumerate(question.images))

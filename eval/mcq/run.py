@@ -13,10 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kvfix.data.files import grouped
 from kvfix.data.left_out import naming
-from kvfix.data.units import Question, UnitSet
+from kvfix.data.pictures.read import source_of
+from kvfix.data.units import MCQ, Question, UnitSet
 from kvfix.eval.mcq import accuracy as mcq
-from kvfix.eval.mcq.answer import Answer, McqProtocol, answer, batches, question_row
+from kvfix.eval.mcq.answer import Answer, answer
+from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS, Marked, read_out, views_of_each
 from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
@@ -45,6 +49,16 @@ def readable(units: UnitSet, limit: int | None = None) -> UnitSet:
     """The questions of the subtasks that have a readout; a limit takes from each in turn."""
     chosen = [i for i in in_turn(units) if units.subtasks[i] in READOUTS]
     return units.subset(sorted(chosen[:limit]))
+
+
+def batches(subtasks: Sequence[str], size: int) -> list[list[int]]:
+    """Indices of questions to answer together, at most `size` of one subtask: little is padding."""
+    of_subtask = grouped(range(len(subtasks)), lambda i: subtasks[i])
+    return [
+        members[start : start + size]
+        for members in of_subtask.values()
+        for start in range(0, len(members), size)
+    ]
 
 
 def run_answers(
@@ -96,6 +110,41 @@ def _answered(
         [question_row(question, dataset, got)]
         for question, got in zip(questions, found, strict=True)
     ]
+
+
+def question_row(question: Question, dataset: str, answered: Answer) -> AnswerRow:
+    """What was asked, what was answered and what is right: a line of `samples/mcq.jsonl`."""
+    right = EVERY_LETTER[question.answer]
+    return AnswerRow(
+        id=question.id,
+        cluster=question.cluster,
+        task=MCQ,
+        subtask=question.sub_task,
+        dataset=dataset,
+        correct=int(answered.letter == right),
+        letter=answered.letter,
+        answer=right,
+        unparsed=answered.letter is UNPARSED,
+        logprob_correct=None
+        if answered.logprobs is None
+        else int(answered.logprob_letter == right),
+        logprob_letter=answered.logprob_letter,
+        logprobs=answered.logprobs,
+        per_token=None if answered.logprobs is None else answered.per_token,
+        text=answered.text,
+        question=question.question,
+        options=question.choices,
+        images=image_names(question, dataset),
+    )
+
+
+def image_names(question: Question, dataset: str) -> tuple[str, ...]:
+    """Where each image of a question is found again: its file, or its number within the question.
+
+    An image of a file or a table is named by that; a painted one as `scenes/<question>/<number>`.
+    """
+    inside = f"{dataset}/{question.id}"
+    return tuple(source_of(image) or f"{inside}/{k}" for k, image in enumerate(question.images))
 
 
 def run_readouts(

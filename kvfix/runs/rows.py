@@ -137,7 +137,7 @@ class AnswerRow:
     text: str | None = None
     question: str | None = None
     options: tuple[str, ...] | None = None
-    # A name for each image, see `kvfix.eval.mcq.answer.image_names`.
+    # A name for each image, see `kvfix.eval.mcq.run.image_names`.
     images: tuple[str, ...] | None = None
     missing: bool | None = None  # of predictions made elsewhere: there is none
     more: Mapping[str, Any] = field(default_factory=dict)

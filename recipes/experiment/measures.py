@@ -23,7 +23,8 @@ from kvfix.data.training.examples import Example, Turn, from_question, scene_exa
 from kvfix.data.units import Question
 from kvfix.diagnose.keys.calibration import detect, lowest_keys
 from kvfix.diagnose.keys.statistics import stream_keys
-from kvfix.eval.mcq.answer import McqProtocol, answer
+from kvfix.eval.mcq.answer import answer
+from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.mlm.load import Mlm
 from kvfix.repair.base_pass import logits_at
 from kvfix.repair.batch import Collator

@@ -287,7 +287,9 @@ def test_the_suite_asks_them_and_runs_are_compared(held_out, tmp_path) -> None:
 
 def _scenes(folder: Path) -> list[AnswerRow]:
     """The same questions, made on the spot."""
-    from kvfix.eval.mcq.answer import McqProtocol, answer, question_row
+    from kvfix.eval.mcq.answer import answer
+    from kvfix.eval.mcq.prompt import McqProtocol
+    from kvfix.eval.mcq.run import question_row
     from kvfix.mlm.load import load_mlm
     from kvfix.shipped import nano_dir
 

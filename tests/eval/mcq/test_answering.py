@@ -17,10 +17,11 @@ from peft import LoraConfig, get_peft_model
 
 from kvfix.compare.align import Name, read_side
 from kvfix.data.units import Question
-from kvfix.eval.mcq.answer import Answer, McqProtocol, answer, batches, question_row, score_options
+from kvfix.eval.mcq.answer import Answer, answer, score_options
 from kvfix.eval.mcq.options import answer_gap, option_tokens, option_tree
 from kvfix.eval.mcq.prefill import Prefill
-from kvfix.eval.mcq.prompt import ask
+from kvfix.eval.mcq.prompt import McqProtocol, ask
+from kvfix.eval.mcq.run import batches, question_row
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.mlm.renamed import cache_of
 from kvfix.runs.rows import to_json
