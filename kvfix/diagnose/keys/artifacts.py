@@ -32,10 +32,6 @@ from kvfix.diagnose.keys.calibration import (
 from kvfix.diagnose.keys.statistics import GROUPS, KeyStatistics, mean_cosine, merged, stream_keys
 from kvfix.eval.stats.bootstrap import Interval
 from kvfix.mlm.load import Mlm
-from kvfix.runs.rows import Result
-
-TASK = "image_keys"
-METRIC = "share input-agnostic"
 
 
 class Shares(NamedTuple):
@@ -147,34 +143,6 @@ def judge_keys(
         split_L=split_L,
         split_from=split_from(split_L),
     )
-
-
-def key_results(diagnosis: KeyDiagnosis) -> list[Result]:
-    """Rows of `results` in run.json: the share of agnostic keys by layer, and by head."""
-    n_heads = diagnosis.r_LHP.shape[1]
-    rows: list[Result] = []
-    for by_head, got in ((False, diagnosis.shares.layer_L), (True, diagnosis.shares.head_LH)):
-        for i, value in enumerate(got.value_S):
-            rows.append(
-                {
-                    "task": TASK,
-                    "dataset": diagnosis.dataset,
-                    "split": "all",
-                    "site": "key",
-                    "layer": i // n_heads if by_head else i,
-                    "head": i % n_heads if by_head else None,
-                    "control": None,
-                    "metric": METRIC,
-                    "value": float(value),
-                    "ci": [float(got.low_S[i]), float(got.high_S[i])],
-                    "n": diagnosis.n,
-                    "clusters": diagnosis.groups,
-                    "cluster": "group of images",
-                    "chance": diagnosis.alpha,
-                    "ceiling": 1.0,
-                }
-            )
-    return rows
 
 
 def _shares(stats: KeyStatistics, agnostic: np.ndarray, *, alpha: float, seed: int) -> Shares:

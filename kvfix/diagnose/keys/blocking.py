@@ -36,7 +36,6 @@ from kvfix.mlm.prompts import Around
 from kvfix.ranks import Jury, in_order
 
 CONDITIONS = ("base", "nothing", "chosen", "random")
-TASK = "key_blocking"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a diagnosis of image keys says, in sentences with numbers and intervals."""
+"""What a diagnosis of image keys says: its rows of results, and sentences with intervals."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ from typing import Any
 
 import numpy as np
 
-from kvfix.diagnose.keys.artifacts import TASK, KeyDiagnosis
-from kvfix.diagnose.keys.blocking import TASK as BLOCKING
+from kvfix.diagnose.keys.artifacts import KeyDiagnosis
 from kvfix.diagnose.keys.values import CellScores
 from kvfix.findings import Estimate, Finding
+from kvfix.runs.rows import Result
+
+TASK, BLOCKING = "image_keys", "key_blocking"
+
+
+def key_results(diagnosis: KeyDiagnosis) -> list[Result]:
+    """Rows of `results` in run.json: the share of agnostic keys by layer, and by head."""
+    n_heads = diagnosis.r_LHP.shape[1]
+    rows: list[Result] = []
+    for by_head, got in ((False, diagnosis.shares.layer_L), (True, diagnosis.shares.head_LH)):
+        for i, value in enumerate(got.value_S):
+            rows.append(
+                {
+                    "task": TASK,
+                    "dataset": diagnosis.dataset,
+                    "split": "all",
+                    "site": "key",
+                    "layer": i // n_heads if by_head else i,
+                    "head": i % n_heads if by_head else None,
+                    "control": None,
+                    "metric": "share input-agnostic",
+                    "value": float(value),
+                    "ci": [float(got.low_S[i]), float(got.high_S[i])],
+                    "n": diagnosis.n,
+                    "clusters": diagnosis.groups,
+                    "cluster": "group of images",
+                    "chance": diagnosis.alpha,
+                    "ceiling": 1.0,
+                }
+            )
+    return rows
 
 
 def key_findings(

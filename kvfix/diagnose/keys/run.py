@@ -13,7 +13,7 @@ from PIL import Image
 
 from kvfix.data.left_out import naming, too_many
 from kvfix.data.units import Episode, Question, UnitSet
-from kvfix.diagnose.keys.artifacts import KeyDiagnosis, key_results
+from kvfix.diagnose.keys.artifacts import KeyDiagnosis
 from kvfix.diagnose.keys.artifacts import diagnose_keys as find_keys
 from kvfix.diagnose.keys.blocking import (
     CONDITIONS,
@@ -23,7 +23,7 @@ from kvfix.diagnose.keys.blocking import (
     probe_effects,
 )
 from kvfix.diagnose.keys.calibration import lowest_keys
-from kvfix.diagnose.keys.findings import effect_finding, key_findings
+from kvfix.diagnose.keys.findings import effect_finding, key_findings, key_results
 from kvfix.diagnose.keys.statistics import BadKeys, to_square
 from kvfix.diagnose.keys.values import score_cells, squared
 from kvfix.eval.mcq.prompt import McqProtocol

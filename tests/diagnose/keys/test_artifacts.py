@@ -25,9 +25,9 @@ from PIL import Image
 from scipy import stats
 from tiny import FAMILIES, photo
 
-from kvfix.diagnose.keys.artifacts import KeyDiagnosis, diagnose_keys, judge_keys, key_results
+from kvfix.diagnose.keys.artifacts import KeyDiagnosis, diagnose_keys, judge_keys
 from kvfix.diagnose.keys.calibration import ALPHA, dependence
-from kvfix.diagnose.keys.findings import key_findings
+from kvfix.diagnose.keys.findings import key_findings, key_results
 from kvfix.diagnose.keys.statistics import FEWEST_IMAGES, massive, merged, stream_keys, to_square
 from kvfix.eval.source import NEUTRAL
 from kvfix.mlm.capture import extract
