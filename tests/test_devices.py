@@ -18,6 +18,7 @@ from pretend_gpu import in_child, on_gpu, pretend_gpu, put, somewhere
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
+from kvfix.diagnose.flow.gallery import draw_gallery
 from kvfix.diagnose.keys import run as keys
 from kvfix.diagnose.prefix.run import diagnose_prefix
 from kvfix.diagnose.surfacing.trained import trained_readouts
@@ -26,7 +27,6 @@ from kvfix.eval.mcq.run import run_answers, run_readouts
 from kvfix.eval.source import MlmSource, Site
 from kvfix.eval.suite import run_task
 from kvfix.mlm.load import Mlm, load_mlm
-from kvfix.report.pictures.gallery import draw_gallery
 from kvfix.terminal import RichWatch
 
 KINDS = ("vision", "projector", "value")

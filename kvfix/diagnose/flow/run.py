@@ -14,6 +14,7 @@ from itertools import compress
 from kvfix.data.units import UnitSet
 from kvfix.diagnose.best_layer import best_value_layer
 from kvfix.diagnose.flow.findings import RANDOM, REFERENCE, Curve, flow_findings
+from kvfix.diagnose.flow.gallery import draw_gallery
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.source import EncoderSource, MlmSource, Site, Source, clips_notes
@@ -21,7 +22,6 @@ from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.findings import Finding
 from kvfix.mlm.load import Mlm, load_reference_encoder
 from kvfix.ranks import agreed
-from kvfix.report.pictures.gallery import draw_gallery
 from kvfix.session import Options, Part, Watch
 
 RANDOM_KINDS = ("vision", "projector", "value")  # where the random-weights control is read

@@ -12,10 +12,10 @@ from PIL import Image
 
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import BadUnit
+from kvfix.diagnose.flow.gallery import SHOWN, draw_gallery
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import Site
 from kvfix.eval.suite import run_task
-from kvfix.report.pictures.gallery import SHOWN, draw_gallery
 
 BEST = Site("value", 1)
 
