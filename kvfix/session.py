@@ -209,19 +209,19 @@ def begin(
     command: str,
     moves: dict[str, Any],
     record: dict[str, Any],
+    host: dict[str, Any] | None = None,
 ) -> RunFolder | None:
     """The folder of a run, once all ranks have read the same; the first rank alone writes it.
 
     `moves` are further settings of this kind of run that move a score, `record` further entries of
-    its run.json.
+    its run.json; `host` is what `RunFolder` takes, None that of the loaded model.
     """
     check_alike("data, model files and packages", what_it_reads(mlm, unit_sets))
     if not is_first():
         return None
     fingerprint = options.fingerprint(mlm, unit_sets) | moves
-    folder = RunFolder(
-        options.out, kind=kind, command=command, fingerprint=fingerprint, host=host_of(mlm)
-    )
+    host = host_of(mlm) if host is None else host
+    folder = RunFolder(options.out, kind=kind, command=command, fingerprint=fingerprint, host=host)
     folder.save(
         seed=options.seed,
         model=model_card(mlm),

@@ -30,7 +30,6 @@ from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
 from kvfix.eval.mcq.run import answer_results, run_answers
 from kvfix.eval.mcq.served import Served, find_served, healthy, written_answers
-from kvfix.eval.suite import PROTOCOL
 from kvfix.evaluate import Options
 from kvfix.launchers import free_port
 from kvfix.mlm.families import family_of
@@ -38,10 +37,9 @@ from kvfix.mlm.load import Mlm
 from kvfix.mlm.processor import load_processor
 from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
-from kvfix.runs.fingerprint import data_fingerprint, model_fingerprint
-from kvfix.runs.folder import Outcome, RunFolder, claimed, data_card, model_card
+from kvfix.runs.folder import Outcome, claimed
 from kvfix.runs.recorder import once
-from kvfix.session import Watch, peak_memory_mib
+from kvfix.session import Watch, begin, peak_memory_mib
 from kvfix.shipped import nano_dir
 
 VLLM = "vllm"
@@ -82,25 +80,16 @@ def evaluate_served(options: Options, *, command: str, watch: Watch, where: str)
         asked = load_units(options.data, tasks=(MCQ,), limit=options.limit, questions=True)
         mlm = _unloaded(options)
         with _server(options, mlm, where, watch) as served:
-            fingerprint = model_fingerprint(mlm, quant=options.quant) | {
-                "attn": f"{VLLM} {served.version}",
-                "device": "served",
-                "protocol": PROTOCOL,
-                "mcq": asdict(options.mcq),
-                "seed": options.seed,
-                "data": data_fingerprint(asked),
-            }
-            folder = RunFolder(
-                options.out, kind="eval", command=command, fingerprint=fingerprint, host={}
+            by_whom = f"{VLLM} {served.version}"
+            folder = begin(
+                *(options, mlm, asked),
+                kind="eval",
+                command=command,
+                moves={"attn": by_whom, "device": "served"},
+                record={"answered_by": by_whom, "mcq": asdict(options.mcq)},
+                host={},
             )
-            folder.save(
-                seed=options.seed,
-                model=model_card(mlm),
-                data=data_card(asked),
-                resumed=folder.resumed,
-                answered_by=f"{VLLM} {served.version}",
-                mcq=asdict(options.mcq),
-            )
+            assert folder is not None  # the only process is the first
 
             def by(questions: Any) -> Any:
                 return written_answers(served, questions, options.mcq)
