@@ -16,6 +16,7 @@ ORDER = (
         "checkout",
         "wording",
         "bounds",
+        "groups",
         "launchers",
         "threads",
         "ranks",

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvfix.data.files import grouped
 from kvfix.data.left_out import naming
 from kvfix.data.pictures.read import source_of
 from kvfix.data.units import MCQ, Question, UnitSet
@@ -24,6 +23,7 @@ from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS, Marked, read_out, views_of_each
 from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
+from kvfix.groups import grouped
 from kvfix.mlm.load import Mlm
 from kvfix.ranks import dealt
 from kvfix.runs.recorder import Recorder, left_out_of
@@ -35,7 +35,7 @@ SCORINGS = ("generation", "logprob")
 TOGETHER = 8  # questions that are read out together
 
 
-def in_turn(units: UnitSet) -> list[int]:
+def questions_in_turn(units: UnitSet) -> list[int]:
     """Indices of questions, one of every subtask in turn; a dataset may list task after task."""
     seen: Counter[str] = Counter()
     turns: list[tuple[int, int]] = []  # (how many of its subtask come before, index)
@@ -47,7 +47,7 @@ def in_turn(units: UnitSet) -> list[int]:
 
 def readable(units: UnitSet, limit: int | None = None) -> UnitSet:
     """The questions of the subtasks that have a readout; a limit takes from each in turn."""
-    chosen = [i for i in in_turn(units) if units.subtasks[i] in READOUTS]
+    chosen = [i for i in questions_in_turn(units) if units.subtasks[i] in READOUTS]
     return units.subset(sorted(chosen[:limit]))
 
 

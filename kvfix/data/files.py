@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -18,7 +17,6 @@ from kvfix.data.units import BadUnit
 from kvfix.wording import shown
 
 T = TypeVar("T")
-K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -148,19 +146,6 @@ def digest(root: Path, *, annotations: Iterable[Path], photos: Iterable[Path]) -
         if content[path]:
             whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
-
-
-def in_turn(groups: Iterable[Sequence[T]]) -> tuple[T, ...]:
-    """One item of each group after the other, so that a limit keeps all groups."""
-    return tuple(item for turn in zip_longest(*groups) for item in turn if item is not None)
-
-
-def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Items by their key, keys and items in order of appearance."""
-    groups: dict[K, list[T]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
 
 
 def faults(read: Callable[[T], object], *items: T) -> Iterator[str]:

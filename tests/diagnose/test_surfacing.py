@@ -13,7 +13,7 @@ from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import UnitSet
 from kvfix.diagnose.surfacing.findings import surfacing_finding, surfacing_result
 from kvfix.diagnose.surfacing.table import Readings, align, others_right, surfacing
-from kvfix.eval.mcq.run import in_turn, readable
+from kvfix.eval.mcq.run import questions_in_turn, readable
 from kvfix.runs.rows import AnswerRow, ReadoutRow
 
 N = 400
@@ -182,7 +182,7 @@ def listed(*tasks: str) -> UnitSet:
 
 def test_a_limit_takes_of_every_readable_subtask_in_turn() -> None:
     units = listed("Art_Style", "Counting", "Visual_Similarity", "Jigsaw")
-    assert [units.ids[i].rsplit("_", 1)[0] for i in in_turn(units)[:4]] == [
+    assert [units.ids[i].rsplit("_", 1)[0] for i in questions_in_turn(units)[:4]] == [
         "val_Art_Style",
         "val_Counting",
         "val_Visual_Similarity",
@@ -194,7 +194,7 @@ def test_a_limit_takes_of_every_readable_subtask_in_turn() -> None:
     )
     assert len(readable(units)) == 20
     scenes = scene_units("mcq", n=40)  # in turn already: nothing changes
-    assert in_turn(scenes) == list(range(40))
+    assert questions_in_turn(scenes) == list(range(40))
 
 
 def test_a_site_chosen_elsewhere_reports_on_every_question() -> None:

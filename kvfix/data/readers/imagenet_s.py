@@ -23,10 +23,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kvfix.data.files import check_folder, digest, faults, grouped, header_for, in_turn, read_list
+from kvfix.data.files import check_folder, digest, faults, header_for, read_list
 from kvfix.data.pictures.read import opened, read_picture
 from kvfix.data.readers.imagenet_names import NAMES
 from kvfix.data.units import VOID, BadUnit, Sentence, Truths, UnitSet
+from kvfix.groups import grouped, in_turn
 
 TREE = """\
 ImageNetS50/                               or ImageNetS300, ImageNetS919; DIR is this folder or its

@@ -27,7 +27,7 @@ from kvfix.diagnose.keys.findings import effect_finding, key_findings, key_resul
 from kvfix.diagnose.keys.statistics import BadKeys, to_square
 from kvfix.diagnose.keys.values import score_cells, squared
 from kvfix.eval.mcq.prompt import McqProtocol
-from kvfix.eval.mcq.run import in_turn
+from kvfix.eval.mcq.run import questions_in_turn
 from kvfix.mlm.load import Mlm
 from kvfix.ranks import agreed, check_alike
 from kvfix.report.pictures.overlays import heat_overlay
@@ -281,7 +281,7 @@ def _askable(
         with naming(question.images):
             return question, on_grid(mlm, question, grid_hw, protocol)
 
-    for units, i in ((u, i) for u in questions for i in in_turn(u)):
+    for units, i in ((u, i) for u in questions for i in questions_in_turn(u)):
         if len(asked) == most:
             break
         found = listing.unit(units, units.ids[i], partial(fits, units, i))
