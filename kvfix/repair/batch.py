@@ -9,7 +9,7 @@ Shapes: B samples, L positions, R rows (flat positions b * L + l), O options.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,16 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kvfix.data.training.examples import Example, Mask
+from kvfix.data.training.examples import Example
 from kvfix.data.units import Question
-from kvfix.eval.grid import PIXEL_CENTRE, to_cells, to_grid
 from kvfix.eval.mcq.options import answer_gap, option_tokens
-from kvfix.eval.mcq.readouts import compared
 from kvfix.mlm.families import Family
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.prompts import Encoded, layouts_of, model_inputs, spans_of
 from kvfix.repair.chat import Chat, render
-from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable
+from kvfix.repair.extras import Choice, Extras, extras_of
 
 STAND_IN = Image.new("RGB", (56, 56))
 
@@ -107,14 +105,13 @@ class Collator:
         length = inputs["input_ids"].shape[1]
         rows_R = torch.cat([torch.from_numpy(t.rows) + b * length for b, t in enumerate(tokens)])
         answer_R = torch.from_numpy(np.concatenate([t.answer for t in tokens]))
-        known = self._extras(examples, chats, tokens, layouts)
         return Batch(
             encoded=encoded,
             rows_R=rows_R,
             target_R=inputs["input_ids"].flatten()[rows_R + 1],
             answer_R=answer_R,
             text_R=~answer_R,
-            extras=known,
+            extras=tuple(self._extras(examples, chats, tokens, layouts)),
             n_tokens=int(inputs["attention_mask"].sum()),
             n_images=sum(len(example.images) for example in examples),
         )
@@ -186,30 +183,14 @@ class Collator:
         chats: Sequence[Chat],
         tokens: Sequence[_Tokens],
         layouts: Sequence[Sequence[Layout]],
-    ) -> tuple[Extras, ...]:
-        out: list[Extras] = []
+    ) -> Iterator[Extras]:
         first_row = 0
         for example, chat, at, of in zip(examples, chats, tokens, layouts, strict=True):
-            masks = tuple(_target(mask, of[mask.image]) for mask in example.masks)
-            matches = tuple(
-                Matches(
-                    (m.image_a, m.image_b),
-                    (
-                        to_cells(m.a_K2 + PIXEL_CENTRE, of[m.image_a]),
-                        to_cells(m.b_K2 + PIXEL_CENTRE, of[m.image_b]),
-                    ),
-                    torch.ones(len(m.a_K2), dtype=torch.bool),
-                )
-                for m in example.matches
-            )
-            choice = readable = None
-            if example.question is not None:
-                readable = _readable(example.question)
-                if self.choices:
-                    choice = self._choice(example.question, chat, at, first_row)
-            out.append(Extras(masks, matches, choice, readable, stand_in=not example.images))
+            choice = None
+            if self.choices and example.question is not None:
+                choice = self._choice(example.question, chat, at, first_row)
+            yield extras_of(example, of, choice)
             first_row += len(at.rows)
-        return tuple(out)
 
     def _choice(self, question: Question, chat: Chat, at: _Tokens, first_row: int) -> Choice:
         """The row that predicts the letter: the first token in which the options differ."""
@@ -257,13 +238,3 @@ def _hide_answers(inputs: dict[str, Tensor], tokens: Sequence[_Tokens]) -> None:
     for b, of in enumerate(tokens):
         if of.answer.any():
             inputs["token_type_ids"][b, int(of.rows[of.answer][0]) + 1 :] = 1
-
-
-def _target(mask: Mask, layout: Layout) -> MaskTarget:
-    share_HW, valid_HW = to_grid(mask.mask_HW, layout)
-    return MaskTarget(mask.image, share_HW, valid_HW, mask.category, mask.named)
-
-
-def _readable(question: Question) -> Readable | None:
-    found = compared(question)
-    return None if isinstance(found, str) else Readable(question.sub_task, found)

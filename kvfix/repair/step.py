@@ -1,7 +1,6 @@
 """What one training step hands to the loss terms, and how they take from it.
 
-Shapes: B samples, S layers, H, W rows and columns of a grid, N cells of several images side by
-side, C channels, K points, O options, R rows (positions) with logits.
+Shapes: S layers, H, W rows and columns of a grid, C channels, R rows (positions) with logits.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvfix.eval.mcq.readouts import Images, Points
 from kvfix.mlm.capture import LM_SITES, SampleFeatures
 from kvfix.mlm.load import Encoded
+from kvfix.repair.extras import Extras
 from kvfix.repair.queries import Attention
 from kvfix.repair.terms.mean import Mean
 
@@ -45,57 +44,6 @@ class StepKeys:
     def k_IMD(self) -> Tensor | None:
         """All that was taken in; None before any image."""
         return torch.cat(self._seen) if self._seen else None
-
-
-class MaskTarget(NamedTuple):
-    """A mask on one image of a sample, through its grid (`kvfix.eval.grid.to_grid`)."""
-
-    image: int  # which image of the sample
-    share_HW: Tensor  # in [0, 1], foreground share of each cell
-    valid_HW: Tensor  # in [0, 1], how much of each cell counts
-    category: int = 0  # output of the mask head that learns it; -1: none does
-    # Whether the sample's text names it (its last token is then a query for it).
-    named: bool = False
-
-
-class Matches(NamedTuple):
-    """Points of two images of a sample that show the same."""
-
-    images: tuple[int, int]  # which two
-    # For each of the two, fractional (row, column) on its grid (`kvfix.eval.grid.to_cells`).
-    rc_K2: tuple[Tensor, Tensor]
-    valid_K: Tensor  # bool, points seen in both
-
-
-class Choice(NamedTuple):
-    """A multiple-choice question."""
-
-    row: int  # row of the logits that predicts the option letter
-    letters_O: Tensor  # token ids of the option letters
-
-
-class Readable(NamedTuple):
-    """A question that features alone can answer."""
-
-    sub_task: str  # which rule of `kvfix.eval.mcq.readouts.READOUTS`
-    compared: Images | Points  # what its options compare
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What the data knows about one sample beside its prompt; all of it may be missing."""
-
-    masks: tuple[MaskTarget, ...] = ()  # masks on its images
-    matches: tuple[Matches, ...] = ()  # matched points of pairs of its images
-    choice: Choice | None = None  # for a multiple-choice question
-    readable: Readable | None = None  # for one that a readout can answer
-    # Its images stand in for none (a text-only sample): terms leave them out.
-    stand_in: bool = False
-
-    def readable_of(self, kinds: tuple[str, ...]) -> Readable | None:
-        """Its question if a readout can answer it, and it is of these kinds; empty is any."""
-        found = self.readable
-        return found if found and (not kinds or found.sub_task in kinds) else None
 
 
 class Rows(NamedTuple):

@@ -16,9 +16,10 @@ from kvfix.eval.mcq.readouts import Images, Points
 from kvfix.mlm.capture import Capture
 from kvfix.mlm.load import Mlm, Prompt, load_mlm
 from kvfix.repair.base_pass import logits_at, run_base
+from kvfix.repair.extras import Choice, Extras, MaskTarget, Matches, ReadableQuestion
 from kvfix.repair.lora import LoraOptions, attach
 from kvfix.repair.queries import QueryKeys, key_biases, text_queries
-from kvfix.repair.step import Choice, Extras, MaskTarget, Matches, Readable, Rows, Step, StepKeys
+from kvfix.repair.step import Rows, Step, StepKeys
 from kvfix.repair.terms.losses import Heads, Losses
 from kvfix.repair.terms.mean import Mean
 
@@ -82,12 +83,12 @@ def extras(mlm: Mlm, given: Sequence[Prompt]) -> list[Extras]:
     return out
 
 
-def readable(rows: int, cols: int, *, count: int) -> Readable:
+def readable(rows: int, cols: int, *, count: int) -> ReadableQuestion:
     """Three options: points of the second image, or images after the first."""
     if count == 2:
         at = np.random.default_rng(0).uniform(1, min(IMAGE_HW) - 1, (4, 2))
-        return Readable("Visual_Correspondence", Points(at[:1], at[1:], False))
-    return Readable("Visual_Similarity", Images((0, 0, 0)))
+        return ReadableQuestion("Visual_Correspondence", Points(at[:1], at[1:], False))
+    return ReadableQuestion("Visual_Similarity", Images((0, 0, 0)))
 
 
 def agnostic(mlm: Mlm, given: Sequence[Prompt]) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from kvfix.bounds import number
 from kvfix.eval.grid import sample_cells
 from kvfix.repair.batch import Batch
-from kvfix.repair.step import Matches, Step
+from kvfix.repair.extras import Matches
+from kvfix.repair.step import Step
 from kvfix.repair.terms.heads import Head, Temperature
 from kvfix.repair.terms.mask import _none
 from kvfix.repair.terms.mean import Mean, masked_mean, pooled

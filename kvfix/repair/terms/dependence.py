@@ -13,7 +13,8 @@ from torch import Tensor
 from kvfix.bounds import number
 from kvfix.mlm.load import Encoded
 from kvfix.repair.batch import Batch
-from kvfix.repair.step import Extras, Step
+from kvfix.repair.extras import Extras
+from kvfix.repair.step import Step
 from kvfix.repair.terms.heads import Head
 from kvfix.repair.terms.mean import Mean
 from kvfix.repair.terms.term import LayerTerm, Needs, _given

@@ -22,7 +22,8 @@ from kvfix.bounds import number
 from kvfix.eval.grid import PIXEL_CENTRE, sample_cells, to_cells
 from kvfix.eval.mcq.readouts import Points
 from kvfix.repair.batch import Batch
-from kvfix.repair.step import Readable, Step
+from kvfix.repair.extras import ReadableQuestion
+from kvfix.repair.step import Step
 from kvfix.repair.terms.heads import Head, MaskHead
 from kvfix.repair.terms.mask import _none
 from kvfix.repair.terms.mean import Mean, masked_mean, standardised
@@ -76,7 +77,9 @@ class EvidenceTerm(LayerTerm):
         stacked = torch.stack(errors)
         return masked_mean(stacked, torch.ones_like(stacked))
 
-    def _evidence(self, step: Step, sample: int, readable: Readable) -> list[tuple[int, Tensor]]:
+    def _evidence(
+        self, step: Step, sample: int, readable: ReadableQuestion
+    ) -> list[tuple[int, Tensor]]:
         """(image, evidence of its cells) of every image that holds options."""
 
         def of(image: int) -> Tensor:

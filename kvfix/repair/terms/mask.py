@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from kvfix.bounds import number
 from kvfix.repair.batch import Batch
-from kvfix.repair.step import MaskTarget, Step
+from kvfix.repair.extras import MaskTarget
+from kvfix.repair.step import Step
 from kvfix.repair.terms.heads import Head, MaskHead
 from kvfix.repair.terms.mean import Mean, by_image, masked_mean, mean_of_images
 from kvfix.repair.terms.term import LayerTerm

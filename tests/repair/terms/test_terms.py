@@ -11,7 +11,7 @@ import torch
 from steps import LAYER, LAYER_TERMS, VALUE_TERMS
 
 from kvfix.mlm.renamed import recompute_layers
-from kvfix.repair.step import Extras
+from kvfix.repair.extras import Extras
 
 TERMS = (*LAYER_TERMS, "distil", "kl")
 # Hinges that bind: a floor above any r, a ceiling of nothing.

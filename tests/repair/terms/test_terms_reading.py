@@ -10,7 +10,8 @@ import torch
 from steps import LAYER
 
 from kvfix.mlm.load import Prompt
-from kvfix.repair.step import Extras, Matches, StepKeys
+from kvfix.repair.extras import Extras, Matches
+from kvfix.repair.step import StepKeys
 from kvfix.repair.terms.correspondence import near_cells
 
 
