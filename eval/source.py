@@ -6,6 +6,7 @@ Shapes: S sites of one kind, H x W grid cells, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -125,11 +126,11 @@ class MlmSource:
 
     def prompts(self, images: Sequence[Image.Image]) -> Iterator[list[Prompt]]:
         """What each forward pass of `views` is asked."""
-        batch = self._batch(images[0])
-        for start in range(0, len(images), batch):
-            yield [
-                Prompt((image,), NEUTRAL, self.prefix) for image in images[start : start + batch]
-            ]
+        rest = iter(images)
+        first = next(rest)
+        batch, each = self._batch(first), chain([first], rest)
+        while some := list(islice(each, batch)):
+            yield [Prompt((image,), NEUTRAL, self.prefix) for image in some]
 
     def together(self, images: Sequence[Image.Image], text: str) -> list[View]:
         """Features of images that stand in ONE prompt, in order, with a text after them.

@@ -79,7 +79,7 @@ def _read(line: Conversation) -> Iterator[str]:
     for message in line.messages:
         note = "" if message.learned else " (not trained on)"
         yield f"{message.role}{note}: {_shown(message.content)}"
-    for number, photo in enumerate(line.images.items, start=1):
+    for number, photo in enumerate(line.photos, start=1):
         width, height = photo.header().size
         yield f"image {number}: {photo.name}, {width} x {height}"
 
@@ -92,9 +92,7 @@ def _seen(line: Conversation, collator: Collator) -> Iterator[str]:
     counts = iter([f"[{len(span.positions_V)} image tokens]" for span in spans])
     first, *rest = batch.encoded.order_texts[0].split(collator.processor.image_token)
     yield _shown(first + "".join(f"{next(counts)}{text}" for text in rest))
-    for number, (photo, image) in enumerate(
-        zip(line.images.items, example.images, strict=True), start=1
-    ):
+    for number, (photo, image) in enumerate(zip(line.photos, example.images, strict=True), start=1):
         yield f"image {number}: {photo.name}, {image.width} x {image.height}"
     learned = int(np.count_nonzero(batch.answer_R.numpy()))
     yield f"{batch.n_tokens} tokens in all, {learned} of them trained on: {_answers(line)}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,26 +16,6 @@ from kvfix.data.units import BadUnit
 from kvfix.wording import shown
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LazySequence(Sequence[T]):
-    """Items that are read on every access, so that one at a time is in memory."""
-
-    items: tuple[Any, ...]  # such as paths
-    read: Callable[[Any], T]  # raises a `BadUnit` for what it cannot read
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> LazySequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
-        if isinstance(index, slice):
-            return replace(self, items=self.items[index])
-        return self.read(self.items[index])
 
 
 def check_folder(folder: Path, name: str) -> None:

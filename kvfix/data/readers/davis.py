@@ -8,16 +8,16 @@ frame has a mask (YouTube-VOS does so), the clip is made of the frames that have
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
 from kvfix.data.files import (
-    LazySequence,
     digest,
     faults,
     find_root,
@@ -39,6 +39,28 @@ DAVIS/                                  DIR is this folder or its parent
 _LIST = "ImageSets/2017/val.txt"
 FRAMES, MASKS = "JPEGImages/480p", "Annotations/480p"
 MIN_FRAMES = 3  # the first and the last do not count
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LazySequence(Sequence[T]):
+    """Items that are read on every access, so that one at a time is in memory."""
+
+    items: tuple[Any, ...]  # such as paths
+    read: Callable[[Any], T]  # raises a `BadUnit` for what it cannot read
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> LazySequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | LazySequence[T]:
+        if isinstance(index, slice):
+            return replace(self, items=self.items[index])
+        return self.read(self.items[index])
 
 
 class Edition(NamedTuple):

@@ -201,7 +201,7 @@ def _load(scan: _Scan, clusters: Sequence[str], index: int) -> Question:
         spoken = any(form.fits(row) for form in FORMS) and "prompt" not in row
         asked = _from_turns(row, scan.places) if spoken else _from_columns(row, scan.places)
         answer = read_answer(asked.answer, asked.choices)
-        pictures = tuple(photo.read() for photo in asked.photos)
+        pictures = tuple(photo.read().image for photo in asked.photos)
     except (ValueError, OSError) as error:
         raise BadUnit(f"{where}: {error}") from error
     return Question(
@@ -260,15 +260,15 @@ def _from_turns(row: dict[str, Any], places: Places) -> _Asked:
             f"expected one question of the user and its answer, found {found}: questions are asked "
             "alone, without a system turn"
         )
-    if not line.images:
+    if not line.photos:
         raise ValueError("expected at least one image, found none")
-    text = _without_marks(asked.content, len(line.images))
+    text = _without_marks(asked.content, len(line.photos))
     options = _options(row)
     choices = lettered_lines(text) if options is None else read_choices(options)
     if not choices:
         raise ValueError("expected lines (A) .., (B) .. in the question, found none")
     whole = text if lettered_lines(text) else None
-    return _Asked(text, whole, choices, row.get("answer", answered.content), line.images.items)
+    return _Asked(text, whole, choices, row.get("answer", answered.content), line.photos)
 
 
 def _without_marks(text: str, n: int) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from kvfix.data.pictures.read import Header
 from kvfix.data.scenes.paint import SIZE, generator, render, sample_scene
 from kvfix.data.scenes.questions import random_warp, scene_question, warp_image, warp_points
 from kvfix.data.scenes.shapes import SHAPES
@@ -133,19 +134,20 @@ def turns_of(line: Conversation) -> Talk:
 def from_conversation(line: Conversation) -> Example:
     """One record of training data; what its masks cover together is the image's foreground."""
     turns, system = turns_of(line)
+    pictures = [photo.read() for photo in line.photos]
     masked = sorted({mask.image for mask in line.masks})
-    masks = tuple(Mask(image, _union(line, image)) for image in masked)
+    masks = tuple(Mask(image, _union(line, image, pictures[image].header)) for image in masked)
     by_pair = grouped(line.points, lambda point: (point.image_a, point.image_b))
     matches = tuple(
         MatchedPoints(
             a,
             b,
-            line.upright_points(a, [point.a for point in points]),
-            line.upright_points(b, [point.b for point in points]),
+            pictures[a].header.points(np.array([point.a for point in points])),
+            pictures[b].header.points(np.array([point.b for point in points])),
         )
         for (a, b), points in sorted(by_pair.items())
     )
-    images = tuple(line.images)
+    images = tuple(picture.image for picture in pictures)
     question = _question(line, turns, images)
     return Example(line.id, images, turns, masks, matches, question, system)
 
@@ -180,15 +182,16 @@ def _question(
 
 def named_mask(line: Conversation, image: int, label: str) -> Example:
     """The label alone as the text, and what it names: for the text-value loss."""
-    mask = Mask(0, _union(line, image, label), NO_OUTPUT, named=True)
+    picture = line.photos[image].read()
+    mask = Mask(0, _union(line, image, picture.header, label), NO_OUTPUT, named=True)
     turn = Turn((None, label), "")
-    return Example(f"{line.id}/{image}/{label}", (line.images[image],), (turn,), (mask,))
+    return Example(f"{line.id}/{image}/{label}", (picture.image,), (turn,), (mask,))
 
 
-def _union(line: Conversation, image: int, label: str | None = None) -> np.ndarray:
-    """All masks of a label on one image as one."""
+def _union(line: Conversation, image: int, header: Header, label: str | None = None) -> np.ndarray:
+    """All masks of a label on one image as one, as the image is shown."""
     chosen = [m for m in line.masks if m.image == image and label in (None, m.label)]
-    return np.maximum.reduce([line.upright_mask(mask) for mask in chosen])
+    return np.maximum.reduce([header.mask(mask.decode()) for mask in chosen])
 
 
 def conversation_examples(lines: Conversations) -> Examples:

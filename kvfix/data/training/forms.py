@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kvfix.data.training.photos import Photos, Places
+from kvfix.data.training.photos import Places
 from kvfix.data.training.record import Conversation, listed, text
 from kvfix.data.training.regions import check_regions, read_masks, read_points
 from kvfix.data.training.turns import Turns, compose, read_turns
@@ -188,7 +188,7 @@ def read_record(row: object, places: Places, *, look: bool) -> ReadRecord:
             f"expected text without {' and '.join(_GROUNDING)}, found them: every model writes "
             "places in its own form, so write them into the text"
         )
-    photos = Photos(tuple(places.photo(cell) for cell in composed.pictures))
+    photos = tuple(places.photo(cell) for cell in composed.pictures)
     masks = read_masks(mine.get("masks", []), len(photos))
     points = read_points(mine.get("points", []), len(photos))
     if look:

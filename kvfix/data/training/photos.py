@@ -11,15 +11,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from PIL import Image
-
-from kvfix.data.files import LazySequence
-from kvfix.data.pictures.read import Header, read_header, read_picture
+from kvfix.data.pictures.read import Header, Picture, read_header, read_picture
 from kvfix.wording import short_path, shown
 
 _REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
@@ -38,9 +34,9 @@ class Photo:
     name: str  # for messages
     source: Path | bytes = field(repr=False)
 
-    def read(self) -> Image.Image:
+    def read(self) -> Picture:
         """The picture as RGB, decoded to its last byte; raises a BadUnit where it cannot be."""
-        return read_picture(self.source, where=self._where).image
+        return read_picture(self.source, where=self._where)
 
     def header(self) -> Header:
         """What its header says of its size, and how it is turned; raises as `read` does."""
@@ -49,14 +45,6 @@ class Photo:
     @property
     def _where(self) -> str | None:
         return self.name if isinstance(self.source, bytes) else None
-
-
-@dataclass(frozen=True)
-class Photos(LazySequence[Image.Image]):
-    """The pictures of a record, each decoded on access."""
-
-    items: tuple[Photo, ...] = ()
-    read: Callable[[Photo], Image.Image] = Photo.read
 
 
 @dataclass(frozen=True)

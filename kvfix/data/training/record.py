@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvfix.data.pictures.rle import decode_rle
-from kvfix.data.training.photos import Photos
+from kvfix.data.training.photos import Photo
 from kvfix.wording import shown
 
 PLACEHOLDER = "<image>"
@@ -27,7 +26,7 @@ class Message(NamedTuple):
 class Match(NamedTuple):
     """Two points that show the same thing."""
 
-    image_a: int  # index into the conversation's images
+    image_a: int  # index into the conversation's photos
     image_b: int
     a: tuple[float, float]  # x, y in pixels of image_a
     b: tuple[float, float]
@@ -37,7 +36,7 @@ class Match(NamedTuple):
 class RleMask:
     """The pixels of one thing on one photo."""
 
-    image: int  # index into the conversation's images
+    image: int  # index into the conversation's photos
     label: str
     size: tuple[int, int]  # height, width of the photo
     counts: str | tuple[int, ...] = field(repr=False)
@@ -52,7 +51,7 @@ class Conversation:
     """One record."""
 
     id: str
-    images: Photos  # RGB, decoded on access
+    photos: tuple[Photo, ...]  # decoded when they are read
     messages: tuple[Message, ...]
     masks: tuple[RleMask, ...] = ()
     points: tuple[Match, ...] = ()
@@ -64,19 +63,11 @@ class Conversation:
             hashlib.sha256(photo.source).hexdigest()
             if isinstance(photo.source, bytes)
             else (photo.source.name, photo.source.stat().st_size)
-            for photo in self.images.items
+            for photo in self.photos
         ]
         masks = [(m.image, m.label, m.size, m.counts) for m in self.masks]  # repr hides counts
         text = repr((self.id, self.messages, masks, self.points, self.sub_task, photos))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-    def upright_mask(self, mask: RleMask) -> np.ndarray:
-        """The mask on its photo as `images` gives it; uint8 (height, width), 0 or 1."""
-        return self.images.items[mask.image].header().mask(mask.decode())
-
-    def upright_points(self, image: int, points: Sequence[tuple[float, float]]) -> np.ndarray:
-        """Points of a photo on it as `images` gives it; float64 (K, 2)."""
-        return self.images.items[image].header().points(np.array(points, dtype=np.float64))
 
 
 def text(value: object, key: str) -> str:

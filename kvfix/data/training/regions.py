@@ -10,10 +10,12 @@ is taken as it is). Each function raises a ValueError that says what was expecte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from kvfix.data.pictures.rle import check_rle
-from kvfix.data.training.photos import Photos
+from kvfix.data.training.photos import Photo
 from kvfix.data.training.record import Match, RleMask, listed, text
 from kvfix.wording import shown
 
@@ -28,24 +30,26 @@ def read_points(value: object, n_images: int) -> tuple[Match, ...]:
     return tuple(_match(m, n_images) for m in listed(value, "points"))
 
 
-def check_regions(photos: Photos, masks: tuple[RleMask, ...], points: tuple[Match, ...]) -> None:
+def check_regions(
+    photos: Sequence[Photo], masks: Sequence[RleMask], points: Sequence[Match]
+) -> None:
     """Masks are as large as their photos, and points lie on them; headers alone are read."""
+    header_of = cache(lambda image: photos[image].header())
     for mask in masks:
-        photo = photos.items[mask.image]
-        header, (height, width) = photo.header(), mask.size
+        header, (height, width) = header_of(mask.image), mask.size
         if header.turn_of((width, height)) is None:
             width, height = header.stored
             raise ValueError(
-                f"masks: expected size [{height}, {width}] of {photo.name}, found {list(mask.size)}"
+                f"masks: expected size [{height}, {width}] of {photos[mask.image].name}, found "
+                f"{list(mask.size)}"
             )
     for match in points:
-        for index, (x, y) in ((match.image_a, match.a), (match.image_b, match.b)):
-            photo = photos.items[index]
-            width, height = photo.header().stored
+        for image, (x, y) in ((match.image_a, match.a), (match.image_b, match.b)):
+            width, height = header_of(image).stored
             if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
                 raise ValueError(
-                    f"points: expected x, y within the {width} x {height} pixels of {photo.name}, "
-                    f"found {x:g}, {y:g}"
+                    f"points: expected x, y within the {width} x {height} pixels of "
+                    f"{photos[image].name}, found {x:g}, {y:g}"
                 )
 
 

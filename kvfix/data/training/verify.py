@@ -45,7 +45,7 @@ def verify(
     def read(index: int) -> tuple[Conversation, tuple[Size, ...]] | Exception:
         try:
             line = lines[index]
-            return line, tuple(seen.size(photo) for photo in line.images.items)
+            return line, tuple(seen.size(photo) for photo in line.photos)
         except (ValueError, OSError) as error:
             return error
 
@@ -73,12 +73,12 @@ class _Seen:
     def size(self, photo: Photo) -> Size:
         """The size of the decoded picture; raises what decoding it raised."""
         if isinstance(photo.source, bytes):
-            return photo.read().size
+            return photo.read().image.size
         with self._lock:
             known = self._by_path.get(photo.source)
         if known is None:
             try:
-                known = photo.read().size
+                known = photo.read().image.size
             except (ValueError, OSError) as error:
                 known = error
             with self._lock:

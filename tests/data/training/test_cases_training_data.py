@@ -110,7 +110,7 @@ def test_a_system_turn_reaches_the_model(case, says) -> None:
 
 def test_pictures_look_as_they_should() -> None:
     def image(case: str) -> np.ndarray:
-        return np.asarray(read_conversations(data_of(case))[0].images[0])
+        return np.asarray(read_conversations(data_of(case))[0].photos[0].read().image)
 
     assert 20 < image("train_16bit").mean() < 235 and image("train_16bit").std() > 20
     tall = image("train_exif")

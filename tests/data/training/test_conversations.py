@@ -84,16 +84,17 @@ def test_every_kind_of_line_is_read(folder: Path, end: str) -> None:
     plain, mask, points, text = data
     assert plain.sub_task == "Counting" and plain.masks == plain.points == ()
     assert plain.messages == (Message("user", "<image>\nA cow?"), Message("assistant", "yes"))
-    assert plain.images[0].mode == "RGB" and plain.images[0].size == (32, 24)
+    image = plain.photos[0].read().image
+    assert image.mode == "RGB" and image.size == (32, 24)
     assert [m.label for m in mask.masks] == ["cow", "ground"]
     decoded = [m.decode() for m in mask.masks]
     assert decoded[0].dtype == np.uint8 and (decoded[0] == _region()).all()
     assert (decoded[1] == 1 - _region()).all()
     assert points.points == (Match(0, 1, (3.5, 4.0), (31.0, 23.0)),)
-    assert abs(np.asarray(points.images[1]).mean() - 30) < 2
+    assert abs(np.asarray(points.photos[1].read().image).mean() - 30) < 2
     assert [m.role for m in points.messages] == ["system", *["user", "assistant"] * 2]
     assert points.messages[-1].content == "ja ☃"
-    assert len(text.images) == 0
+    assert len(text.photos) == 0
     assert data[-1] == text and [c.id for c in data[1:3]] == ["mask", "points"]
     with pytest.raises(IndexError):
         data[4]
@@ -126,7 +127,7 @@ def test_photos_are_decoded_on_access_only(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("kvfix.data.training.photos.read_picture", watched)
     row = read_conversations(_write(folder, _good()))[2]
     assert opened == []
-    assert row.images[1].size == (32, 24) and opened == ["1.jpg"]
+    assert row.photos[1].read().image.size == (32, 24) and opened == ["1.jpg"]
 
 
 def test_photos_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -231,7 +232,7 @@ def test_a_photo_gone_meanwhile_is_a_bad_unit(folder: Path) -> None:
     row = read_conversations(_write(folder, _good()))[0]
     (folder / "p/0.jpg").unlink()
     with pytest.raises(BadUnit, match=r"0\.jpg: expected a photo, found no such file"):
-        row.images[0]
+        row.photos[0].read()
 
 
 @pytest.mark.shared
@@ -250,5 +251,5 @@ def test_real_lines() -> None:
             masks += 1
             expected = coco.decode({"size": fields["size"], "counts": fields["counts"]})
             assert (mask.decode() == expected).all()
-            assert expected.shape[::-1] == conversation.images[mask.image].size
+            assert expected.shape[::-1] == conversation.photos[mask.image].read().image.size
     assert masks == sum(len(r.get("masks", [])) for r in raw) == 746

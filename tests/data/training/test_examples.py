@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from PIL import ExifTags, Image
 from talks import HEIGHT, WIDTH, box, runs, write_talks
 
 from kvfix.config import load_config
+from kvfix.data.pictures import read as pictures
 from kvfix.data.scenes.questions import SKILLS, scene_question
 from kvfix.data.training.conversations import Conversations, read_conversations
 from kvfix.data.training.examples import (
@@ -225,7 +227,36 @@ def test_masks_of_two_images_and_of_a_label_in_parts(tmp_path) -> None:
     named = {e.id: e for e in (first, second)}
     assert named.keys() == {"x/1/sky", "x/0/sky"}
     assert (named["x/1/sky"].masks[0].mask_HW == masks[0] | masks[1]).all()
-    assert named["x/1/sky"].images[0].tobytes() == lines[0].images[1].tobytes()
+    assert named["x/1/sky"].images[0].tobytes() == lines[0].photos[1].read().image.tobytes()
+
+
+def test_masks_and_points_turn_with_their_photo_which_is_opened_once(tmp_path, monkeypatch) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:9, 5:] = 1
+    lines = write(
+        tmp_path,
+        images=["0.png"],
+        messages=[
+            {"role": "user", "content": "<image>x"},
+            {"role": "assistant", "content": "y"},
+        ],
+        masks=[{"image": 0, "label": "sky", "size": [HEIGHT, WIDTH], "counts": runs(mask)}] * 2,
+        points=[{"image_a": 0, "image_b": 0, "a": [0, 0], "b": [3, 2]}],
+    )
+    examples = conversation_examples(lines)
+    turn = Image.Exif()
+    turn[ExifTags.Base.Orientation] = 6  # shown turned clockwise by a quarter
+    tiny.photo(HEIGHT, WIDTH).save(tmp_path / "0.png", exif=turn)
+    opened: list[Path] = []
+    real = pictures._stream
+    monkeypatch.setattr(pictures, "_stream", lambda *given: opened.append(given[0]) or real(*given))
+    whole, named = examples
+    assert opened == [tmp_path / "0.png"] * 2
+    for example in (whole, named):
+        assert example.images[0].size == (HEIGHT, WIDTH)
+        assert (example.masks[0].mask_HW == np.rot90(mask, -1)).all()
+    [match] = whole.matches
+    assert match.a_K2.tolist() == [[HEIGHT - 1, 0]] and match.b_K2.tolist() == [[HEIGHT - 3, 3]]
 
 
 def test_points_are_kept_apart_by_pair(tmp_path) -> None:

@@ -61,7 +61,7 @@ def test_every_form_becomes_the_same_conversation(folder, row, form, as_list) ->
     for conversation in data:
         content = conversation.messages[0].content.replace("\n", "")
         assert (content, said(conversation)[1:]) == (ASKED, [("assistant", ANSWER)])
-        assert [image.size for image in conversation.images] == [(32, 24)]
+        assert [photo.read().image.size for photo in conversation.photos] == [(32, 24)]
         assert conversation.messages[1].learned
 
 
@@ -118,7 +118,7 @@ def test_several_images_stay_where_they_stand(folder) -> None:
         {"image": ["p/1.jpg", "p/0.jpg"], "conversations": turns},
         {"image": "p/1.jpg", "conversations": later},
     )
-    assert [photo.name for photo in two.images.items] == ["1.jpg", "0.jpg"]
+    assert [photo.name for photo in two.photos] == ["1.jpg", "0.jpg"]
     assert said(two)[0][1] == "Is <image> like <image>?"
     assert said(late)[2] == ("user", "What is <image>")
 
@@ -126,7 +126,7 @@ def test_several_images_stay_where_they_stand(folder) -> None:
 def test_text_alone_needs_no_image(folder) -> None:
     turns = spoken(("human", "Say yes."), ("gpt", "Yes."), keys=FROM)
     for row in ({"conversations": turns} | more for more in ({}, {"image": None}, {"image": ""})):
-        assert len(read(folder, row)[0].images) == 0
+        assert len(read(folder, row)[0].photos) == 0
 
 
 def test_history_comes_before_the_query(folder) -> None:
@@ -188,7 +188,7 @@ def test_a_part_may_hold_its_image(folder, part) -> None:
     turns = spoken(("user", [{"type": "text", "text": "What?"}, part]), ("assistant", ANSWER))
     [got] = read(folder, {"messages": turns})
     assert said(got)[0] == ("user", "What?<image>")
-    [image] = got.images
+    [image] = (photo.read().image for photo in got.photos)
     assert image.mode == "RGB" and image.size == (32, 24)
 
 
@@ -196,20 +196,20 @@ def test_parts_may_number_their_images(folder) -> None:
     parts = [{"type": "image", "index": 1}, {"type": "text", "text": "or"}]
     turns = spoken(("user", [*parts, {"type": "image", "index": 0}]), ("assistant", ANSWER))
     [got] = read(folder, {"messages": turns, "images": ["p/0.jpg", "p/1.jpg"]})
-    assert [photo.name for photo in got.images.items] == ["1.jpg", "0.jpg"]
+    assert [photo.name for photo in got.photos] == ["1.jpg", "0.jpg"]
 
 
 @pytest.mark.parametrize("cell", ["p/0.jpg", {"path": "p/0.jpg"}, {"bytes": "B"}, ["p/0.jpg"]])
 def test_images_are_names_or_objects_alone_or_listed(folder, cell) -> None:
     cell = json.loads(json.dumps(cell).replace('"B"', json.dumps(url())))
-    assert read(folder, MESSAGES | {"images": cell})[0].images[0].size == (32, 24)
+    assert read(folder, MESSAGES | {"images": cell})[0].photos[0].read().image.size == (32, 24)
 
 
 def test_absolute_names_are_taken_and_looked_for_below_the_folder(folder) -> None:
     there = str(folder / "p" / "0.jpg")
     away = "/data/x/p/0.jpg"  # of another machine
     data = read(folder, *(MESSAGES | {"images": [name]} for name in (there, away)))
-    assert [c.images.items[0].source for c in data] == [folder / "p" / "0.jpg"] * 2
+    assert [c.photos[0].source for c in data] == [folder / "p" / "0.jpg"] * 2
     [note] = data.notes
     assert note == f"images of /data/x, which is not on this machine, are taken from {folder}"
     rows = [MESSAGES] * 30 + [MESSAGES | {"images": [away]}, MESSAGES | {"images": ["/y/p/0.jpg"]}]

@@ -45,7 +45,12 @@ def tables(folder: Path) -> dict[str, Callable[[], Path]]:
 def test_tables_of_datasets_are_read(tables, way) -> None:
     data = read_conversations(tables[way]())
     assert len(data) == 3 and data.forms == (("TRL", 3),) and data.ids == ("#1", "#2", "#3")
-    assert [c.images[0].getpixel((0, 0)) for c in data] == [(0,) * 3, (40,) * 3, (80,) * 3]
+    images = [c.photos[0].read().image for c in data]
+    assert [i.getpixel((0, 0)) for i in images] == [
+        (0,) * 3,
+        (40,) * 3,
+        (80,) * 3,
+    ]
     assert said(data[2]) == [("user", ASKED), ("assistant", ANSWER)]
 
 
@@ -55,7 +60,7 @@ def test_tables_may_hold_turns_as_json_and_one_image(folder) -> None:
     row = {"conversations": json.dumps(LLAVA["conversations"]), "image": {"bytes": encoded()}}
     Dataset.from_list([row]).cast_column("image", Image()).to_parquet(folder / "x.parquet")
     [got] = read_conversations(folder / "x.parquet")
-    assert said(got) == [("user", ASKED), ("assistant", ANSWER)] and len(got.images) == 1
+    assert said(got) == [("user", ASKED), ("assistant", ANSWER)] and len(got.photos) == 1
 
 
 def test_a_hub_dataset_that_is_not_there_is_refused(monkeypatch) -> None:
