@@ -16,7 +16,6 @@ ORDER = (
         "checkout",
         "wording",
         "bounds",
-        "groups",
         "launchers",
         "threads",
         "ranks",

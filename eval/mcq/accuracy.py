@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from kvfix.data.groups import grouped
 from kvfix.data.units import UnitSet
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED, Letter
 from kvfix.eval.site import Site
-from kvfix.groups import grouped
 from kvfix.runs.rows import Result
 
 ACCURACY_PROTOCOL = 2  # raised whenever a change here or in `letters` moves a score

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kvfix.data.groups import grouped
 from kvfix.data.left_out import naming
 from kvfix.data.pictures.read import source_of
 from kvfix.data.units import MCQ, Question, UnitSet
@@ -23,7 +24,6 @@ from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS, Marked, read_out, views_of_each
 from kvfix.eval.source import Site, Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
-from kvfix.groups import grouped
 from kvfix.mlm.load import Mlm
 from kvfix.ranks import dealt
 from kvfix.runs.recorder import Recorder, left_out_of

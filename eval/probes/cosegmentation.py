@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from kvfix.data.groups import grouped
 from kvfix.eval.probes.kmeans import grow_kmeans
 from kvfix.eval.probes.score import UnitScore, check_keep, check_sites, site_chunks
 from kvfix.eval.probes.segmentation import Mask, mask_ceiling, threshold_pixels
-from kvfix.groups import grouped
 from kvfix.mlm.layout import Layout
 
 

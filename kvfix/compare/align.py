@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kvfix.data.groups import grouped
 from kvfix.data.json_object import LINE, json_object
 from kvfix.eval.results import Table
 from kvfix.eval.site import Site
 from kvfix.eval.stats.paired import Ratio
-from kvfix.groups import grouped
 from kvfix.runs.fingerprint import flat, not_recorded
 from kvfix.runs.resume import read_finished
 from kvfix.runs.rows import (

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from kvfix.groups import grouped
+from kvfix.data.groups import grouped
 from kvfix.runs.atomic import atomic_file
 
 OUTCOMES = {"score", "correct", "left_out", "without_readout"}  # a line holds one of them

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvfix.groups import grouped
+from kvfix.data.groups import grouped
 
 Record = dict[str, Any]
 HELD_OUT = 10  # one record of so many

@@ -30,7 +30,7 @@ import numpy as np
 from answer_form import ASKED, format_lines
 from mixture import Record, is_choice, mixed, parts, read_records, write_records
 
-from kvfix.groups import grouped
+from kvfix.data.groups import grouped
 
 LETTERS = "ABCD"
 # How often each lesson comes.

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from kvfix.data.files import check_folder, listed
+from kvfix.data.groups import grouped, in_turn
 from kvfix.data.readers.parquet import RowReader, decode_image, encoded_image, read_rows
 from kvfix.data.texts import bounded, check_askable, check_text
 from kvfix.data.units import MCQ, BadUnit, Question, UnitSet
-from kvfix.groups import grouped, in_turn
 from kvfix.wording import shown
 
 TREE = """\

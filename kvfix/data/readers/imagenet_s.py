@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 
 from kvfix.data.files import check_folder, digest, faults, header_for, read_list
+from kvfix.data.groups import grouped, in_turn
 from kvfix.data.pictures.read import opened, read_picture
 from kvfix.data.readers.imagenet_names import NAMES
 from kvfix.data.units import VOID, BadUnit, Sentence, Truths, UnitSet
-from kvfix.groups import grouped, in_turn
 
 TREE = """\
 ImageNetS50/                               or ImageNetS300, ImageNetS919; DIR is this folder or its

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvfix.data.files import check_folder, faults, listed
+from kvfix.data.groups import grouped
 from kvfix.data.pictures.read import read_picture
 from kvfix.data.pictures.rle import decode_rle
 from kvfix.data.readers.parquet import RowReader, encoded_image, read_rows
 from kvfix.data.texts import bounded, check_askable
 from kvfix.data.units import BadUnit, Sentence, UnitSet
-from kvfix.groups import grouped
 from kvfix.wording import shown
 
 TREE = """\

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvfix.data.files import digest, find_root, is_plain, read_list, read_photo
+from kvfix.data.groups import grouped, in_turn
 from kvfix.data.json_object import json_object
 from kvfix.data.pictures.read import read_header
 from kvfix.data.units import BadUnit, Pair, Truths, UnitSet
-from kvfix.groups import grouped, in_turn
 from kvfix.wording import shown
 
 TREE = """\

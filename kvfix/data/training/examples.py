@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from kvfix.data.groups import grouped
 from kvfix.data.pictures.read import Header
 from kvfix.data.scenes.paint import SIZE, generator, render, sample_scene
 from kvfix.data.scenes.questions import random_warp, scene_question, warp_image, warp_points
@@ -24,7 +25,6 @@ from kvfix.data.training.conversations import Conversations
 from kvfix.data.training.mix import SceneMix
 from kvfix.data.training.record import PLACEHOLDER, Conversation
 from kvfix.data.units import Pair, Question, Sentence
-from kvfix.groups import grouped
 
 NO_OUTPUT = -1
 MOST_SHOWN = 10  # lines on what was left out; training.json has all
