@@ -7,7 +7,7 @@ import pstats
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 Way = Callable[[], float | None]  # one that runs elsewhere returns its own CPU-seconds
@@ -67,29 +67,61 @@ class Line(NamedTuple):
     why: str = ""  # a note under the table
 
 
+def milliseconds(seconds: float) -> str:
+    """A time as the table shows it."""
+    return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
 def measured(contest: Contest) -> Iterator[Line]:
     """Let the ways take turns, and compare each with kvfix."""
     seconds = take_turns({"kvfix": contest.kvfix, **contest.beside}, contest.rounds)
     ours = seconds.pop("kvfix")
     for way, theirs in seconds.items():
-        goal = contest.goals[way]
-        ratios = [goal.ratio(a, b) for a, b in zip(ours, theirs, strict=True)]
-        ratio = statistics.median(ratios)
-        met = goal.is_met(ratio)
-        yield Line(
+        yield compared_line(
             contest.name,
-            milliseconds(statistics.median(ours)),
+            ours,
             way,
-            milliseconds(statistics.median(theirs)),
-            f"{ratio:.2f}x",
-            f"{min(ratios):.2f}-{max(ratios):.2f}",
-            said(goal, met),
-            memory(getattr(contest.beside[way], "memory_mib", None)),
-            contest.agreement(way),
-            "" if met else contest.why.get(way, ""),
+            theirs,
+            contest.goals[way],
+            memory=memory(getattr(contest.beside[way], "memory_mib", None)),
+            agreement=contest.agreement(way),
+            why=contest.why.get(way, ""),
         )
     for reason in contest.missing:
         yield Line(contest.name, milliseconds(statistics.median(ours)), reason)
+
+
+def compared_line(
+    name: str,
+    ours: Sequence[float],
+    beside: str,
+    theirs: Sequence[float],
+    goal: Goal,
+    *,
+    shown: Callable[[float], str] = milliseconds,
+    memory: str = "",
+    agreement: str = "",
+    why: str = "",
+) -> Line:
+    """A line from the figures of both sides by round: medians, and ratios within rounds.
+
+    `why` becomes a note where the goal is missed.
+    """
+    ratios = [goal.ratio(a, b) for a, b in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    met = goal.is_met(ratio)
+    return Line(
+        name,
+        shown(statistics.median(ours)),
+        beside,
+        shown(statistics.median(theirs)),
+        f"{ratio:.2f}x",
+        f"{min(ratios):.2f}-{max(ratios):.2f}",
+        str(goal) if met else f"{goal}: missed",
+        memory,
+        agreement,
+        "" if met else why,
+    )
 
 
 def take_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
@@ -117,16 +149,6 @@ def profiled(contest: Contest) -> str:
         share = part.tottime / stats.total_tt
         lines.append(f"  {share:5.1%}  {part.ncalls:>9} calls  {name}")
     return "\n".join(lines)
-
-
-def said(goal: Goal, met: bool) -> str:
-    """A goal, and whether it was missed."""
-    return str(goal) if met else f"{goal}: missed"
-
-
-def milliseconds(seconds: float) -> str:
-    """A time as the table shows it."""
-    return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
 
 
 def memory(theirs_mib: float | None = None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows.inputs import nano
-from benchmarks.turns import Asked, Goal, Line, milliseconds, resident_mib, said
+from benchmarks.turns import Asked, Goal, Line, compared_line, milliseconds, resident_mib
 from kvfix.data.catalog import load_units
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
@@ -31,18 +30,9 @@ def compared(asked: Asked) -> Iterator[Line]:
     for n in more:
         for part, unit, what in ((0, milliseconds, "time for each unit"), (1, _mib, "memory")):
             few, many = ([run[part] for run in seen[count]] for count in (base, n))
-            ratios = [GOAL.ratio(a, b) for a, b in zip(many, few, strict=True)]
-            ratio = statistics.median(ratios)
-            yield Line(
-                f"{what}, {n} units of correspondence",
-                unit(statistics.median(many)),
-                f"{base} units",
-                unit(statistics.median(few)),
-                f"{ratio:.2f}x",
-                f"{min(ratios):.2f}-{max(ratios):.2f}",
-                said(GOAL, GOAL.is_met(ratio)),
-                _mib(max(run[1] for run in seen[n])),
-            )
+            peak = _mib(max(run[1] for run in seen[n]))
+            name = f"{what}, {n} units of correspondence"
+            yield compared_line(name, many, f"{base} units", few, GOAL, shown=unit, memory=peak)
 
 
 def _mib(size: float) -> str:

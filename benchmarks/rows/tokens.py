@@ -11,6 +11,11 @@ from kvfix.data.scenes.paint import generator, render, sample_scene
 from kvfix.eval.source import NEUTRAL
 from kvfix.mlm.load import Prompt
 
+WHY = (
+    "the nano is so small that calls count: copies of 26 features and hooks of 66 modules, as many "
+    "for one token as for a thousand"
+)
+
 
 def compared(asked: Asked) -> Iterator[Contest]:
     """A prompt of 4, 8 and 16 images, all of which see those before them."""
@@ -27,4 +32,5 @@ def compared(asked: Asked) -> Iterator[Contest]:
             {PLAIN: plain},
             {PLAIN: Goal(1.05, at_most=True)},
             3 * asked.rounds,
+            why={PLAIN: WHY},
         )

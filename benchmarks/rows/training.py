@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from benchmarks import train
 from benchmarks.peers import NotInstalled, python_of
-from benchmarks.turns import Asked, Goal, Line, milliseconds, said
+from benchmarks.turns import Asked, Goal, Line, compared_line
 from kvfix.shipped import nano_dir
 
 SURFACING, ARTIFACTS = "surfacing recipe", "artifacts recipe"
@@ -57,19 +57,9 @@ def _line(
     beside: str,
     goal: Goal,
 ) -> Line:
-    ratios = [
-        goal.ratio(a["seconds"], b["seconds"]) for a, b in zip(ours, seen[beside], strict=True)
-    ]
-    ratio = statistics.median(ratios)
-    seconds = [statistics.median(run["seconds"] for run in runs) for runs in (ours, seen[beside])]
-    mib = [statistics.median(run["mib"] for run in runs) for runs in (ours, seen[beside])]
-    return Line(
-        name,
-        milliseconds(seconds[0]),
-        beside,
-        milliseconds(seconds[1]),
-        f"{ratio:.2f}x",
-        f"{min(ratios):.2f}-{max(ratios):.2f}",
-        said(goal, goal.is_met(ratio)),
-        f"{mib[0]:.0f} MiB, {mib[1]:.0f}",
+    seconds, mib = (
+        [[run[part] for run in runs] for runs in (ours, seen[beside])]
+        for part in ("seconds", "mib")
     )
+    memory = f"{statistics.median(mib[0]):.0f} MiB, {statistics.median(mib[1]):.0f}"
+    return compared_line(name, seconds[0], beside, seconds[1], goal, memory=memory)
