@@ -1,6 +1,6 @@
 """Measures of a trial that no command of kvfix gives: `run.py` runs it for each.
 
-python recipes/experiment/measures.py val|rest MODEL ADAPTER DTYPE N FILE [DATA]
+python recipes/experiment/measures.py val|rest MODEL ADAPTER DTYPE RECIPE N FILE [DATA]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from kvfix.data.scenes.paint import generator, sample_scene
 from kvfix.data.scenes.talk import conversation
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.training.examples import Example, Turn, from_question, scene_examples
+from kvfix.data.training.mix import SceneMix
 from kvfix.data.units import Question
 from kvfix.diagnose.keys.calibration import detect, lowest_keys
 from kvfix.diagnose.keys.statistics import stream_keys
@@ -34,13 +35,13 @@ from kvfix.session import ModelOptions
 BATCH = 8
 
 
-def val_accuracy(mlm: Mlm, n: int, data: str = "") -> dict[str, Any]:
+def val_accuracy(mlm: Mlm, mix: SceneMix, n: int, data: str = "") -> dict[str, Any]:
     """Macro accuracy by log-probability on val scenes, of the kinds of question that are trained;
     or on the first questions of `data`, whose kinds come in turn.
     """
     right: dict[str, list[bool]] = defaultdict(list)
     units = own_questions(Path(data)) if data else scene_units("mcq", split="val", n=n)
-    trained = set(units.subtasks) if data else set(scene_mix().asked)
+    trained = set(units.subtasks) if data else set(mix.asked)
     n = min(n, len(units.ids))
     for start in range(0, n, BATCH):
         questions = [units.load(i) for i in range(start, min(start + BATCH, n))]
@@ -53,9 +54,9 @@ def val_accuracy(mlm: Mlm, n: int, data: str = "") -> dict[str, Any]:
     return {"macro": float(np.mean(list(tasks.values()))), "tasks": tasks}
 
 
-def rest(mlm: Mlm, n: int) -> dict[str, Any]:
+def rest(mlm: Mlm, mix: SceneMix, n: int) -> dict[str, Any]:
     """Loss of text without an image, loss of talk about images, and input-agnostic keys."""
-    return {"text_loss": text_loss(mlm, n), "talk_loss": talk_loss(mlm, n), **keys(mlm)}
+    return {"text_loss": text_loss(mlm, n), "talk_loss": talk_loss(mlm, mix, n), **keys(mlm)}
 
 
 def text_loss(mlm: Mlm, n: int) -> float:
@@ -69,9 +70,8 @@ def text_loss(mlm: Mlm, n: int) -> float:
     return _nll(mlm, examples, everything=True)
 
 
-def talk_loss(mlm: Mlm, n: int) -> float:
+def talk_loss(mlm: Mlm, mix: SceneMix, n: int) -> float:
     """Nats a token of the answers in test conversations about a picture."""
-    mix = scene_mix()
     examples = scene_examples("test", len(mix.round) * n, mix)
     talk = (examples[len(mix.round) * i + mix.round.index("talk")] for i in range(n))
     return _nll(mlm, list(talk), everything=False)
@@ -107,9 +107,9 @@ def keys(mlm: Mlm) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, and write a JSON file."""
-    what, model, adapter, dtype, n, file, *data = sys.argv[1:]
+    what, model, adapter, dtype, recipe, n, file, *data = sys.argv[1:]
     mlm = ModelOptions(model=model, adapter=adapter or None, dtype=dtype).load()
-    found = {"val": val_accuracy, "rest": rest}[what](mlm, int(n), *data)
+    found = {"val": val_accuracy, "rest": rest}[what](mlm, scene_mix(Path(recipe)), int(n), *data)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
 

@@ -2,7 +2,8 @@
 
     python recipes/experiment/run.py                      # the whole grid, two processes
     python recipes/experiment/run.py families=[qwen2_5_vl] seeds=[0] jobs=1
-    python recipes/experiment/tables.py                   # print the tables
+    python recipes/experiment/run.py --grid recipes/experiment/nano.yaml models=DIR
+    python recipes/experiment/tables.py                   # print the tables, of the same options
 
 Arms: the base as it is; LoRA on the model's own loss alone; with the value readout's losses; with
 the suppression of keys; with both. Where several learning rates are given, each arm tries them all
@@ -92,7 +93,9 @@ class Grid:
     """What is run."""
 
     families: tuple[str, ...] = ("llava_onevision", "qwen2_5_vl", "llava_next")
-    seeds: tuple[int, ...] = (0, 1, 2)  # all for the first family, the first for the others
+    models: str = ""  # folder of the families' models; empty: the shipped nanos
+    seeds: tuple[int, ...] = (0, 1, 2)  # all for the first family
+    seeds_of_others: int = 1  # the first of them, for the other families
     rates: tuple[float, ...] = (1e-3, 3e-3)
     arms: tuple[str, ...] = tuple(ARMS)
     steps: int = 600
@@ -127,7 +130,13 @@ class Grid:
 
     def model(self, family: str) -> str:
         """What its trials start from."""
-        return self.own or str(RECIPES.parent / "checkpoints" / "nano" / family)
+        models = self.models or str(RECIPES.parent / "checkpoints" / "nano")
+        return self.own or f"{models}/{family}"
+
+    @property
+    def recipe(self) -> Path:
+        """What the trials are trained by."""
+        return Path(self.config) if Path(self.config).exists() else RECIPES / self.config
 
     @property
     def dtype(self) -> str:
@@ -136,7 +145,7 @@ class Grid:
 
     def settings(self) -> dict[str, Any]:
         """What all trials of a family must share to be compared."""
-        apart = ("families", "seeds", "rates", "arms", "jobs")
+        apart = ("families", "seeds", "seeds_of_others", "rates", "arms", "jobs")
         return {name: value for name, value in asdict(self).items() if name not in apart}
 
 
@@ -161,9 +170,9 @@ class Trial(NamedTuple):
         return [] if self.arm == BASE else ["--adapter", str(self.folder)]
 
 
-def scene_mix() -> SceneMix:
-    """What the trials learn from; the kinds of question that it holds out are only tested."""
-    return load_config(Recipe, RECIPES / "train_surfacing.yaml").scenes
+def scene_mix(recipe: Path = RECIPES / "train_surfacing.yaml") -> SceneMix:
+    """What trials learn from; the kinds of question that it holds out are only tested."""
+    return load_config(Recipe, recipe).scenes
 
 
 def check_settings(family: str, grid: Grid) -> None:
@@ -204,8 +213,7 @@ def train(trial: Trial, grid: Grid) -> None:
         *(f"losses.{term}.layers={list(grid.late)}" for term in ("dependence", "mass")),
         *(["resume=true"] if resume else []),
     )
-    config = Path(grid.config) if Path(grid.config).exists() else RECIPES / grid.config
-    recipe = [str(RECIPES / "train_surfacing.py"), "--config", str(config)]
+    recipe = [str(RECIPES / "train_surfacing.py"), "--config", str(grid.recipe)]
     _run(trial, "train", [sys.executable, *recipe, *options])
 
 
@@ -263,7 +271,7 @@ def _from(data: Sequence[str]) -> list[str]:
 def _measure(trial: Trial, grid: Grid, what: str, n: int, file: Path) -> list[str]:
     adapter = "" if trial.arm == BASE else str(trial.folder)
     script = str(HERE / "measures.py")
-    model = grid.model(trial.family), adapter, grid.dtype
+    model = grid.model(trial.family), adapter, grid.dtype, str(grid.recipe)
     kept = [str(RUNS / trial.family / "val.jsonl")] if grid.mix and what == "val" else []
     return [sys.executable, script, what, *model, str(n), str(file), *kept]
 
@@ -354,7 +362,7 @@ def main() -> None:
             lambda f=family, a=arm, s=seed: repeat(f, a, s, grid)
             for family, seed in [
                 *((first, seed) for seed in grid.seeds[1:]),
-                *((family, grid.seeds[0]) for family in others),
+                *((f, seed) for f in others for seed in grid.seeds[: grid.seeds_of_others]),
             ]
             for arm in grid.arms
         ],

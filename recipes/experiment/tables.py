@@ -21,6 +21,7 @@ from samples import Answers, answers, probe_mean, probe_tasks, readouts
 from without_model import RULES, is_blink, without_model
 
 from kvfix.checkpoint.folder import read_json
+from kvfix.data.training.mix import SceneMix
 from kvfix.eval.stats.paired import stratified_paired_bootstrap
 
 Arms = dict[str, list[Trial]]
@@ -87,15 +88,17 @@ def search_table(grid: Grid) -> Iterator[str]:
             yield row([arm, *map(percent, tried.values()), f"{best_rate(arm, grid):g}"])
 
 
-def accuracy_table(arms: Arms, *, scenes: bool, data: str = "") -> Iterator[str]:
-    """Macro accuracy of every arm and its difference from the base and from plain LoRA."""
+def accuracy_table(arms: Arms, *, mix: SceneMix | None, data: str = "") -> Iterator[str]:
+    """Macro accuracy of every arm and its difference from the base and from plain LoRA.
+
+    Without `mix`, nothing says which kinds were trained.
+    """
     first = arms[BASE][0]
     base = answers(first, data=data)
     kinds = list(dict.fromkeys(base.tasks))
     groups = {}
-    if scenes:  # of other data nothing says which kinds were trained
-        held_out = scene_mix().held_out
-        groups["held-out kinds"] = [task for task in kinds if task in held_out]
+    if mix:
+        groups["held-out kinds"] = [task for task in kinds if task in mix.held_out]
         groups["kinds without drawn letters"] = [task for task in kinds if task not in LETTERED]
     # Name -> the arm that it is, answers by seed.
     others = {"base": (BASE, base.logprob_N[None])}
@@ -140,11 +143,11 @@ def logprobs(trials: Sequence[Trial], base: Trial, data: str = "") -> np.ndarray
     return np.array([answers(trial, base, data).logprob_N for trial in trials])
 
 
-def kinds_table(arms: Arms, *, scenes: bool, data: str = "") -> Iterator[str]:
+def kinds_table(arms: Arms, *, mix: SceneMix | None, data: str = "") -> Iterator[str]:
     """Accuracy by log-probability of every kind of question, mean over seeds."""
     first = arms[BASE][0]
     base = answers(first, data=data)
-    held_out = scene_mix().held_out if scenes else ()
+    held_out = mix.held_out if mix else ()
     yield row(["kind", "n", "chance", *arms])
     yield row(["---", "---:", "---:", *["---:"] * len(arms)])
     for task in dict.fromkeys(base.tasks):
@@ -155,7 +158,7 @@ def kinds_table(arms: Arms, *, scenes: bool, data: str = "") -> Iterator[str]:
         yield row([name, str(at.sum()), percent(chance), *cells])
 
 
-def surfacing_table(arms: Arms, *, data: str = "", **_: bool) -> Iterator[str]:
+def surfacing_table(arms: Arms, *, data: str = "", **_: Any) -> Iterator[str]:
     """Unsurfaced shares, kind by kind: the base's readout right, the arm's answer wrong."""
     base = arms[BASE][0]
     kinds = [task.replace("_", " ") for task in readouts(base, base, data)]
@@ -257,7 +260,7 @@ def _in_percent(share: Any) -> float:
 def main() -> None:
     """Print everything."""
     grid = read_grid()
-    trials = finished(grid)
+    trials, mix = finished(grid), scene_mix(grid.recipe)
     if len(grid.rates) > 1:
         title = f"### Learning rates, {grid.families[0]}, seed {grid.seeds[0]}"
         print(title, "", *search_table(grid), sep="\n", end="\n\n")
@@ -273,7 +276,7 @@ def main() -> None:
             if len(grid.asked) > 1:
                 print(f"#### {spec}\n")
             for table in (accuracy_table, kinds_table, surfacing_table):
-                print("\n".join(table(arms, scenes=not data, data=data)), end="\n\n")
+                print("\n".join(table(arms, mix=mix if not data else None, data=data)), end="\n\n")
             if folder and is_blink(Path(folder)):
                 print("\n".join(readouts_table(arms, data=data, folder=Path(folder))), end="\n\n")
         print("\n".join(rest_table(arms)), end="\n\n")

@@ -17,7 +17,7 @@ import run as experiment
 from answer_form import KINDS, format_lines
 from mixture import write_records
 from plant_keys import batches, forward, plant
-from run import Grid, Trial, check_settings, finished, searched
+from run import RECIPES, Grid, Trial, check_settings, finished, scene_mix, searched
 from samples import Answers, answers, readouts
 from tables import (
     accuracy_table,
@@ -150,12 +150,12 @@ def test_samples_of_scenes_and_of_other_data_are_read(
     assert found.logprob_N.tolist() == [1, 0] and found.read_N.tolist() == [1, 0]
     assert readouts(trial, base) == {}
     arms = {"base": [base], "lora": [trial]}
-    table = list(accuracy_table(arms, scenes=False))
+    table = list(accuracy_table(arms, mix=None))
     assert "held-out" not in table[0] and len(table) == 5
     assert table[2].startswith("| chance |  | 33.3 |") and table[4].startswith(
         "| lora | 1 | 50.0 |"
     )
-    assert list(kinds_table(arms, scenes=True))[2] == "| Counting | 2 | 33.3 | 50.0 | 50.0 |"
+    assert list(kinds_table(arms, mix=scene_mix()))[2] == "| Counting | 2 | 33.3 | 50.0 | 50.0 |"
     assert list(surfacing_table(arms)) == ["No kind of question here has a readout."]
     samples(trial, name, first="other")
     with pytest.raises(ValueError, match="expected the questions of"):
@@ -207,3 +207,17 @@ def test_suppression_acts_on_the_layers_that_were_asked_for(
         config = load_config(Recipe, Path(command[command.index("--config") + 1]), command[4:])
         assert config.losses.needs().agnostic == (arm in ("suppression", "both"))
         assert config.losses.dependence.layers == config.losses.mass.layers == (2, 6)
+
+
+def test_no_kind_of_question_is_more_than_three_tenths_of_what_nanos_learn() -> None:
+    grid = load_config(Grid, RECIPES / "experiment" / "nano.yaml")
+    mix = scene_mix(grid.recipe)
+    questions = mix.round.count("question") / len(mix.round)
+    for kind in mix.asked:
+        assert questions * mix.asked.count(kind) / len(mix.asked) <= 0.3
+    assert len(mix.held_out) == 2 and len(grid.rates) >= 3
+
+
+def test_models_of_a_folder_stand_in_for_the_shipped_ones() -> None:
+    assert Grid(models="made").model("qwen2_5_vl") == "made/qwen2_5_vl"
+    assert Grid().model("qwen2_5_vl") == str(nano_dir("qwen2_5_vl"))
