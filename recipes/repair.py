@@ -26,8 +26,8 @@ from kvfix.diagnose import run as diagnose
 from kvfix.repair.train.card import with_table
 from kvfix.repair.train.launch import run_to_its_end
 from kvfix.repair.train.recipe import Recipe, read_recipe
+from kvfix.repair.train.resume import finished
 from kvfix.repair.train.saves import newest_whole
-from kvfix.repair.train.starts import finished
 from kvfix.report.compare_table import sentences, tables
 from kvfix.session import Options
 from kvfix.terminal import RichWatch, console, guarded, one_process

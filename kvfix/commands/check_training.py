@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvfix.data.training.conversations import MOST_BAD, BadLine, Conversations, read_conversations
+from kvfix.data.training.conversation import Conversation
+from kvfix.data.training.dataset import MOST_BAD, BadLine, Conversations, read_conversations
 from kvfix.data.training.examples import Turn, from_conversation, turns_of
-from kvfix.data.training.record import Conversation
 from kvfix.data.training.verify import verify
 from kvfix.repair.batch import Collator
 from kvfix.repair.proof import Proof, collator_of

@@ -1,4 +1,4 @@
-"""A JSON object out of a file or a line, checked, with errors in one line."""
+"""A JSON object out of a file or a line, and its fields, checked, with errors in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kvfix.wording import cause
+from kvfix.wording import cause, shown
 
 LINE = "one JSON object a line"  # what a file of lines is expected to hold
 
@@ -22,3 +22,17 @@ def json_object(
     if not isinstance(found, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(found).__name__}")
     return found
+
+
+def text_field(value: object, key: str) -> str:
+    """The value, or a ValueError if it is no text."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"expected {key}, a text, found {shown(value)}")
+    return value
+
+
+def list_field(value: object, key: str) -> list[Any]:
+    """The value, or a ValueError if it is no list."""
+    if not isinstance(value, list):
+        raise ValueError(f"expected {key}, a list, found {shown(value)}")
+    return value

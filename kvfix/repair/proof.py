@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from kvfix.checkpoint import folder as checkpoint
+from kvfix.data.training.conversation import Conversation
 from kvfix.data.training.examples import Example, from_conversation, turns_of
-from kvfix.data.training.record import Conversation
 from kvfix.data.training.verify import Size
 from kvfix.mlm.families import family_of
 from kvfix.mlm.processor import load_processor

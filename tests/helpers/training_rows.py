@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from kvfix.data.training.record import Conversation
+from kvfix.data.training.conversation import Conversation
 
 ASKED = "<image>What is this?"
 ANSWER = "A flag."

@@ -31,7 +31,7 @@ from tables import (
 )
 
 from kvfix.config import load_config
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.training.examples import conversation_examples
 from kvfix.mlm.load import load_mlm
 from kvfix.repair.train.recipe import Recipe

@@ -23,7 +23,7 @@ from teach import SHARES, answer_of, lessons
 from without_model import by_images, by_points, file_sizes, without_model
 
 from kvfix.config import load_config
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.training.examples import conversation_examples
 from kvfix.data.units import Question
 from kvfix.repair.train.recipe import Recipe

@@ -9,7 +9,7 @@ import steps
 import torch
 from talks import write_talks
 
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.training.examples import conversation_examples
 from kvfix.repair.batch import Collator
 from kvfix.repair.gradients import GradientProbe

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 from kvfix.data.groups import grouped, in_turn
 from kvfix.data.readers.choices import LETTERS, lettered_lines, read_answer, read_choices
+from kvfix.data.training.conversation import PLACEHOLDER
 from kvfix.data.training.forms import FORMS, read_record
 from kvfix.data.training.photos import Photo, Places
-from kvfix.data.training.record import PLACEHOLDER
 from kvfix.data.training.records import Records, open_records
 from kvfix.data.units import MCQ, BadUnit, Question, UnitSet
 from kvfix.wording import shown

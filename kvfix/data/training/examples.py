@@ -21,9 +21,9 @@ from kvfix.data.scenes.questions import random_warp, scene_question, warp_image,
 from kvfix.data.scenes.shapes import SHAPES
 from kvfix.data.scenes.talk import conversation
 from kvfix.data.scenes.units import MAKERS
-from kvfix.data.training.conversations import Conversations
+from kvfix.data.training.conversation import PLACEHOLDER, Conversation
+from kvfix.data.training.dataset import Conversations
 from kvfix.data.training.mix import SceneMix
-from kvfix.data.training.record import PLACEHOLDER, Conversation
 from kvfix.data.units import Pair, Question, Sentence
 
 NO_OUTPUT = -1

@@ -16,8 +16,9 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from kvfix.data.json_object import list_field, text_field
+from kvfix.data.training.conversation import Conversation
 from kvfix.data.training.photos import Places
-from kvfix.data.training.record import Conversation, listed, text
 from kvfix.data.training.regions import check_regions, read_masks, read_points
 from kvfix.data.training.turns import Turns, compose, read_turns
 from kvfix.wording import shown
@@ -97,9 +98,9 @@ def _spoken(value: object, role: str) -> object:
 def _swift_turns(row: RawRecord) -> Turns:
     """A query, its response and what was said before; or pairs of turns under `conversation`."""
     if "conversation" in row:
-        pairs = [_named_pair(turn) for turn in listed(row["conversation"], "conversation")]
+        pairs = [_named_pair(turn) for turn in list_field(row["conversation"], "conversation")]
     else:
-        history = listed(row.get("history") or [], "history")
+        history = list_field(row.get("history") or [], "history")
         pairs = [*map(_pair, history), (row["query"], row["response"])]
     turns = [
         {"role": role, "content": content}
@@ -193,7 +194,7 @@ def read_record(row: object, places: Places, *, look: bool) -> ReadRecord:
     points = read_points(mine.get("points", []), len(photos))
     if look:
         check_regions(photos, masks, points)
-    sub_task = text(mine["sub_task"], "sub_task") if "sub_task" in mine else ""
+    sub_task = text_field(mine["sub_task"], "sub_task") if "sub_task" in mine else ""
     return ReadRecord(
         Conversation(_id(row.get("id")), photos, composed.messages, masks, points, sub_task),
         form.name,
@@ -214,7 +215,7 @@ def _id(value: object) -> str:
         return ""
     if type(value) is int or isinstance(value, float):
         return str(value)
-    return text(value, "id")[:200]
+    return text_field(value, "id")[:200]
 
 
 def _unpacked(value: Any) -> Any:

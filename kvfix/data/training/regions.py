@@ -14,20 +14,21 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from kvfix.data.json_object import list_field, text_field
 from kvfix.data.pictures.rle import check_rle
+from kvfix.data.training.conversation import Match, RleMask
 from kvfix.data.training.photos import Photo
-from kvfix.data.training.record import Match, RleMask, listed, text
 from kvfix.wording import shown
 
 
 def read_masks(value: object, n_images: int) -> tuple[RleMask, ...]:
     """The masks of a record of `n_images`."""
-    return tuple(_mask(m, n_images) for m in listed(value, "masks"))
+    return tuple(_mask(m, n_images) for m in list_field(value, "masks"))
 
 
 def read_points(value: object, n_images: int) -> tuple[Match, ...]:
     """The matching points of a record of `n_images`."""
-    return tuple(_match(m, n_images) for m in listed(value, "points"))
+    return tuple(_match(m, n_images) for m in list_field(value, "points"))
 
 
 def check_regions(
@@ -82,7 +83,7 @@ def _mask(value: object, n_images: int) -> RleMask:
         raise ValueError(f"masks: {error}") from error
     return RleMask(
         _index(fields["image"], "masks' image", n_images),
-        text(fields["label"], "masks' label"),
+        text_field(fields["label"], "masks' label"),
         (size[0], size[1]),
         counts if isinstance(counts, str) else tuple(counts),
     )

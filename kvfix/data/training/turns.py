@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from kvfix.data.training.record import PLACEHOLDER, Message, listed
+from kvfix.data.json_object import list_field
+from kvfix.data.training.conversation import PLACEHOLDER, Message
 from kvfix.wording import shown
 
 SAID_BY = {
@@ -60,7 +61,7 @@ def read_turns(value: object, key: str, *, learned: bool = True) -> Turns:
     messages: list[Message] = []
     slots: list[Slot] = []
     ignored: set[str] = set()
-    for turn in listed(value, key):
+    for turn in list_field(value, key):
         if not isinstance(turn, dict):
             raise ValueError(f"expected {key} as objects of role and content, found {shown(turn)}")
         role = _role(turn)

@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from kvfix.data.training.conversations import Conversations
+from kvfix.data.training.conversation import Conversation
+from kvfix.data.training.dataset import Conversations
 from kvfix.data.training.photos import Photo
-from kvfix.data.training.record import Conversation
 
 MOST_THREADS = 16
 _AT_ONCE = 256  # records handed to the threads together, so that memory stays small

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import kvfix
+from kvfix.repair.train.resume import RECORD, Work, hashes
 from kvfix.repair.train.saves import TRAINED_FILES
-from kvfix.repair.train.starts import RECORD, Work, hashes
 from kvfix.runs.atomic import write_text
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate")

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvfix.bounds import check_numbers, number
 from kvfix.config import load_config
-from kvfix.data.training.conversations import Conversations, read_conversations
+from kvfix.data.training.dataset import Conversations, read_conversations
 from kvfix.data.training.examples import Examples, conversation_examples, scene_examples
 from kvfix.data.training.mix import SceneMix
 from kvfix.data.training.verify import Bad, verify

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from kvfix.repair.batch import Collator
 from kvfix.repair.train.guard import Diverged
 from kvfix.repair.train.launch import set_rank_variables
+from kvfix.repair.train.resume import Work
 from kvfix.repair.train.saves import checkpoints, publish, step_of
 from kvfix.repair.train.shared_memory import forget
-from kvfix.repair.train.starts import Work
 from kvfix.repair.train.stops import Stops
 from kvfix.runs.atomic import partial_of
 from kvfix.terminal import Interrupted

@@ -34,9 +34,9 @@ from kvfix.repair.readable import Readable, collate
 from kvfix.repair.terms.heads import check_trained
 from kvfix.repair.train.flow import Flow
 from kvfix.repair.train.guard import Guard
+from kvfix.repair.train.resume import Work
 from kvfix.repair.train.saves import BESIDE, PREFIX, rotate, together
 from kvfix.repair.train.speed import Clock
-from kvfix.repair.train.starts import Work
 from kvfix.repair.train.stops import without_signals
 
 

@@ -28,11 +28,11 @@ from kvfix.repair.train.card import begin_record, end_record, finish, told, writ
 from kvfix.repair.train.identity import MEND, Identity, adapter_fields, check_same, fields_of
 from kvfix.repair.train.launch import plan_launch
 from kvfix.repair.train.recipe import Recipe, keys_to_suppress, load_model, read_examples
+from kvfix.repair.train.resume import CONFIG, Work, look
 from kvfix.repair.train.saves import TRAINED_FILES, publish
 from kvfix.repair.train.session import run_steps
 from kvfix.repair.train.shared_memory import SHARED, sweep
 from kvfix.repair.train.show import Monitor
-from kvfix.repair.train.starts import CONFIG, Work, look
 from kvfix.report.export.trackers import need
 from kvfix.runs.atomic import remove_leftovers, write_text
 from kvfix.runs.lock import locked

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from places import SHARED
 
 from kvfix.data.catalog import check, load_units
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 

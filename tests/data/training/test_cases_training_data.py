@@ -15,7 +15,7 @@ import torch
 from places import SHARED
 from safetensors.torch import load_file
 
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.training.examples import conversation_examples
 from kvfix.recipes.train_surfacing import train
 from kvfix.repair.lora import LoraOptions

@@ -14,7 +14,7 @@ from talks import HEIGHT, WIDTH, box, runs, write_talks
 from kvfix.config import load_config
 from kvfix.data.pictures import read as pictures
 from kvfix.data.scenes.questions import SKILLS, scene_question
-from kvfix.data.training.conversations import Conversations, read_conversations
+from kvfix.data.training.dataset import Conversations, read_conversations
 from kvfix.data.training.examples import (
     NO_OUTPUT,
     Example,

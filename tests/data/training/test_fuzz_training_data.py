@@ -12,7 +12,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.training.examples import from_conversation
 from kvfix.data.training.verify import verify
 

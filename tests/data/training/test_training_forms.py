@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from training_rows import ANSWER, ASKED, FROM, LLAVA, PARTS, PROMPT, encoded, said, spoken
 
-from kvfix.data.training.conversations import Conversations, read_conversations
-from kvfix.data.training.record import Message
+from kvfix.data.training.conversation import Message
+from kvfix.data.training.dataset import Conversations, read_conversations
 from kvfix.data.units import BadUnit
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from training_rows import ANSWER, ASKED, LLAVA, PARTS, PROMPT, encoded, said
 
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import tiny
 import trees
 
 from kvfix.data.pictures import read as pictures
-from kvfix.data.training.conversations import Conversations, read_conversations
+from kvfix.data.training.dataset import Conversations, read_conversations
 from kvfix.data.training.verify import Bad, verify
 from kvfix.launchers import free_port
 from kvfix.recipes.train_surfacing import train

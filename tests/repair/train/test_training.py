@@ -12,7 +12,7 @@ import tiny
 import torch
 from talks import HEIGHT, WIDTH, write_talks
 
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.training.examples import (
     NO_OUTPUT,
     Example,

@@ -13,7 +13,7 @@ import torch
 from pretend_gpu import put, somewhere
 from talks import write_talks
 
-from kvfix.data.training.conversations import read_conversations
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.training.examples import Example, conversation_examples, scene_examples
 from kvfix.data.training.mix import SceneMix, Shares
 from kvfix.mlm.renamed import recompute_layers

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kvfix.data.pictures.rle import decode_rle
 from kvfix.data.training.photos import Photo
-from kvfix.wording import shown
 
 PLACEHOLDER = "<image>"
 
@@ -68,17 +67,3 @@ class Conversation:
         masks = [(m.image, m.label, m.size, m.counts) for m in self.masks]  # repr hides counts
         text = repr((self.id, self.messages, masks, self.points, self.sub_task, photos))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def text(value: object, key: str) -> str:
-    """The value, or a ValueError if it is no text."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"expected {key}, a text, found {shown(value)}")
-    return value
-
-
-def listed(value: object, key: str) -> list[Any]:
-    """The value, or a ValueError if it is no list."""
-    if not isinstance(value, list):
-        raise ValueError(f"expected {key}, a list, found {shown(value)}")
-    return value

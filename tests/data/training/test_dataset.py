@@ -14,8 +14,8 @@ from places import SHARED
 from pycocotools import mask as coco
 
 from kvfix.data.pictures import read as pictures
-from kvfix.data.training.conversations import read_conversations
-from kvfix.data.training.record import Match, Message
+from kvfix.data.training.conversation import Match, Message
+from kvfix.data.training.dataset import read_conversations
 from kvfix.data.units import BadUnit
 
 DATA = SHARED / "data"

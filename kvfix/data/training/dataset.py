@@ -14,9 +14,9 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from kvfix.data.left_out import MOST
+from kvfix.data.training.conversation import Conversation
 from kvfix.data.training.forms import ReadRecord, pictures, read_record
 from kvfix.data.training.photos import Places
-from kvfix.data.training.record import Conversation
 from kvfix.data.training.records import Record, Records, open_records
 from kvfix.data.units import BadUnit
 from kvfix.wording import shown
