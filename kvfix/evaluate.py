@@ -10,6 +10,7 @@ from typing import Any
 from kvfix.data.catalog import load_units
 from kvfix.data.left_out import too_many
 from kvfix.data.units import UnitSet
+from kvfix.eval.mcq.pictures import draw_questions
 from kvfix.eval.mcq.run import (
     answer_results,
     readout_path,
@@ -25,7 +26,6 @@ from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm
 from kvfix.ranks import agreed, joined
-from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
 from kvfix.runs.folder import Outcome, claimed
 from kvfix.runs.recorder import left_out_of, once

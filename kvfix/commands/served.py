@@ -28,6 +28,7 @@ from kvfix import adapters
 from kvfix.checkpoint import folder as checkpoint
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
+from kvfix.eval.mcq.pictures import draw_questions
 from kvfix.eval.mcq.run import answer_results, run_answers
 from kvfix.eval.mcq.served import Served, find_served, healthy, written_answers
 from kvfix.evaluate import Options
@@ -35,7 +36,6 @@ from kvfix.launchers import free_port
 from kvfix.mlm.families import family_of
 from kvfix.mlm.load import Mlm
 from kvfix.mlm.processor import load_processor
-from kvfix.report.asked import draw_questions
 from kvfix.report.html import write_report
 from kvfix.runs.folder import Outcome, claimed
 from kvfix.runs.recorder import once

@@ -1,28 +1,22 @@
 """Questions that a reader opens: their images, options, the readout's choice and the answers.
 
-Pictures are saved while a run has its data (`draw_questions`); everything else is read from the run
-folder, so that a report can be written again without model or data.
+All is read from the run folder, pictures too, so that a report can be written again without model
+or data.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvfix.data.left_out import Attempts
-from kvfix.data.pictures.join import concatenate
-from kvfix.data.units import MCQ, UnitSet
+from kvfix.data.units import MCQ
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER
+from kvfix.eval.mcq.pictures import picture_file
 from kvfix.report.pictures.album import Album, Picture
-from kvfix.runs.atomic import atomic_file
 from kvfix.runs.rows import READOUT, AnswerRow, ReadoutRow, Rows
 
-DRAWN = 24  # questions per subtask with a picture
-WIDEST, HIGHEST = 720, 240  # of a picture, in pixels
 # Unsurfaced questions first: they are what a reader came for.
 OUTCOMES = ("unsurfaced", "wrong", "answer right alone", "both right", "right")
 
@@ -42,34 +36,6 @@ class Asked:
     outcome: str  # one of `OUTCOMES`, or of a comparison: fixed, broken, right, wrong
     said: tuple[tuple[str, str], ...]  # who wrote what: (`the model`, text), or before and after
     picture: Picture | None = None
-
-
-def picture_file(dataset: str, name: str) -> str:
-    """Where a question's picture lies in its run folder; any text may be an id."""
-    digest = hashlib.sha256(f"{dataset}\0{name}".encode()).hexdigest()[:16]
-    return f"figures/questions/{digest}.webp"
-
-
-def draw_questions(units: UnitSet, folder: Path) -> None:
-    """Save the first questions of every subtask, their images side by side at display size.
-
-    A question whose images cannot be read has no picture; its row says why it was left out.
-    """
-    seen: dict[str, int] = {}
-    attempts = Attempts(len(units), proven=True)
-    for index, (name, subtask) in enumerate(zip(units.ids, units.subtasks, strict=True)):
-        seen[subtask] = seen.get(subtask, 0) + 1
-        path = folder / picture_file(units.dataset, name)
-        if seen[subtask] <= DRAWN and not path.exists():
-            attempts.do(partial(_draw, units, index, path))
-
-
-def _draw(units: UnitSet, index: int, path: Path) -> None:
-    joined = concatenate(units.question(index).images)
-    joined.thumbnail((WIDEST, HIGHEST))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as stream:
-        joined.save(stream, format="webp", quality=80)
 
 
 def asked(folder: Path, surfacing: Sequence[Mapping[str, Any]], album: Album) -> list[Asked]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from two_runs import curve, probe_run, save
 
-from kvfix.report.asked import picture_file
+from kvfix.eval.mcq.pictures import picture_file
 from kvfix.runs.rows import AnswerRow, to_json
 
 # A subtask's questions before and after: 1 right, 0 wrong.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from kvfix.report.asked import asked, changed, picture_file
+from kvfix.eval.mcq.pictures import picture_file
+from kvfix.report.asked import asked, changed
 from kvfix.report.pictures.album import Album
 from kvfix.runs.rows import AnswerRow, ReadoutRow, to_json
 

@@ -12,6 +12,7 @@ from kvfix.data.units import UnitSet
 from kvfix.diagnose.surfacing.findings import surfacing_finding, surfacing_result
 from kvfix.diagnose.surfacing.table import SCORINGS, align, surfacing
 from kvfix.diagnose.surfacing.trained import TRAINED, n_trained, trained_readouts
+from kvfix.eval.mcq.pictures import draw_questions
 from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS
 from kvfix.eval.mcq.run import (
@@ -26,7 +27,6 @@ from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun
 from kvfix.mlm.load import Mlm
 from kvfix.ranks import agreed, is_first
-from kvfix.report.asked import draw_questions
 from kvfix.runs.recorder import left_out_of
 from kvfix.runs.rows import AnswerRow
 from kvfix.session import Part, Watch
