@@ -120,7 +120,10 @@ class MlmSource:
             return
         prompt = Prompt(tuple(frames), NEUTRAL, self.prefix, fps)
         [sample] = extract(self.mlm, [prompt], sites=self.kinds, around=self.around)
-        steps = self._each(sample)
+        steps = [
+            self._view(SampleFeatures([features], [layout], None))
+            for features, layout in zip(sample.images, sample.layouts, strict=True)
+        ]
         for frame in range(len(prompt.images)):
             yield steps[step_of(frame, self.mlm.config)]
 
@@ -131,21 +134,6 @@ class MlmSource:
         batch, each = self._batch(first), chain([first], rest)
         while some := list(islice(each, batch)):
             yield [Prompt((image,), NEUTRAL, self.prefix) for image in some]
-
-    def together(self, images: Sequence[Image.Image], text: str) -> list[View]:
-        """Features of images that stand in ONE prompt, in order, with a text after them.
-
-        Attention is causal: features of a language model's sites depend on the images before, too.
-        """
-        prompt = Prompt(tuple(images), text, self.prefix)
-        [sample] = extract(self.mlm, [prompt], sites=self.kinds, around=self.around)
-        return self._each(sample)
-
-    def _each(self, sample: SampleFeatures) -> list[View]:
-        return [
-            self._view(SampleFeatures([features], [layout], None))
-            for features, layout in zip(sample.images, sample.layouts, strict=True)
-        ]
 
     def _batch(self, image: Image.Image) -> int:
         """Images a forward pass, by the image alone: a resumed run must batch as the first did."""

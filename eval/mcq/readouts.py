@@ -35,7 +35,7 @@ from kvfix.data.units import Question
 from kvfix.eval.grid import PIXEL_CENTRE, sample_cells, to_cells
 from kvfix.eval.mcq.markers import find_markers
 from kvfix.eval.probes.score import check_sites, site_chunks
-from kvfix.eval.source import MlmSource, Source, View
+from kvfix.eval.source import Source, View
 
 REFERENCE = "REF"  # label of the reference point where a benchmark drew it
 
@@ -200,34 +200,13 @@ def compared(question: Question) -> Images | Points | str:
     return "the sub-task has no readout" if rule is None else rule.options(question)
 
 
-def question_views(question: Question, source: Source, *, together: bool = False) -> Marked | str:
-    """Read a question's images; why not, where it has no readout (then nothing is read).
-
-    Alone, each image is the only one of its prompt, as in every probe: its features depend on
-    nothing but the image, and its grid is the finest that the model has. Together, which needs an
-    `MlmSource`, all images stand in one prompt, as the model sees them when it answers: attention
-    is causal, so hidden, key and value states of image i also depend on images 0..i-1 (never on
-    later ones, nor on a text after them), positions run on from image to image, and models of tiled
-    images keep the base tile only. Vision and projector differ by that tile alone.
-    """
-    if not together:
-        return next(views_of_each([question], source))
-    asked = compared(question)
-    if isinstance(asked, str):
-        return asked
-    if not isinstance(source, MlmSource):
-        raise ValueError(
-            f"expected a language model's source to put images together in one prompt, found "
-            f"{type(source).__name__}; read them alone"
-        )
-    return Marked(source.together(question.images, question.prompt), asked)
-
-
 def views_of_each(questions: Sequence[Question], source: Source) -> Iterator[Marked | str]:
-    """`question_views` of each question, alone.
+    """Read each question's images; why not, where it has no readout (then nothing is read).
 
-    Images of one size share forward passes, also those of different questions: of a small model a
-    pass costs more than its images do. No more is held than a pass and a question.
+    Each image is alone in its prompt, as in every probe: its features depend on nothing but the
+    image, and its grid is the finest that the model has. Images of one size share forward passes,
+    also those of different questions: of a small model a pass costs more than its images do. No
+    more is held than a pass and a question.
     """
     asked = [compared(question) for question in questions]
     read = [q for q, found in zip(questions, asked, strict=True) if not isinstance(found, str)]
@@ -252,7 +231,7 @@ def _views_in_order(questions: Sequence[Question], source: Source) -> Iterator[V
 
 
 def read_out(question: Question, marked: Marked, kind: str) -> Readout:
-    """The readout of every site of a kind, of what `question_views` made of a question."""
+    """The readout of every site of a kind, of what `views_of_each` made of a question."""
     score_SK = READOUTS[question.sub_task].scores(marked, kind).double().cpu().numpy()
     if not np.isfinite(score_SK).all():
         raise ValueError(

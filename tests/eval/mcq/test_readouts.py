@@ -25,11 +25,10 @@ from kvfix.eval.mcq.readouts import (
     Marked,
     Points,
     compared,
-    question_views,
     read_out,
     views_of_each,
 )
-from kvfix.eval.source import EncoderSource, MlmSource, View
+from kvfix.eval.source import MlmSource, View
 from kvfix.mlm.load import load_mlm
 
 GRID = (8, 8)
@@ -314,28 +313,6 @@ def test_a_feature_that_is_not_finite_is_refused() -> None:
         readout(question, views, "value")
 
 
-def test_images_alone_and_together(checkpoint: Callable[[str], Path]) -> None:
-    """Together, later images see earlier ones; the first image sees nothing new."""
-    source = MlmSource(load_mlm(str(checkpoint("llava")), device="cpu"))
-    photos = tuple(photo(48, 48, seed=s) for s in range(3))
-    others = (photos[0], photo(48, 48, seed=9), photos[2])
-    question = image_question("Art_Style", 0, images=3)
-    alone = views(question_views(replace(question, images=photos), source))
-    whole = views(question_views(replace(question, images=photos), source, together=True))
-    swapped = views(question_views(replace(question, images=others), source, together=True))
-    said = replace(question, images=photos, question="Other words?")
-    same = views(question_views(said, source, together=True))
-    assert len(alone) == len(whole) == 3
-    for i in range(3):
-        assert torch.allclose(whole[i].features["vision"], alone[i].features["vision"], atol=1e-5)
-        # A text after the images reaches none of them.
-        assert torch.allclose(whole[i].features["value"], same[i].features["value"], atol=1e-5)
-    assert torch.allclose(whole[0].features["value"], alone[0].features["value"], atol=1e-4)
-    assert torch.allclose(whole[0].features["value"], swapped[0].features["value"], atol=1e-5)
-    moved = (whole[2].features["value"] - swapped[2].features["value"]).abs().amax((1, 2, 3))
-    assert moved[0] < 1e-5 < 1e-3 < moved[-1]  # layer 0 values have seen no other token yet
-
-
 def test_questions_that_share_passes_are_read_as_each_is_alone(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +326,7 @@ def test_questions_that_share_passes_are_read_as_each_is_alone(
         for k, of in enumerate(sizes)
     ]
     asked.insert(1, scene_question("val", "Counting", 0))
-    alone = [question_views(question, source) for question in asked]
+    alone = [next(views_of_each([question], source)) for question in asked]
     passes: list[int] = []
     views_of = MlmSource.views
 
@@ -387,14 +364,5 @@ class Refusing:
 
 
 def test_a_question_without_readout_is_not_read() -> None:
-    why = question_views(scene_question("val", "Counting", 0), Refusing())
+    why = next(views_of_each([scene_question("val", "Counting", 0)], Refusing()))
     assert why == "the sub-task has no readout"
-
-
-def test_only_a_language_model_sees_images_together() -> None:
-    with pytest.raises(ValueError, match="read them alone"):
-        question_views(
-            image_question("Art_Style", 0),
-            EncoderSource(None),  # type: ignore[arg-type]
-            together=True,
-        )
