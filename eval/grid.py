@@ -144,13 +144,13 @@ def to_pixels(
     return out
 
 
-def position_features(layout: Layout, *, frequencies: int = 4) -> torch.Tensor:
-    """Fourier features of the cell centres alone, (1, H, W, 4 F) float32: the site ``position``.
+def position_features(layout: Layout) -> torch.Tensor:
+    """Fourier features of the cell centres alone, (1, H, W, 16) float32: the site ``position``.
 
-    What a probe scores on these, it scores without having seen the image. The j-th frequency runs
-    through 2**j half periods over the image.
+    What a probe scores on these, it scores without having seen the image. The j-th of four
+    frequencies runs through 2**j half periods over the image.
     """
     height, width = layout.image_hw
     xy = cell_centres(layout) / torch.tensor([width, height], dtype=torch.float64)
-    angle = math.pi * xy[..., None] * 2.0 ** torch.arange(frequencies, dtype=torch.float64)
+    angle = math.pi * xy[..., None] * 2.0 ** torch.arange(4, dtype=torch.float64)
     return torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(2).float()[None]

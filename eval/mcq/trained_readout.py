@@ -82,25 +82,23 @@ def _at(view: View, kind: str, xy_K2: np.ndarray) -> torch.Tensor:
     return functional.normalize(sample_cells(view.features[kind], cells_K2), dim=-1)
 
 
-def train_readout(
-    questions: Sequence[Options], *, folds: int = FOLDS, seed: int = 0
-) -> TrainedReadout:
+def train_readout(questions: Sequence[Options], *, seed: int = 0) -> TrainedReadout:
     """Choose site and penalty by cross-validation, then fit on all questions of a subtask.
 
-    A cluster is in one of the k `folds`. Fewer questions than `FEWEST`, or fewer clusters than
+    A cluster is in one of `FOLDS` folds. Fewer questions than `FEWEST`, or fewer clusters than
     folds, are a ValueError.
     """
     clusters = list(dict.fromkeys(q.cluster for q in questions))
-    if len(questions) < FEWEST or len(clusters) < folds:
+    if len(questions) < FEWEST or len(clusters) < FOLDS:
         raise ValueError(
-            f"expected at least {FEWEST} questions in {folds} clusters to train on, found "
+            f"expected at least {FEWEST} questions in {FOLDS} clusters to train on, found "
             f"{len(questions)} in {len(clusters)}; raise --limit"
         )
     order = np.random.default_rng(seed).permutation(len(clusters))
-    fold_of = {clusters[c]: i % folds for i, c in enumerate(order)}
+    fold_of = {clusters[c]: i % FOLDS for i, c in enumerate(order)}
     fold_Q = np.array([fold_of[q.cluster] for q in questions])
     right_PS = np.zeros((len(PENALTIES), len(questions[0].x_SKD)))
-    for fold in range(folds):
+    for fold in range(FOLDS):
         teach = [q for q, f in zip(questions, fold_Q, strict=True) if f != fold]
         asked = [q for q, f in zip(questions, fold_Q, strict=True) if f == fold]
         for i, penalty in enumerate(PENALTIES):

@@ -1,7 +1,7 @@
 """The boundary measure F of DAVIS, for S predictions of one truth at once.
 
 Rules of davisvideochallenge/davis2017-evaluation (``db_eval_boundary``): boundaries one pixel wide,
-a boundary pixel is matched when the other boundary has a pixel within ceil(tolerance * image
+a boundary pixel is matched when the other boundary has a pixel within ceil(TOLERANCE * image
 diagonal). Instead of dilating whole images by a disk, only the B boundary pixels look round
 themselves: the disk is a stack of D horizontal runs, and a run is empty exactly when a row-wise
 cumulative sum does not grow over it.
@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 
 import torch
+
+TOLERANCE = 0.008
 
 
 def count_pixels(mask_SHW: torch.Tensor) -> torch.Tensor:
@@ -37,16 +39,9 @@ def boundary_map(mask_SHW: torch.Tensor) -> torch.Tensor:
     return boundary
 
 
-def boundary_f(
-    predicted_SHW: torch.Tensor, truth_HW: torch.Tensor, *, tolerance: float = 0.008
-) -> torch.Tensor:
-    """F in [0, 1] of each prediction, (S,) float64; both boundaries empty -> 1, one -> 0.
-
-    `tolerance` is a share of the image's diagonal if below 1, else in pixels.
-    """
-    height, width = truth_HW.shape
-    share = math.ceil(tolerance * math.hypot(height, width))
-    radius = int(tolerance) if tolerance >= 1 else share
+def boundary_f(predicted_SHW: torch.Tensor, truth_HW: torch.Tensor) -> torch.Tensor:
+    """F in [0, 1] of each prediction, (S,) float64; both boundaries empty -> 1, one -> 0."""
+    radius = math.ceil(TOLERANCE * math.hypot(*truth_HW.shape))
     predicted, truth = boundary_map(predicted_SHW), boundary_map(truth_HW[None])
     n_predicted, n_truth = count_pixels(predicted).double(), truth.sum().double()
 

@@ -54,12 +54,10 @@ def class_ids(rgb_HW3: np.ndarray) -> np.ndarray:
     return wide[:, :, 0] + 256 * wide[:, :, 1]
 
 
-def class_counts(
-    predicted: np.ndarray, truth: np.ndarray, n_classes: int, *, ignore: int = IGNORE
-) -> ClassCounts:
+def class_counts(predicted: np.ndarray, truth: np.ndarray, n_classes: int) -> ClassCounts:
     """Count the pixels of one image by class, C = `n_classes` without the background.
 
-    Both are (height, width) class ids; where the truth is `ignore`, nothing counts. A predicted id
+    Both are (height, width) class ids; where the truth is `IGNORE`, nothing counts. A predicted id
     beyond C belongs to no class, as in the reference: its pixel counts in the truth's class only; a
     true one is a ValueError.
     """
@@ -67,11 +65,11 @@ def class_counts(
         raise ValueError(
             f"prediction {predicted.shape} and truth {truth.shape} must have one shape"
         )
-    valid = truth != ignore
+    valid = truth != IGNORE
     mine, true = predicted[valid].astype(np.int64), truth[valid].astype(np.int64)
     if true.size and not 0 <= true.min() <= true.max() <= n_classes:
         raise ValueError(
-            f"expected class ids 0 to {n_classes} or {ignore} in the truth, found {true.min()} to "
+            f"expected class ids 0 to {n_classes} or {IGNORE} in the truth, found {true.min()} to "
             f"{true.max()}"
         )
     known = mine[(mine >= 0) & (mine <= n_classes)]

@@ -30,9 +30,9 @@ def davis_j(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(region_j(*_masks(predicted, truth)))
 
 
-def davis_f(predicted: np.ndarray, truth: np.ndarray, *, tolerance: float = 0.008) -> float:
+def davis_f(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Boundary accuracy F of one object in one frame, bool masks (``db_eval_boundary``)."""
-    return float(boundary_f(*_masks(predicted, truth), tolerance=tolerance))
+    return float(boundary_f(*_masks(predicted, truth)))
 
 
 def _masks(predicted: np.ndarray, truth: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -69,15 +69,14 @@ def score_pair(
     target_xy: np.ndarray,
     target_box: Sequence[float],
     *,
-    alpha: float = 0.1,
     keep: int | None = None,
 ) -> UnitScore:
     """Semantic correspondence of one pair, at the same K keypoints in pixels of each image.
 
     Keypoints are (K, 2), pixel centres at integers; the box is x0, y0, x1, y1 of the object in the
-    target; ``alpha`` is the PCK radius as a share of its longer side. PCK of the pair ("per
-    image"); ``extra``: ``correct`` (S,) and ``points`` (S,) counts, from which the pooled "per
-    point" PCK follows; of the site ``keep`` the (K, 2) predicted points come back in ``kept``.
+    target; the PCK radius is a tenth of its longer side. PCK of the pair ("per image"); ``extra``:
+    ``correct`` (S,) and ``points`` (S,) counts, from which the pooled "per point" PCK follows; of
+    the site ``keep`` the (K, 2) predicted points come back in ``kept``.
     """
     n_sites = check_sites(source_SHWC, target_SHWC)
     check_keep(keep, n_sites)
@@ -87,7 +86,7 @@ def score_pair(
             f"a pair needs the same keypoints on both sides, at least one; got {len(source_xy)} "
             f"and {len(truth)}"
         )
-    radius = alpha * box_size(target_box)
+    radius = 0.1 * box_size(target_box)
     found = match_cells(source_SHWC, source_layout, source_xy, target_SHWC, target_layout)
     correct_S = correct_points(found.numpy(), truth.numpy(), radius).astype(np.float64)
     centres = cell_centres(target_layout).flatten(0, 1) - PIXEL_CENTRE

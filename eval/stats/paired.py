@@ -88,16 +88,14 @@ def holm(p_T: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def minimum_detectable(
-    changes: Sequence[Flips], *, macro: bool = False, power: float = 0.8, level: float = 0.95
-) -> float | None:
-    """The smallest true difference, a share, that so many questions would show with this power.
+def minimum_detectable(changes: Sequence[Flips], *, macro: bool = False) -> float | None:
+    """The smallest true difference, a share, that so many questions would show with power 0.8.
 
     `(z_level + z_power) * sqrt(sum_t w_t^2 q_t / n_t)` with q_t the observed discordance: the
-    normal approximation of McNemar's test with the null's variance (Miettinen 1968, without the
-    small term -difference^2). Questions count as independent. With `macro` every task weighs the
-    same (w = 1/T), else every question does (w = n_t / N); `level` is 1 - size of the two-sided
-    test. None when no answer changed, as nothing can be inferred from that.
+    normal approximation of McNemar's test, two-sided of size 0.05, with the null's variance
+    (Miettinen 1968, without the small term -difference^2). Questions count as independent. With
+    `macro` every task weighs the same (w = 1/T), else every question does (w = n_t / N). None when
+    no answer changed, as nothing can be inferred from that.
     """
     if not changes:
         raise ValueError("expected at least one task, got none")
@@ -106,7 +104,7 @@ def minimum_detectable(
     weight_T = np.full(len(n_T), 1 / len(n_T)) if macro else n_T / n_T.sum()
     if not share_T.any():
         return None
-    deviations = special.ndtri((1 + level) / 2) + special.ndtri(power)
+    deviations = special.ndtri((1 + 0.95) / 2) + special.ndtri(0.8)
     return float(deviations * np.sqrt((weight_T**2 * share_T / n_T).sum()))
 
 

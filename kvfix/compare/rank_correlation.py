@@ -21,8 +21,8 @@ class RankCorrelation(NamedTuple):
     n: int
 
 
-def rank_correlation(x_N: np.ndarray, y_N: np.ndarray, *, level: float = 0.95) -> RankCorrelation:
-    """Spearman's rho (ties get their mean rank) with its interval and p-value.
+def rank_correlation(x_N: np.ndarray, y_N: np.ndarray) -> RankCorrelation:
+    """Spearman's rho (ties get their mean rank) with its 95 % interval and p-value.
 
     Where rho is 1 or -1 Fisher's z is infinite: the inner end is then that of the next smaller rho
     that N points without ties can have, 1 - 12 / (N^3 - N), and the outer end is rho itself.
@@ -40,12 +40,12 @@ def rank_correlation(x_N: np.ndarray, y_N: np.ndarray, *, level: float = 0.95) -
     if n < FEWEST:
         return RankCorrelation(rho, nan, nan, nan, n)
     p = _exact_p(x, y) if n <= MOST_EXACT else float(found.pvalue)
-    return RankCorrelation(rho, *_interval(rho, n, level), p, n)
+    return RankCorrelation(rho, *_interval(rho, n), p, n)
 
 
-def _interval(rho: float, n: int, level: float) -> tuple[float, float]:
+def _interval(rho: float, n: int) -> tuple[float, float]:
     inner = np.copysign(min(abs(rho), 1 - 12 / (n**3 - n)), rho)
-    reach = special.ndtri((1 + level) / 2) * np.sqrt((1 + inner**2 / 2) / (n - 3))
+    reach = special.ndtri((1 + 0.95) / 2) * np.sqrt((1 + inner**2 / 2) / (n - 3))
     z = np.arctanh(inner)
     whole = abs(rho) > abs(inner)
     return (

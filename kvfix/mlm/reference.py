@@ -110,12 +110,10 @@ class ReferenceEncoder:
         return ReferenceFeatures(f_PC[index][None], layout)
 
 
-def load_reference_encoder(
-    id_or_dir: str, *, dtype: str | torch.dtype = "auto", device: str | None = None
-) -> ReferenceEncoder:
-    """Load a vision encoder; of a two-tower model (CLIP, SigLIP) only the vision half.
+def load_reference_encoder(id_or_dir: str, *, device: str | None = None) -> ReferenceEncoder:
+    """Load a vision encoder in its own dtype; of a two-tower model (CLIP, SigLIP) the vision half.
 
-    `dtype` "auto" is the checkpoint's own, `device` None the GPU if there is one.
+    `device` None is the GPU if there is one.
     """
     import transformers
 
@@ -130,7 +128,7 @@ def load_reference_encoder(
     options = {"local_files_only": True, "trust_remote_code": False}
     with no_bars():
         model, info = getattr(transformers, encoder.classname).from_pretrained(
-            weights.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            weights.folder, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])

@@ -147,10 +147,10 @@ class Answer:
                 return None
         return None
 
-    def before(self, i: int, n: int = 3) -> list[str]:
-        """Up to n words ahead of piece i in its clause."""
+    def before(self, i: int) -> list[str]:
+        """Up to three words ahead of piece i in its clause."""
         out: list[str] = []
-        for j in range(i - 1, i - 1 - n, -1):
+        for j in range(i - 1, i - 4, -1):
             if self.kind(j) == "break" or self.word(j) in words.CLAUSE_ENDS:
                 break
             out.append(self.word(j))

@@ -121,12 +121,12 @@ def overlap(a: Thing, b: Thing) -> float:
 
 
 def place_all(
-    rng: np.random.Generator, things: Sequence[Thing], *, allowed: float = 0.25, tries: int = 40
+    rng: np.random.Generator, things: Sequence[Thing], *, allowed: float
 ) -> tuple[Thing, ...]:
     """Move objects until overlaps are within `allowed`; drop what finds no place."""
     done: list[Thing] = []
     for thing in things:
-        for _ in range(tries):
+        for _ in range(40):
             if all(overlap(thing, other) <= allowed for other in done):
                 done.append(thing)
                 break
@@ -203,10 +203,10 @@ def class_mask(scene: Scene, instance_HW: np.ndarray, shape: str) -> np.ndarray:
     return np.isin(instance_HW, wanted).astype(np.uint8)
 
 
-def parts_xy(thing: Thing, size: int = SIZE) -> np.ndarray:
+def parts_xy(thing: Thing) -> np.ndarray:
     """The object's named parts in pixels, (K, 2)."""
-    centre = (thing.x * size - 0.5, thing.y * size - 0.5)
-    return placed(PARTS[thing.shape], centre, thing.radius * size, thing.angle)
+    centre = (thing.x * SIZE - 0.5, thing.y * SIZE - 0.5)
+    return placed(PARTS[thing.shape], centre, thing.radius * SIZE, thing.angle)
 
 
 def box_of(mask_HW: np.ndarray) -> tuple[float, float, float, float]:

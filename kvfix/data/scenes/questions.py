@@ -266,10 +266,10 @@ def semantic_correspondence(rng: np.random.Generator) -> Draft:
     return Draft(images, text, tuple(m[0] for m in marks), answer, (ref, marks))
 
 
-def random_warp(rng: np.random.Generator, strength: float = 0.14) -> np.ndarray:
-    """A homography (3, 3), source -> view: each corner moves by up to `strength` of the side."""
+def random_warp(rng: np.random.Generator) -> np.ndarray:
+    """A homography (3, 3), source -> view: each corner moves by up to 14 % of the side."""
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float) * SIZE
-    moved = corners + rng.uniform(-strength, strength, (4, 2)) * SIZE
+    moved = corners + rng.uniform(-0.14, 0.14, (4, 2)) * SIZE
     rows = []
     for (x, y), (u, v) in zip(corners, moved, strict=True):
         rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])

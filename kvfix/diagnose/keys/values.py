@@ -84,14 +84,13 @@ def score_cells(
     side: int,
     seed: int,
     chosen: str = "input-agnostic keys",
-    l2: float = 1e-3,
     tick: Callable[[], None] = lambda: None,
 ) -> CellScores:
     """Score the values at chosen keys, and those of other heads at the same cells.
 
     Episodes are cut to squares of `side` pixels, which must give the grid that the keys were found
-    on; `chosen` names the keys. Random keys are the same for all episodes; `l2` is the classifiers'
-    penalty, as in few-shot foreground segmentation.
+    on; `chosen` names the keys. Random keys are the same for all episodes, the classifiers those of
+    few-shot foreground segmentation.
     """
     if not chosen_LHP.any():
         raise ValueError("expected at least one chosen key, found none; there is nothing to score")
@@ -104,7 +103,7 @@ def score_cells(
     every = list(episodes)
 
     def right_of(number: int) -> _Right:
-        return _right(source, squared(every[number], side), chosen_LHP.shape, l2=l2)
+        return _right(source, squared(every[number], side), chosen_LHP.shape)
 
     found = attempted(len(every), right_of, lambda i: tick())
     for episode, right in zip(every, found, strict=True):
@@ -167,7 +166,7 @@ class _Right(NamedTuple):
     weight_P: np.ndarray
 
 
-def _right(source: MlmSource, episode: Episode, shape: tuple[int, ...], *, l2: float) -> _Right:
+def _right(source: MlmSource, episode: Episode, shape: tuple[int, ...]) -> _Right:
     *support, query = source.views([*episode.support, episode.query])
     rows, cols = query.layout.grid_hw
     if shape[2] != rows * cols:
@@ -181,7 +180,7 @@ def _right(source: MlmSource, episode: Episode, shape: tuple[int, ...], *, l2: f
     truth = to_grid(episode.query_mask, query.layout)
     wanted_P = truth.share_HW.flatten() > 0.5
     values_SP, place_SP = (
-        (_called(kind, support, query, share_N, valid_N, l2=l2) == wanted_P).numpy()
+        (_called(kind, support, query, share_N, valid_N) == wanted_P).numpy()
         for kind in ("value/head", "position")
     )
     return _Right(
@@ -197,8 +196,6 @@ def _called(
     query: View,
     share_N: torch.Tensor,
     valid_N: torch.Tensor,
-    *,
-    l2: float,
 ) -> torch.Tensor:
     """(S, P) bool: query cells called foreground by a classifier a site."""
     q_SHWC = query.features[kind]
@@ -207,7 +204,7 @@ def _called(
     for part in site_chunks(len(q_SHWC), 2 * len(y_N) * q_SHWC.shape[3]):
         x_SNC = torch.cat([view.features[kind][part].flatten(1, 2) for view in support], dim=1)
         standardise = fit_standardiser(x_SNC)
-        fit = fit_logistic(standardise(x_SNC), y_N, weight_N=v_N, l2=l2)
+        fit = fit_logistic(standardise(x_SNC), y_N, weight_N=v_N)
         q_SPC = standardise(q_SHWC[part].flatten(1, 2))
         logit_SP = torch.bmm(q_SPC, fit.weight_SC[..., None])[..., 0] + fit.bias_S[:, None]
         called.append(logit_SP > 0)

@@ -70,12 +70,7 @@ def diagnose_prefix(
 
 
 def run_prefixes(
-    units: UnitSet,
-    mlm: Mlm,
-    folder: Path,
-    *,
-    kinds: Sequence[str] = ("value",),
-    tick: Tick = lambda task: None,
+    units: UnitSet, mlm: Mlm, folder: Path, *, tick: Tick = lambda task: None
 ) -> PrefixRuns:
     """Score a task under the four conditions, resumably: `samples/<task>.prefix_<condition>.jsonl`.
 
@@ -88,10 +83,10 @@ def run_prefixes(
 
     def source_of(condition: str) -> Callable[[Any], MlmSource]:
         return lambda unit: MlmSource(
-            mlm, kinds=kinds, position=False, prefix=texts[str(named(unit))].text(condition)
+            mlm, kinds=("value",), position=False, prefix=texts[str(named(unit))].text(condition)
         )
 
-    plain = _scored_plain(units, folder, kinds) if is_first() else None
+    plain = _scored_plain(units, folder) if is_first() else None
     scored = {"none"} if agreed(lambda: plain is not None) else set()
     runs = {name: plain or TaskRun(units, (), []) for name in scored}
     for condition in CONDITIONS:
@@ -123,17 +118,13 @@ def _names(units: UnitSet) -> dict[int, str]:
     return names
 
 
-def _scored_plain(units: UnitSet, folder: Path, kinds: Sequence[str]) -> TaskRun | None:
-    """The rows of a run that has scored every unit at these sites without a prefix."""
+def _scored_plain(units: UnitSet, folder: Path) -> TaskRun | None:
+    """The rows of a run that has scored the values of every unit without a prefix."""
     path, wanted = sample_path(folder, units), set(units.ids)
-
-    rows = Rows(path, ProbeRow, lambda r: r.id in wanted and r.head is None and r.site in kinds)
+    rows = Rows(path, ProbeRow, lambda r: r.id in wanted and r.head is None and r.site == "value")
     left_out = left_out_of(units, path)
-    sites: dict[str, set[str | None]] = {e["id"]: set(kinds) for e in left_out}
-    for row in rows:
-        sites.setdefault(row.id, set()).add(row.site)
-    whole = {name for name, read in sites.items() if read == set(kinds)}
-    return TaskRun(units, rows, left_out) if whole == wanted else None
+    done = {entry["id"] for entry in left_out} | {row.id for row in rows}
+    return TaskRun(units, rows, left_out) if done == wanted else None
 
 
 def _texts(mlm: Mlm, names: Sequence[str]) -> dict[str, Prefixes]:

@@ -31,27 +31,20 @@ def mask_bce(logits_SN: Tensor, share_N: Tensor, valid_N: Tensor, counts: Sequen
     return mean_of_images(means, like=bce_SN)
 
 
-def mask_dice(
-    logits_SN: Tensor,
-    share_N: Tensor,
-    valid_N: Tensor,
-    counts: Sequence[int],
-    *,
-    smooth: float = 1.0,
-) -> Mean:
+def mask_dice(logits_SN: Tensor, share_N: Tensor, valid_N: Tensor, counts: Sequence[int]) -> Mean:
     """Dice loss, in [0, 1], with squared areas in the denominator (V-Net, Milletari et al. 2016).
 
     With squares the loss is least where prediction and SOFT label agree; with plain sums it would
-    push a half-covered cell to 0 or 1. `smooth` is added above and below, in cells: an empty mask
-    is learnt as empty. The other arguments are those of `mask_bce`.
+    push a half-covered cell to 0 or 1. One cell is added above and below: an empty mask is learnt
+    as empty. The other arguments are those of `mask_bce`.
     """
     valid_N = valid_N.to(logits_SN.device, torch.float32)
     share_N = share_N.to(logits_SN.device, torch.float32)
     means = []
     for logits, share, valid in by_image(counts, logits_SN.float(), share_N, valid_N):
         p = logits.sigmoid()
-        above_S = 2 * (valid * p * share).sum(1) + smooth
-        below_S = (valid * (p.square() + share.square())).sum(1) + smooth
+        above_S = 2 * (valid * p * share).sum(1) + 1
+        below_S = (valid * (p.square() + share.square())).sum(1) + 1
         means.append(masked_mean(1 - above_S / below_S, (valid.sum() > 0)))
     return mean_of_images(means, like=logits_SN)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+CHUNK = 256  # rows of logits that are copied to float32 at a time
+
 
 class Mean(NamedTuple):
     """A mean that can still be pooled with others."""
@@ -31,13 +33,13 @@ def masked_mean(x: Tensor, weight: Tensor) -> Mean:
     return Mean(inside.sum(), weight.sum())
 
 
-def answer_nll(logits_RW: Tensor, target_R: Tensor, answer_R: Tensor, *, chunk: int = 256) -> Mean:
+def answer_nll(logits_RW: Tensor, target_R: Tensor, answer_R: Tensor) -> Mean:
     """The language model's own loss: negative log-likelihood of the tokens of answers, nats.
 
-    `answer_R` marks the rows that count; `chunk` of them at a time are copied to float32.
+    `answer_R` marks the rows that count.
     """
     at = answer_R.to(logits_RW.device).nonzero().flatten()
-    parts = zip(at.split(chunk), target_R.to(logits_RW.device)[at].split(chunk), strict=True)
+    parts = zip(at.split(CHUNK), target_R.to(logits_RW.device)[at].split(CHUNK), strict=True)
     totals = [
         F.cross_entropy(logits_RW[rows].float(), wanted, reduction="sum") for rows, wanted in parts
     ]
@@ -84,7 +86,7 @@ def sum_over_rows(total: Callable[..., Tensor], rows: Sequence[Tensor], *, chunk
     """
     if not len(rows[0]):
         return rows[0].float().sum() * 0
-    chunks = zip(*(x.split(chunk) for x in rows), strict=True)
+    chunks = zip(*(x.split(CHUNK) for x in rows), strict=True)
     if not torch.is_grad_enabled():
         return torch.stack([total(*part) for part in chunks]).sum()
     return torch.stack(

@@ -17,7 +17,7 @@ _NAME = "deepspeed_allreduce_buffer_"
 _FRESH = 60.0  # seconds in which a rank may have made one that nobody has mapped yet
 
 
-def sweep(folder: Path = SHARED, processes: Path = Path("/proc")) -> int:
+def sweep(folder: Path = SHARED) -> int:
     """Remove what ended trainings of this user left and nobody has mapped; the bytes that frees."""
     mine, old = os.getuid(), time.time() - _FRESH
     left = {}
@@ -28,7 +28,7 @@ def sweep(folder: Path = SHARED, processes: Path = Path("/proc")) -> int:
                 left[file] = found.st_blocks * 512
     if not left:
         return 0
-    used = _mapped(processes)
+    used = _mapped()
     gone = 0
     for file, size in left.items():
         if file.name not in used:
@@ -44,10 +44,10 @@ def forget(rank: int, folder: Path = SHARED) -> None:
     (folder / f"{_NAME}{os.getuid()}_{place}_{rank}").unlink(missing_ok=True)
 
 
-def _mapped(processes: Path) -> set[str]:
+def _mapped() -> set[str]:
     """Names of shared memory that some process uses, as far as they may be read."""
     names: set[str] = set()
-    for maps in processes.glob("[0-9]*/maps"):
+    for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
             for line in maps.read_text(errors="replace").splitlines():
                 if _NAME in line:
