@@ -91,7 +91,8 @@ def _readings(trial: Trial, data: str) -> dict[str, Any]:
 def _rows(trial: Trial, kind: str, of: type[R], data: str, *, needed: bool = True) -> list[R]:
     """Samples of a dataset: `mcq.jsonl` is of scenes, `mcq.blink.jsonl` of BLINK."""
     folder = trial.folder / "mcq" / "samples"
-    names = [f"{kind}.{data}.jsonl"] if data else [f"{kind}.jsonl", f"{kind}.*.jsonl"]
+    scenes, others = f"{kind}.jsonl", f"{kind}.*.jsonl"
+    names = {"": [scenes, others], "scenes": [scenes]}.get(data, [f"{kind}.{data}.jsonl"])
     files = [file for name in names for file in sorted(folder.glob(name))]
     if needed and not files:
         raise FileNotFoundError(

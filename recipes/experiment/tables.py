@@ -276,7 +276,10 @@ def main() -> None:
             if len(grid.asked) > 1:
                 print(f"#### {spec}\n")
             for table in (accuracy_table, kinds_table, surfacing_table):
-                print("\n".join(table(arms, mix=mix if not data else None, data=data)), end="\n\n")
+                print(
+                    "\n".join(table(arms, mix=mix if data in ("", "scenes") else None, data=data)),
+                    end="\n\n",
+                )
             if folder and is_blink(Path(folder)):
                 print("\n".join(readouts_table(arms, data=data, folder=Path(folder))), end="\n\n")
         print("\n".join(rest_table(arms)), end="\n\n")

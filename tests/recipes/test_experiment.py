@@ -145,7 +145,7 @@ def test_samples_of_scenes_and_of_other_data_are_read(
         answers(base)
     samples(base, name)
     samples(trial, name)
-    found = answers(trial, base)
+    found = answers(trial, base, "scenes" if name == "mcq.jsonl" else "blink")
     assert found.ids == ["a", "b"] and found.options == [3, 3]
     assert found.logprob_N.tolist() == [1, 0] and found.read_N.tolist() == [1, 0]
     assert readouts(trial, base) == {}
