@@ -48,7 +48,7 @@ from kvfix.config import load_config
 from kvfix.data.training.mix import SceneMix
 from kvfix.repair.lora import PARTS
 from kvfix.repair.terms.losses import Losses
-from kvfix.repair.train import starts
+from kvfix.repair.train import resume
 from kvfix.repair.train.recipe import Recipe
 from kvfix.repair.train.saves import newest_whole
 
@@ -197,10 +197,10 @@ def check_settings(family: str, grid: Grid) -> None:
 
 def train(trial: Trial, grid: Grid) -> None:
     """Unless it was trained before; one that was cut short goes on from its last checkpoint."""
-    if trial.arm == BASE or starts.finished(trial.folder):
+    if trial.arm == BASE or resume.finished(trial.folder):
         return
-    resume = newest_whole(trial.folder).last is not None
-    if trial.folder.exists() and not resume:
+    begun = newest_whole(trial.folder).last is not None
+    if trial.folder.exists() and not begun:
         shutil.rmtree(trial.folder)
     options = (
         f"model={grid.model(trial.family)}",
@@ -211,7 +211,7 @@ def train(trial: Trial, grid: Grid) -> None:
         *(f"rates.{part}={trial.rate}" for part in PARTS),
         *(ARMS | MORE_ARMS)[trial.arm],
         *(f"losses.{term}.layers={list(grid.late)}" for term in ("dependence", "mass")),
-        *(["resume=true"] if resume else []),
+        *(["resume=true"] if begun else []),
     )
     recipe = [str(RECIPES / "train_surfacing.py"), "--config", str(grid.recipe)]
     _run(trial, "train", [sys.executable, *recipe, *options])
