@@ -61,6 +61,32 @@ def batches(subtasks: Sequence[str], size: int) -> list[list[int]]:
     ]
 
 
+def record_batches(
+    recorder: Recorder,
+    batches: Sequence[Sequence[str]],
+    rows_of: Callable[[Sequence[Question]], Sequence[Sequence[Row]]],
+    told: Callable[[], None],
+) -> None:
+    """Record the questions that are not on disk yet; ranks of one launch share the batches.
+
+    `told` is called after each question, done before or now.
+    """
+    units = recorder.units
+    index = {name: i for i, name in enumerate(units.ids)}
+
+    def tell(number: int) -> None:
+        for _ in batches[number]:
+            told()
+
+    def rows(questions: Sequence[Question]) -> Sequence[Sequence[Row]]:
+        with naming(image for question in questions for image in question.images):
+            return rows_of(questions)
+
+    with recorder:
+        for number in dealt(len(batches), tell):
+            recorder.batch(batches[number], lambda name: units.question(index[name]), rows)
+
+
 def run_answers(
     units: UnitSet,
     mlm: Mlm,
@@ -70,7 +96,7 @@ def run_answers(
     tick: Tick = lambda task: None,
     by: Callable[[Sequence[Question]], list[Answer]] | None = None,
 ) -> TaskRun:
-    """Answer every question that is not on disk yet; ranks of one launch share the batches.
+    """Answer every question that is not on disk yet.
 
     A batch is always the same questions, whatever an interruption left undone: in low precision a
     batch moves the last bits of its members. It is the questions of `batches` without those that
@@ -78,38 +104,19 @@ def run_answers(
     called after each, done before or now.
     """
     path = sample_path(folder, units)
-    index = {name: i for i, name in enumerate(units.ids)}
     in_batches = batches(units.subtasks, protocol.batch)
+    names = [[units.ids[i] for i in batch] for batch in in_batches]
     answers = by or (lambda questions: answer(mlm, questions, protocol))
-    order = [units.ids[i] for batch in in_batches for i in batch]
 
-    def answered(number: int) -> None:
-        for _ in in_batches[number]:
-            tick(units.task)
+    def rows_of(questions: Sequence[Question]) -> list[list[AnswerRow]]:
+        found = zip(questions, answers(questions), strict=True)
+        return [[question_row(question, units.dataset, got)] for question, got in found]
 
-    with Recorder(units, path, order=order) as recorder:
-        for number in dealt(len(in_batches), answered):
-            recorder.batch(
-                [units.ids[i] for i in in_batches[number]],
-                lambda name: units.question(index[name]),
-                lambda questions: _answered(questions, units.dataset, answers),
-            )
+    recorder = Recorder(units, path, order=[name for batch in names for name in batch])
+    record_batches(recorder, names, rows_of, lambda: tick(units.task))
     wanted = set(units.ids)
     rows = Rows(path, AnswerRow, lambda row: row.id in wanted)
     return TaskRun(units, rows, left_out_of(units, path))
-
-
-def _answered(
-    questions: Sequence[Question],
-    dataset: str,
-    answers: Callable[[Sequence[Question]], list[Answer]],
-) -> list[list[AnswerRow]]:
-    with naming(image for question in questions for image in question.images):
-        found = answers(questions)
-    return [
-        [question_row(question, dataset, got)]
-        for question, got in zip(questions, found, strict=True)
-    ]
 
 
 def question_row(question: Question, dataset: str, answered: Answer) -> AnswerRow:
@@ -150,25 +157,17 @@ def image_names(question: Question, dataset: str) -> tuple[str, ...]:
 def run_readouts(
     units: UnitSet, source: Source, folder: Path, *, tick: Tick = lambda task: None
 ) -> list[TaskRun]:
-    """Read out every question that is not on disk yet; ranks of one launch share them.
+    """Read out every question that is not on disk yet.
 
     A run for each subtask that has a readout, in order of appearance.
     """
     path = readout_path(folder, units)
-    index = {name: i for i, name in enumerate(units.ids)}
-    groups = read_together(units.ids)
-
-    def read(number: int) -> None:
-        for _ in groups[number]:
-            tick(READOUT)
-
-    with Recorder(units, path) as recorder:
-        for number in dealt(len(groups), read):
-            recorder.batch(
-                groups[number],
-                lambda name: units.question(index[name]),
-                lambda questions: _read_out(questions, units, source),
-            )
+    record_batches(
+        Recorder(units, path),
+        read_together(units.ids),
+        lambda questions: _read_out(questions, units, source),
+        lambda: tick(READOUT),
+    )
     wanted = set(units.ids)
     scored = Rows(path, ReadoutRow, lambda row: row.id in wanted)
     left_out = left_out_of(units, path)
@@ -198,10 +197,9 @@ def read_together(questions: Sequence[T]) -> list[Sequence[T]]:
 
 def _read_out(questions: Sequence[Question], units: UnitSet, source: Source) -> list[list[Row]]:
     """The rows of each question; one row that says why for a question without a readout."""
-    with naming(image for question in questions for image in question.images):
-        # By map, which lets go of a question's features before the next pass; zip would not.
-        read = views_of_each(questions, source)
-        return list(map(lambda q, marked: _rows(q, marked, units, source), questions, read))
+    # By map, which lets go of a question's features before the next pass; zip would not.
+    read = views_of_each(questions, source)
+    return list(map(lambda q, marked: _rows(q, marked, units, source), questions, read))
 
 
 def _rows(question: Question, marked: Marked | str, units: UnitSet, source: Source) -> list[Row]:

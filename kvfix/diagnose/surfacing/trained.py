@@ -19,7 +19,13 @@ from kvfix.data.scenes.questions import SKILLS
 from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import MCQ, Question, UnitSet
 from kvfix.eval.mcq.readouts import Marked, views_of_each
-from kvfix.eval.mcq.run import read_together, readable, readout_row, readout_run
+from kvfix.eval.mcq.run import (
+    read_together,
+    readable,
+    readout_row,
+    readout_run,
+    record_batches,
+)
 from kvfix.eval.mcq.trained_readout import (
     FOLDS,
     Options,
@@ -29,7 +35,7 @@ from kvfix.eval.mcq.trained_readout import (
 )
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, Tick, sample_path
-from kvfix.ranks import Jury, agreed, dealt, in_order
+from kvfix.ranks import Jury, agreed, in_order
 from kvfix.runs.recorder import Entry, Recorder, left_out_entry, left_out_of
 from kvfix.runs.rows import READOUT, ReadoutRow
 from kvfix.runs.samples import SampleFile
@@ -118,7 +124,12 @@ def trained_readouts(
                 refused.setdefault(readout, []).append(subtask)
                 continue
             subset = units.subset([units.ids.index(name) for name in ids])
-            _choose(subset, source, readout, train.split, tick, Recorder(subset, path, order=order))
+            record_batches(
+                Recorder(subset, path, order=order),
+                read_together(subset.ids),
+                partial(_rows, units=subset, source=source, readout=readout, split=train.split),
+                lambda: tick(READOUT),
+            )
         run = readout_run(units, subtask, path, set(ids), [])
         left_out += left_out_of(units.subset([units.ids.index(name) for name in ids]), path)
         if run.rows:
@@ -184,31 +195,6 @@ def _trained(options: Sequence[Options], seed: int) -> TrainedReadout | str:
         return str(error)
 
 
-def _choose(
-    units: UnitSet,
-    source: MlmSource,
-    readout: TrainedReadout,
-    split: str,
-    tick: Tick,
-    recorder: Recorder,
-) -> None:
-    """Let a readout answer questions onto disk."""
-    index = {name: i for i, name in enumerate(units.ids)}
-    groups = read_together(units.ids)
-
-    def told(number: int) -> None:
-        for _ in groups[number]:
-            tick(READOUT)
-
-    with recorder:
-        for number in dealt(len(groups), told):
-            recorder.batch(
-                groups[number],
-                lambda name: units.question(index[name]),
-                lambda questions: _rows(questions, units, source, readout, split),
-            )
-
-
 def _rows(
     questions: Sequence[Question],
     units: UnitSet,
@@ -231,5 +217,4 @@ def _rows(
         how = {"control": TRAINED, "training": training}
         return [readout_row(question, units.dataset, site, choice, **how)]
 
-    with naming(image for question in questions for image in question.images):
-        return list(map(row, questions, views_of_each(questions, source)))
+    return list(map(row, questions, views_of_each(questions, source)))
