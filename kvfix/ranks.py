@@ -104,7 +104,7 @@ def joined() -> Iterator[None]:
     _team = _Team(found.number, found.of, store)
     try:
         yield
-        _meet()  # the store may live in the first rank
+        everyone(None)  # the store may live in the first rank
     except BaseException as error:
         _end(_team, error)
     finally:
@@ -300,10 +300,6 @@ class Jury:
         if _team is not None and not self._said:
             self._said = True
             _team.store.add(f"{self._key} {what}", 1)
-
-
-def _meet() -> None:
-    everyone(None)
 
 
 def _next(team: _Team, key: str) -> int:

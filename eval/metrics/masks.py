@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvfix.data.groups import grouped
 from kvfix.data.readers.episodes import FOLDS, PER_FOLD
 from kvfix.data.units import VOID
 
@@ -146,9 +147,7 @@ def fold_of(category: int) -> int:
 
 def pascal5i(overlaps: Sequence[Overlap], classes: Sequence[int]) -> Pascal5i:
     """Pascal-5i (juhongm999/hsnet) of episodes and their VOC class ids 1 to 20."""
-    members: dict[int, list[int]] = {}
-    for i, category in enumerate(classes):
-        members.setdefault(fold_of(category), []).append(i)
+    members = grouped(range(len(classes)), lambda i: fold_of(classes[i]))
     if len(classes) != len(overlaps) or not members:
         raise ValueError(
             f"expected one class an episode and at least one episode, found {len(overlaps)} "

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from kvfix.data.groups import grouped
 from kvfix.eval.stats.bootstrap import Interval, codes, pooled_ratio_bootstrap
 
 _BLOCK = 2**22  # elements of one block of drawn clusters (32 MiB)
@@ -137,9 +138,7 @@ def stratified_paired_bootstrap(
     if not np.isfinite(difference_N).all():
         raise ValueError("expected finite scores, got NaN or infinity")
     rng = np.random.default_rng(seed)
-    members: dict[Hashable, list[int]] = {}
-    for i, task in enumerate(tasks):
-        members.setdefault(task, []).append(i)
+    members = grouped(range(len(tasks)), lambda i: tasks[i])
     value_T, n_T, clusters_T = np.empty((3, len(members)))
     draws_BT = np.empty((resamples, len(members)))
     for t, units in enumerate(members.values()):

@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvfix.data.groups import grouped
+
 
 def untie(model: Any) -> bool:
     """Give the output embeddings weights of their own, and say whether they shared the input's."""
-    shared: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        shared.setdefault(id(parameter), []).append(name)
-    for _, *others in (names for names in shared.values() if len(names) > 1):
+    named = model.named_parameters(remove_duplicate=False)
+    shared = [group for group in grouped(named, lambda n: id(n[1])).values() if len(group) > 1]
+    for _, *others in shared:
         copies: dict[int, nn.Parameter] = {}
-        for name in others:
+        for name, _ in others:
             path, _, last = name.rpartition(".")
             module = model.get_submodule(path)
             if id(module) not in copies:  # a module may be reached by two paths
                 weight = getattr(module, last)
                 copies[id(module)] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
                 setattr(module, last, copies[id(module)])
-    return any(len(names) > 1 for names in shared.values())
+    return bool(shared)
 
 
 def settle(model: Any) -> None:

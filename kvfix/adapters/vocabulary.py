@@ -28,7 +28,8 @@ def fit_vocabulary(model: Any, processor: Any, adapter: Adapter, naming: Naming)
                 f"{adapter.folder}: its tokenizer is used, which has {len(added)} tokens that the "
                 f"model's has not: {names}{' ...' if len(added) > 3 else ''}"
             )
-        if _differs(tokenizer.chat_template, processor.chat_template):
+        template = tokenizer.chat_template
+        if isinstance(template, str) and template.strip() != str(processor.chat_template).strip():
             said.append(
                 f"{adapter.folder}: its tokenizer has another chat template than the model; the "
                 "model's is used"
@@ -108,7 +109,3 @@ def _added(base: Any, other: Any, folder: Path) -> list[str]:
             "belongs to another model"
         )
     return sorted(theirs.keys() - mine.keys(), key=theirs.__getitem__)
-
-
-def _differs(template: Any, of_model: Any) -> bool:
-    return isinstance(template, str) and template.strip() != str(of_model).strip()

@@ -19,28 +19,22 @@ class GradientProbe:
     """
 
     def __init__(self, module: nn.Module):
-        self.largest: dict[str, float] = {}
-        self._handles = [
-            parameter.register_hook(self._watch(name))
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        ]
-        self._names = [n for n, p in module.named_parameters() if p.requires_grad]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.largest = dict.fromkeys(trained, 0.0)
+        self._handles = [p.register_hook(self._watch(name)) for name, p in trained.items()]
 
     def _watch(self, name: str):
         def hook(grad: Tensor) -> None:
             most = grad.detach().abs().amax() if grad.numel() else torch.zeros(())
             # NaN counts as one: the guard stops for it, and says so.
-            self.largest[name] = max(
-                self.largest.get(name, 0.0), float(torch.nan_to_num(most, 1.0))
-            )
+            self.largest[name] = max(self.largest[name], float(torch.nan_to_num(most, 1.0)))
 
         return hook
 
     def pool(self, largest: Callable[[Tensor], Tensor]) -> None:
         """Take in what other ranks saw: one whose examples reach less must not stop alone."""
-        seen = torch.tensor([self.largest.get(name, 0.0) for name in self._names])
-        self.largest = dict(zip(self._names, largest(seen).tolist(), strict=True))
+        seen = torch.tensor(list(self.largest.values()))
+        self.largest = dict(zip(self.largest, largest(seen).tolist(), strict=True))
 
     def close(self) -> None:
         """Stop watching."""
@@ -49,18 +43,15 @@ class GradientProbe:
 
     def without(self) -> list[str]:
         """Parameters that must have a gradient by now and have none."""
-        return [
-            name
-            for name in self._names
-            if "lora_A" not in name and not self.largest.get(name, 0.0) > 0
-        ]
+        return [n for n, most in self.largest.items() if "lora_A" not in n and not most > 0]
 
     def check(self) -> None:
         """Refuse to go on where a `lora_B`, or all of the heads, learn nothing."""
         adapter = [name for name in self.without() if "lora_" in name]
         if adapter:
+            total = sum("lora_B" in name for name in self.largest)
             raise ValueError(
                 f"expected a gradient in every adapted module in the first step, found none in "
-                f"{len(adapter)} of {sum('lora_B' in name for name in self._names)}: {adapter[0]}; "
+                f"{len(adapter)} of {total}: {adapter[0]}; "
                 "narrow lora.parts or lora.only to what the losses reach"
             )

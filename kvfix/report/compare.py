@@ -14,7 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvfix.findings import FEWEST_CLUSTERS, PLACES
+from kvfix.data.groups import grouped
+from kvfix.findings import FEWEST_CLUSTERS, PLACES, interval, number
 from kvfix.report.asked import Asked, changed
 from kvfix.report.html import (
     html_environment,
@@ -24,7 +25,7 @@ from kvfix.report.html import (
     readable_duration,
 )
 from kvfix.report.pictures.album import Album
-from kvfix.report.stages import clean, interval, number
+from kvfix.report.stages import clean
 from kvfix.report.verdict import change_verdict, model_name
 from kvfix.runs.atomic import write_text
 from kvfix.runs.rows import full_name
@@ -125,10 +126,10 @@ def page_of(record: dict[str, Any]) -> dict[str, Any]:
         ("Took", readable_duration(number(record["seconds"]))),
         ("kvfix", record["kvfix"]),
     ]
-    layers: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in sorted(values, key=lambda r: r["layer"] or 0):
-        name = (full_name(row["task"], row.get("subtask")), row["dataset"], row["metric"])
-        layers.setdefault(name, []).append(row)
+    layers = grouped(
+        sorted(values, key=lambda r: r["layer"] or 0),
+        lambda r: (full_name(r["task"], r.get("subtask")), r["dataset"], r["metric"]),
+    )
     return {
         "run": record,
         "facts": facts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvfix.findings import interval
 from kvfix.report.columns import add_names, add_numbers, lean_table
 from kvfix.report.compare import (
     ALPHA,
@@ -19,7 +20,7 @@ from kvfix.report.compare import (
     span,
     task_name,
 )
-from kvfix.report.stages import clean, interval
+from kvfix.report.stages import clean
 from kvfix.report.table import findings
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvfix.findings import PLACES
+from kvfix.findings import PLACES, interval, number
 from kvfix.report.columns import add_names, add_numbers, lean_table
 from kvfix.report.compare import p_value, task_name
 from kvfix.report.html import readable_date, readable_duration
-from kvfix.report.stages import clean, interval, number
+from kvfix.report.stages import clean
 
 if TYPE_CHECKING:
     from rich.table import Table

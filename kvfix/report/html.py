@@ -14,12 +14,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvfix.findings import Finding
+from kvfix.data.groups import grouped
+from kvfix.findings import Finding, number
 from kvfix.report import figures, questions, surfacing, words
 from kvfix.report.asked import asked
 from kvfix.report.curves import curves
 from kvfix.report.pictures.album import Album
-from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, load, number, panels
+from kvfix.report.stages import LAYERED, RANDOM, Panel, Score, load, panels
 from kvfix.report.verdict import model_name, verdict
 from kvfix.runs.atomic import write_text
 from kvfix.runs.rows import full_name
@@ -179,18 +180,11 @@ def _overlays(run: dict[str, Any], album: Album) -> list[dict[str, Any]]:
         {
             "task": task,
             "dataset": dataset,
-            "units": _by_unit(shots),
+            "units": list(grouped(shots, lambda shot: str(shot["id"])).values()),
             "shape": max((s["picture"].shape for s in shots if s["picture"]), default=1.0),
         }
         for (task, dataset), shots in groups.items()
     ]
-
-
-def _by_unit(shots: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    units: dict[str, list[dict[str, Any]]] = {}
-    for shot in shots:
-        units.setdefault(str(shot["id"]), []).append(shot)
-    return list(units.values())
 
 
 def _inline_svg(svg: str, prefix: str) -> str:

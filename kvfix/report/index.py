@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from kvfix.findings import number
 from kvfix.report.html import html_environment, own_script, readable_date
-from kvfix.report.stages import load, number, panels
+from kvfix.report.stages import load, panels
 from kvfix.report.verdict import model_name
 from kvfix.runs.atomic import write_text
 

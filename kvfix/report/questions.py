@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvfix.findings import interval, number
 from kvfix.report.columns import add_names, add_numbers, lean_table
-from kvfix.report.stages import interval, number
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvfix.findings import interval, number
 from kvfix.report.columns import add_names, add_numbers, lean_table
-from kvfix.report.stages import clean, interval, number
+from kvfix.report.stages import clean
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kvfix.findings import FEWEST_CLUSTERS
-from kvfix.report.stages import Panel, interval, number
+from kvfix.findings import FEWEST_CLUSTERS, interval, number
+from kvfix.report.stages import Panel
 from kvfix.runs.rows import READOUT
 from kvfix.shipped import nano_dir
 

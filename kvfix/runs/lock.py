@@ -41,7 +41,8 @@ def locked(folder: Path, *, command: str, mend: str = "choose another --out") ->
     A folder that the lock had to make is removed again if it is still empty at the end. `command`
     and `mend`, what else one who is refused can do than wait, are for messages.
     """
-    new, owner = _missing(folder), os.getpid()
+    new = [p for p in (folder, *folder.parents) if not p.exists()]  # innermost first
+    owner = os.getpid()
     descriptor = _acquire(folder, mend)
     _held.add(descriptor)
     try:
@@ -132,11 +133,6 @@ def _holder(file: Path) -> str:
         return f"pid {int(who['pid'])} on {who['host']!s:.60} since {who['since']!s:.40} ({shown})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-def _missing(folder: Path) -> list[Path]:
-    """The folder and its parents that do not exist, innermost first."""
-    return [p for p in (folder, *folder.parents) if not p.exists()]
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -96,7 +96,8 @@ def _look(out: Path, config: Any, world: int) -> Going:
         then = read_json(found.last / FINGERPRINT)  # in its manifest
     check_same(out, then, {**fields_of(config), "ranks": world})
     step = 0 if found.last is None else step_of(found.last)
-    whole = done and not _altered(out, record)
+    files = record.get("files", {})
+    whole = done and hashes(out, files) == files
     if found.last is None and not whole:
         raise ValueError(
             f"{out}: expected the adapter as it was when the training ended, found another one and "
@@ -137,8 +138,3 @@ def _record(out: Path) -> dict[str, Any]:
 def hashes(out: Path, names: Iterable[str]) -> dict[str, str]:
     """Of files of a run folder that are there."""
     return {n: sha256_of([out / n]) for n in names if (out / n).is_file()}
-
-
-def _altered(out: Path, record: Mapping[str, Any]) -> bool:
-    files = record.get("files", {})
-    return hashes(out, files) != files

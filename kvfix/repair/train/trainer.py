@@ -126,16 +126,14 @@ class RepairTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         self._left -= 1
         if self._left == 0:
-            self.guard.end(self.state.global_step + 1, self._rates_now())
+            rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+            self.guard.end(self.state.global_step + 1, rates)
         if self.probe is not None and self._left == 0:  # one micro-batch may hold no answer
             self.probe.pool(self._largest)
             self.probe.check()
             self.probe.close()
             self.probe = None
         return loss
-
-    def _rates_now(self) -> dict[str, float]:
-        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The guard looks at it, too; with fp16, DeepSpeed skips steps that overflow by itself."""

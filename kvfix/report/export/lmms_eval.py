@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import kvfix
+from kvfix.data.groups import grouped
 from kvfix.report.asked import answers_of
 from kvfix.runs.atomic import write_text
 from kvfix.runs.resume import read_run
@@ -30,9 +31,7 @@ _NO_NAME = re.compile(r'["<>:/|\\?*\[\]\s]+')
 
 def write_lmms_eval(run: Path) -> Path | None:
     """Write the answers in a run folder as lmms-eval does; the results file, None without any."""
-    tasks: dict[str, list[AnswerRow]] = {}
-    for row in answers_of(run).values():
-        tasks.setdefault(_task(row), []).append(row)
+    tasks = grouped(answers_of(run).values(), _task)
     if not tasks:
         return None
     record = read_run(run)
