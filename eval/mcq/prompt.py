@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from PIL import Image
 
 from kvfix.data.pictures.join import concatenate
 from kvfix.data.units import Question
 from kvfix.eval.mcq.letters.parse import PROFILES
-
-if TYPE_CHECKING:
-    from kvfix.mlm.load import Prompt
+from kvfix.mlm.prompt import Prompt
 
 PROTOCOL: Final = 2  # raised whenever a change in this room moves a score
 
@@ -64,8 +62,6 @@ class McqProtocol:
 
 def ask(question: Question, protocol: McqProtocol) -> Prompt:
     """A question as the model is asked it."""
-    from kvfix.mlm.load import Prompt  # imports torch, which a report does not need
-
     images = question.images
     if protocol.concat and len(images) > 1:
         images = (concatenate(images),)

@@ -257,7 +257,9 @@ def answer_results(run: TaskRun, *, seed: int = 0) -> list[Result]:
 
 
 def _scored(units: UnitSet, rows: list[AnswerRow], how: str, seed: int) -> Iterator[Result]:
-    got = mcq.score(_questions(rows, how), seed=seed)
+    field = "letter" if how == "generation" else "logprob_letter"
+    asked = [mcq.Question(r.id, r.subtask, r.answer, getattr(r, field)) for r in rows]
+    got = mcq.score(asked, seed=seed)
     chance = {task: _mean_chance(rows, task) for task in got.tasks}
     of_all = {
         "accuracy_macro": sum(chance.values()) / len(chance),
@@ -266,11 +268,6 @@ def _scored(units: UnitSet, rows: list[AnswerRow], how: str, seed: int) -> Itera
     for line in mcq.results(units, got):
         by_chance = of_all.get(line["metric"]) or chance[line["subtask"]]
         yield line | {"scoring": how, "chance": by_chance}
-
-
-def _questions(rows: list[AnswerRow], how: str) -> list[mcq.Question]:
-    field = "letter" if how == "generation" else "logprob_letter"
-    return [mcq.Question(r.id, r.subtask, r.answer, getattr(r, field)) for r in rows]
 
 
 def _mean_chance(rows: list[AnswerRow], subtask: str | None = None) -> float:

@@ -68,7 +68,7 @@ class Board:
 
 def boards(run: dict[str, Any]) -> list[Board]:
     """One a dataset with answered questions, subtasks first, then micro and macro."""
-    rows = [r for r in run.get("results") or [] if is_answer(r)]
+    rows = [r for r in run.get("results") or [] if "scoring" in r]  # answers have no site
     found = []
     for dataset in dict.fromkeys(str(r["dataset"]) for r in rows):
         mine = [r for r in rows if r["dataset"] == dataset]
@@ -78,11 +78,6 @@ def boards(run: dict[str, Any]) -> list[Board]:
         lines = [_line(name, [r for r in mine if _name(r) == name]) for name in names]
         found.append(Board(dataset, lines, sorted(without.items(), key=lambda w: -w[1])))
     return found
-
-
-def is_answer(row: dict[str, Any]) -> bool:
-    """Whether a result is about answers, which have no site."""
-    return "scoring" in row
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from kvfix.eval.mcq.prompt import McqProtocol, ask
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.source import MlmSource
 from kvfix.eval.stats.bootstrap import paired_bootstrap
-from kvfix.findings import FEWEST_CLUSTERS
+from kvfix.findings import Estimate
 from kvfix.mlm.intervene import Edit, Keys, intervene, on_tokens, random_keys
 from kvfix.mlm.layout import Layout
 from kvfix.mlm.load import Encoded, Mlm
@@ -203,19 +203,10 @@ def effect_record(effects: Effects, *, queries: str, chosen: str, seed: int) -> 
         "random_base": ("random", "base"),
         "chosen_random": ("chosen", "random"),
     }.items():
-        got = paired_bootstrap(
-            np.array(effects.scores[before]),
-            np.array(effects.scores[after]),
-            effects.clusters,
-            seed=seed,
-        )
-        low, high = float(got.low_S[0]), float(got.high_S[0])
-        enough = int(got.clusters_S[0]) >= FEWEST_CLUSTERS
-        differences[name] = {
-            "value": float(got.value_S[0]),
-            "ci": None if np.isnan(low) else [low, high],
-            "clear": enough and (low > 0 or high < 0),
-        }
+        scores = (np.array(effects.scores[condition]) for condition in (before, after))
+        got = Estimate.of(paired_bootstrap(*scores, effects.clusters, seed=seed))
+        found = got.to_json()
+        differences[name] = {"value": found["value"], "ci": found["ci"], "clear": got.clear}
     same = effects.scores["nothing"] == effects.scores["base"]
     return {
         "queries": queries,

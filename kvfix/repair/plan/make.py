@@ -232,9 +232,9 @@ def plan(options: PlanRequest) -> Plan:
     if options.dtype != "auto":
         asked = replace(asked, dtype=getattr(torch, options.dtype))
     made = make_plan(config, asked, name=name, processor=processor, stored=stored)
-    return replace(made, memory=tuple(m for m in made.memory if _wanted(m, options)))
-
-
-def _wanted(memory: Memory, options: PlanRequest) -> bool:
-    stage = options.zero is None or memory.zero == options.zero
-    return stage and (options.nf4 is None or (memory.quant == "nf4") == options.nf4)
+    wanted = (
+        m
+        for m in made.memory
+        if options.zero in (None, m.zero) and options.nf4 in (None, m.quant == "nf4")
+    )
+    return replace(made, memory=tuple(wanted))

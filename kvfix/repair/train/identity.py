@@ -49,15 +49,6 @@ def check_same(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> No
         )
 
 
-def model_fields(mlm: Mlm) -> dict[str, Any]:
-    """Of the base model and its processor; reads all weights: half a minute for 16 GB."""
-    return {
-        "model.sha256": mlm.sha256,
-        "model.config": sha256_of([mlm.weights.folder / "config.json"]),
-        "processor.sha256": mlm.processor_sha256,
-    }
-
-
 def adapter_fields(adapter: str) -> dict[str, Any]:
     """Of the adapter that training starts from."""
     if not adapter:
@@ -92,7 +83,13 @@ class Identity:
 
     @cached_property
     def _read(self) -> dict[str, Any]:
-        return model_fields(self._mlm)
+        """Of the base model and its processor; reads all weights: half a minute for 16 GB."""
+        mlm = self._mlm
+        return {
+            "model.sha256": mlm.sha256,
+            "model.config": sha256_of([mlm.weights.folder / "config.json"]),
+            "processor.sha256": mlm.processor_sha256,
+        }
 
     def write(self, folder: Path) -> None:
         """Into a checkpoint."""
