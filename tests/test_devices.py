@@ -24,7 +24,8 @@ from kvfix.diagnose.prefix.run import diagnose_prefix
 from kvfix.diagnose.surfacing.trained import trained_readouts
 from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.run import run_answers, run_readouts
-from kvfix.eval.source import MlmSource, Site
+from kvfix.eval.site import Site
+from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import run_task
 from kvfix.mlm.load import Mlm, load_mlm
 from kvfix.terminal import RichWatch

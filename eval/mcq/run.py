@@ -22,7 +22,8 @@ from kvfix.eval.mcq.answer import Answer, answer
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER, UNPARSED
 from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS, Marked, read_out, views_of_each
-from kvfix.eval.source import Site, Source
+from kvfix.eval.site import Site
+from kvfix.eval.source import Source
 from kvfix.eval.suite import TaskRun, Tick, sample_path
 from kvfix.mlm.load import Mlm
 from kvfix.ranks import dealt

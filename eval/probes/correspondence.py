@@ -22,15 +22,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from kvfix.eval.grid import (
-    PIXEL_CENTRE,
-    VOID,
-    cell_centres,
-    check_mask,
-    sample_cells,
-    to_cells,
-    to_grid,
-)
+from kvfix.data.units import VOID
+from kvfix.eval.grid import PIXEL_CENTRE, cell_centres, check_mask, sample_cells, to_cells, to_grid
 from kvfix.eval.metrics.boundary import boundary_f
 from kvfix.eval.metrics.davis import decay, recall, region_j
 from kvfix.eval.metrics.points import box_size, correct_points

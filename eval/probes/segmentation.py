@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kvfix.eval.grid import VOID, GridMask, check_mask, to_grid, to_pixels
+from kvfix.data.units import VOID
+from kvfix.eval.grid import GridMask, check_mask, to_grid, to_pixels
 from kvfix.eval.metrics.boundary import count_pixels
 from kvfix.eval.probes.logistic import fit_logistic, fit_standardiser
 from kvfix.eval.probes.score import UnitScore, check_keep, check_sites, site_chunks

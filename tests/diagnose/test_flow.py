@@ -14,7 +14,7 @@ from kvfix.diagnose.best_layer import best_value_layer
 from kvfix.diagnose.flow.findings import Curve, flow_findings
 from kvfix.diagnose.flow.run import _reporting_ids, best_site
 from kvfix.eval.results import Table
-from kvfix.eval.source import Site
+from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import halves
 
 LOSES_AT_PROJECTOR = planted(0.8, 0.5, [0.5, 0.7, 0.6, 0.4])

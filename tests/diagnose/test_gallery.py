@@ -14,7 +14,7 @@ from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import BadUnit
 from kvfix.diagnose.flow.gallery import SHOWN, draw_gallery
 from kvfix.eval.probes.tasks import TASKS
-from kvfix.eval.source import Site
+from kvfix.eval.site import Site
 from kvfix.eval.suite import run_task
 
 BEST = Site("value", 1)

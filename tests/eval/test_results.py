@@ -11,7 +11,7 @@ from curves import rows
 
 from kvfix.data.scenes.units import scene_units
 from kvfix.eval.results import Table, summarise
-from kvfix.eval.source import Site
+from kvfix.eval.site import Site
 from kvfix.eval.stats.bootstrap import clustered_bootstrap
 from kvfix.eval.suite import TaskRun
 

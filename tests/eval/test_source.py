@@ -11,7 +11,8 @@ from tiny import photo
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from kvfix.eval import source as source_module
-from kvfix.eval.source import EncoderSource, MlmSource, Site
+from kvfix.eval.site import Site
+from kvfix.eval.source import EncoderSource, MlmSource
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm, load_mlm, load_reference_encoder
 

@@ -9,7 +9,8 @@ import torch
 from grids import grid_layout
 from PIL import Image
 
-from kvfix.eval.source import Site, View
+from kvfix.eval.site import Site
+from kvfix.eval.source import View
 
 LAYERS = 3
 GRID = 16

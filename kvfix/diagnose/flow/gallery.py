@@ -19,7 +19,8 @@ from kvfix.data.left_out import Attempts, LeftOut, naming
 from kvfix.data.units import UnitSet, images_of
 from kvfix.eval.probes.score import UnitScore
 from kvfix.eval.probes.tasks import TASKS
-from kvfix.eval.source import Site, Source, View
+from kvfix.eval.site import Site
+from kvfix.eval.source import Source, View
 from kvfix.report.pictures.overlays import clip_overlay, mask_overlay, match_overlay
 
 SHOWN = 3  # units per task

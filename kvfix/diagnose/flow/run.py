@@ -17,7 +17,8 @@ from kvfix.diagnose.flow.findings import RANDOM, REFERENCE, Curve, flow_findings
 from kvfix.diagnose.flow.gallery import draw_gallery
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import Table, summarise
-from kvfix.eval.source import EncoderSource, MlmSource, Site, Source, clips_notes
+from kvfix.eval.site import Site
+from kvfix.eval.source import EncoderSource, MlmSource, Source, clips_notes
 from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.findings import Finding
 from kvfix.mlm.load import Mlm, load_reference_encoder
