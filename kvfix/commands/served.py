@@ -82,7 +82,9 @@ def evaluate_served(options: Options, *, command: str, watch: Watch, where: str)
         with _server(options, mlm, where, watch) as served:
             by_whom = f"{VLLM} {served.version}"
             folder = begin(
-                *(options, mlm, asked),
+                options,
+                mlm,
+                asked,
                 kind="eval",
                 command=command,
                 moves={"attn": by_whom, "device": "served"},
