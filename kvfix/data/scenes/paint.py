@@ -172,14 +172,14 @@ def _paint_thing(
     pad = int(r * 1.2) + 1
     y0, y1 = max(int(cy) - pad, 0), min(int(cy) + pad + 1, size)
     x0, x1 = max(int(cx) - pad, 0), min(int(cx) + pad + 1, size)
-    y, x = np.mgrid[y0:y1, x0:x1]
+    y, x = np.arange(y0, y1)[:, None], np.arange(x0, x1)
     a = np.deg2rad(thing.angle)
     u = (np.cos(a) * (x - cx) + np.sin(a) * (y - cy)) / r
     v = (-np.sin(a) * (x - cx) + np.cos(a) * (y - cy)) / r
-    shade = np.where(weave(thing.texture, u, v), 0.5, 1.0)[..., None]
-    colour = np.asarray(COLOURS[thing.colour]) * shade * (1 - haze) + tone * haze
     inside = mask[y0:y1, x0:x1]
-    canvas[y0:y1, x0:x1][inside] = colour[inside]
+    shades = np.array([[1.0], [0.5]])
+    tones = np.asarray(COLOURS[thing.colour]) * shades * (1 - haze) + tone * haze
+    canvas[y0:y1, x0:x1][inside] = tones[weave(thing.texture, u, v)[inside].astype(np.intp)]
     return mask
 
 
@@ -192,7 +192,7 @@ def render(scene: Scene, size: int = SIZE) -> Rendered:
     n = len(scene.things)
     for i, thing in enumerate(scene.things):
         haze = 0.3 * (n - 1 - i) / max(n - 1, 1)  # the farthest fades most into the ground
-        instance_HW[_paint_thing(canvas, thing, tone, haze, size)] = i + 1
+        np.putmask(instance_HW, _paint_thing(canvas, thing, tone, haze, size), i + 1)
     picture = restyle(canvas.astype(np.uint8), scene.style, rng)
     return Rendered(Image.fromarray(picture), instance_HW)
 

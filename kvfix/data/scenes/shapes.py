@@ -93,7 +93,8 @@ def silhouette(
     """The pixels of a shape, bool (size, size); centre and radius in pixels."""
     canvas = Image.new("L", (size, size))
     draw = ImageDraw.Draw(canvas)
-    draw.polygon([tuple(p) for p in placed(OUTLINES[shape], centre, radius, angle)], fill=255)
+    outline = placed(OUTLINES[shape], centre, radius, angle)
+    draw.polygon(outline.flatten().tolist(), fill=255)
     if shape in HOLES:
         r = HOLES[shape] * radius
         draw.ellipse([centre[0] - r, centre[1] - r, centre[0] + r, centre[1] + r], fill=0)
@@ -113,17 +114,24 @@ def weave(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def paint_ground(kind: str, tone: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A muted ground of one tone, float32 (size, size, 3) in [0, 255]."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    x = np.arange(size, dtype=np.float32) / size
+    y = x[:, None]
     if kind == "ramp":
         a = rng.uniform(0, 2 * np.pi)
-        light = 1 + 0.5 * (np.cos(a) * (x - 0.5) + np.sin(a) * (y - 0.5))
-    elif kind == "rough":
+        return _toned(tone, 1 + 0.5 * (np.cos(a) * (x - 0.5) + np.sin(a) * (y - 0.5)))
+    if kind == "rough":
         coarse = rng.normal(1, 0.13, (size // 8 + 1, size // 8 + 1)).astype(np.float32)
-        light = np.kron(coarse, np.ones((8, 8), np.float32))[:size, :size]
-    elif kind == "ruled":
+        return _toned(tone, coarse).repeat(8, 0).repeat(8, 1)[:size, :size]
+    if kind == "ruled":
         light = np.where(np.mod((x if rng.random() < 0.5 else y) * 9, 1) < 0.15, 0.75, 1)
     else:
-        light = np.ones((size, size))
+        light = np.ones(1)
+    canvas = np.empty((size, size, 3), np.float32)
+    canvas[:] = _toned(tone, light)
+    return canvas
+
+
+def _toned(tone: np.ndarray, light: np.ndarray) -> np.ndarray:
     return np.clip(tone * light[..., None], 0, 255).astype(np.float32)
 
 
