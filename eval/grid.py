@@ -9,6 +9,7 @@ spans.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -105,15 +106,39 @@ def _interpolation(cell_P: np.ndarray, n_cells: int) -> torch.Tensor:
     cell = torch.from_numpy(np.clip(cell_P, 0, n_cells - 1))
     # A hat of half width one cell round each centre is exactly the pair of linear weights.
     hat = 1 - (cell[:, None] - torch.arange(n_cells, dtype=torch.float64)).abs()
-    return hat.clamp(min=0)
+    return hat.clamp(min=0).float()
 
 
-def inside_box(layout: Layout) -> torch.Tensor:
-    """(height, width) bool: pixels whose centre the grid spans (all but for a centre crop)."""
+class _Pixels(NamedTuple):
+    """How the pixels of an image follow from the cells of its grid."""
+
+    rows: torch.Tensor  # (height, H) float32 weights
+    columns: torch.Tensor  # (width, W) likewise
+    # (height, width) bool: pixels whose centre the grid does not span (a centre crop's); None
+    # where it spans all.
+    outside: torch.Tensor | None
+
+
+@lru_cache(maxsize=16)
+def _pixels(layout: Layout) -> _Pixels:
     height, width = layout.image_hw
+    across = layout.cell_of(np.arange(width) + 0.5, np.zeros(width)).col
+    down = layout.cell_of(np.zeros(height), np.arange(height) + 0.5).row
     x0, y0, x1, y1 = layout.box
     y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    return ((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1))
+    outside = ~(((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1)))
+    return _Pixels(
+        _interpolation(down, layout.grid_hw[0]),
+        _interpolation(across, layout.grid_hw[1]),
+        outside if bool(outside.any()) else None,
+    )
+
+
+def fill_outside(map_SHW: torch.Tensor, layout: Layout, value: float) -> None:
+    """Write a value, in place, where the grid does not span the pixels of (S, height, width)."""
+    outside = _pixels(layout).outside
+    if outside is not None:
+        map_SHW[:, outside.to(map_SHW.device)] = value
 
 
 def to_pixels(
@@ -130,17 +155,15 @@ def to_pixels(
             f"map must be (sites, {layout.grid_hw[0]}, {layout.grid_hw[1]}), got "
             f"{tuple(map_SHW.shape)}"
         )
+    rows, columns = (weights.to(map_SHW.device) for weights in _pixels(layout)[:2])
     height, width = layout.image_hw
-    across = layout.cell_of(np.arange(width) + 0.5, np.zeros(width)).col
-    down = layout.cell_of(np.zeros(height), np.arange(height) + 0.5).row
-    rows = _interpolation(down, layout.grid_hw[0]).to(map_SHW.device, torch.float32)
-    cols = _interpolation(across, layout.grid_hw[1]).to(map_SHW.device, torch.float32)
     out = torch.empty(map_SHW.shape[0], height, width, device=map_SHW.device)
     for part in site_chunks(map_SHW.shape[0], height * width):
         # Columns first: the wide intermediate is then H x width, not height x W x width.
-        out[part] = rows @ (map_SHW[part].float() @ cols.T)
+        wide = map_SHW[part].float() @ columns.T
+        torch.bmm(rows.expand(len(wide), -1, -1), wide, out=out[part])
     if outside is not None:
-        out[:, ~inside_box(layout).to(out.device)] = outside
+        fill_outside(out, layout, outside)
     return out
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from kvfix.eval.grid import inside_box, to_pixels
+from kvfix.eval.grid import fill_outside, to_pixels
 from kvfix.eval.probes.score import site_chunks
 from kvfix.mlm.layout import Layout
 
@@ -207,5 +207,5 @@ def hard_labels(soft_SLHW: torch.Tensor, layout: Layout) -> torch.Tensor:
         if bool(flat.any()):
             scaled = torch.where(flat, (peak > 0).float(), scaled)
         out[part] = _first_argmax(scaled)
-    out[:, ~inside_box(layout).to(out.device)] = 0
+    fill_outside(out, layout, 0)
     return out

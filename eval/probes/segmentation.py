@@ -65,9 +65,10 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _count(predicted_SHW: torch.Tensor, mask: Mask, layout: Layout) -> _Counts:
     truth = check_mask(mask, layout).to(predicted_SHW.device)
     valid, foreground = truth != VOID, (truth != VOID) & (truth != 0)
+    counted_SHW = predicted_SHW if bool(valid.all()) else predicted_SHW & valid
     return _Counts(
         count_pixels(predicted_SHW & foreground).double().cpu().numpy(),
-        count_pixels(predicted_SHW & valid).double().cpu().numpy(),
+        count_pixels(counted_SHW).double().cpu().numpy(),
         float(foreground.sum()),
         float(valid.sum()),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -50,13 +52,20 @@ def llava_onevision_layouts(request: LayoutRequest) -> list[Layout]:
 
 def _anyres(request: LayoutRequest, size: tuple[int, int], *, max_tiles: int | None) -> Layout:
     vision = request.config.vision_config
-    return anyres_layout(
-        size,
-        request.config.image_grid_pinpoints,
-        tile=vision.image_size,
-        patch=vision.patch_size,
-        max_tiles=max_tiles,
-    )
+    pinpoints = tuple((height, width) for height, width in request.config.image_grid_pinpoints)
+    return _anyres_of_size(size, pinpoints, vision.image_size, vision.patch_size, max_tiles)
+
+
+@lru_cache(maxsize=64)
+def _anyres_of_size(
+    size: tuple[int, int],
+    pinpoints: Sequence[tuple[int, int]],
+    tile: int,
+    patch: int,
+    max_tiles: int | None,
+) -> Layout:
+    """Images of one size share their layout, and what is computed from it."""
+    return anyres_layout(size, pinpoints, tile=tile, patch=patch, max_tiles=max_tiles)
 
 
 def base_tile_layout(image_hw: tuple[int, int], *, tile: int, patch: int) -> Layout:
@@ -68,7 +77,7 @@ def base_tile_layout(image_hw: tuple[int, int], *, tile: int, patch: int) -> Lay
 
 def anyres_layout(
     image_hw: tuple[int, int],
-    pinpoints: list[list[int]],
+    pinpoints: Sequence[Sequence[int]],
     *,
     tile: int,
     patch: int,
@@ -106,10 +115,12 @@ def anyres_layout(
     )
 
 
-def best_resolution(image_hw: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int, int]:
+def best_resolution(
+    image_hw: tuple[int, int], pinpoints: Sequence[Sequence[int]]
+) -> tuple[int, int]:
     """The pinpoint that keeps most of the image's pixels and, among those, wastes fewest."""
 
-    def rank(pinpoint: list[int]) -> tuple[int, int]:
+    def rank(pinpoint: Sequence[int]) -> tuple[int, int]:
         scale = min(pinpoint[1] / image_hw[1], pinpoint[0] / image_hw[0])
         kept = min(int(image_hw[1] * scale) * int(image_hw[0] * scale), image_hw[0] * image_hw[1])
         return kept, kept - pinpoint[0] * pinpoint[1]
