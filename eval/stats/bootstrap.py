@@ -14,13 +14,15 @@ normal's tail.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 _BLOCK = 2**24  # float64 elements of one block of resampled statistics (128 MiB)
+_FEW = 2**20  # draws that are kept for the next figure (8 MiB)
 
 
 class Interval(NamedTuple):
@@ -115,13 +117,10 @@ def pooled_ratio_bootstrap(
         return share_S * _nanmean(ratio.reshape(len(counts_BG), n_found, n_sites), axis=1)
 
     value_S = statistic(np.ones((1, n_clusters)))[0]
-    rng = np.random.default_rng(seed)
-    draws_BS = np.empty((resamples, n_sites))
     step = max(1, _BLOCK // max(n_clusters, 4 * shape[1]))
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        counts = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=size)
-        draws_BS[start : start + size] = statistic(counts.astype(np.float64))
+    draws_BS = np.concatenate(
+        [statistic(counts_BG) for counts_BG in _draws(n_clusters, resamples, seed, step)]
+    )
     clusters_S = has_GKS.any(1).sum(0)
     low_S, high_S = _percentiles(draws_BS, clusters_S, level)
     return Interval(value_S, low_S, high_S, (whole > 0).sum(0), clusters_S)
@@ -135,6 +134,27 @@ def halves(clusters: Sequence[Hashable] | np.ndarray, *, seed: int = 0) -> np.nd
     code_N, n_clusters = codes(clusters, len(clusters), "clusters")
     order = np.random.default_rng(seed).permutation(n_clusters)
     return np.isin(code_N, order[: n_clusters // 2])
+
+
+def _draws(n_clusters: int, resamples: int, seed: int, step: int) -> Iterator[np.ndarray]:
+    """How often each cluster is in each resample, (B, G) for at most `step` resamples at a time."""
+    if resamples * n_clusters <= _FEW and resamples <= step:
+        yield _few_draws(n_clusters, resamples, seed)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, step):
+        yield _drawn(rng, n_clusters, min(step, resamples - start))
+
+
+@lru_cache(maxsize=4)
+def _few_draws(n_clusters: int, resamples: int, seed: int) -> np.ndarray:
+    """Kept: every figure of a task draws the same."""
+    return _drawn(np.random.default_rng(seed), n_clusters, resamples)
+
+
+def _drawn(rng: np.random.Generator, n_clusters: int, size: int) -> np.ndarray:
+    shares = np.full(n_clusters, 1 / n_clusters)
+    return rng.multinomial(n_clusters, shares, size=size).astype(np.float64)
 
 
 def _units_by_sites(values: np.ndarray) -> np.ndarray:
