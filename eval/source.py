@@ -97,7 +97,6 @@ class MlmSource:
         self.clips = clips
         self.mlm, self.kinds, self.heads, self.position = mlm, tuple(kinds), heads, position
         self.prefix, self.around = prefix, around
-        self._tokens: dict[tuple[int, int], int] = {}  # image size -> image tokens
 
     def sites(self, kind: str) -> list[Site]:
         """The S sites of a kind, in the order of its features."""
@@ -137,10 +136,11 @@ class MlmSource:
 
     def _batch(self, image: Image.Image) -> int:
         """Images a forward pass, by the image alone: a resumed run must batch as the first did."""
-        if image.size not in self._tokens:
+        tokens = self.mlm.tokens_of_size
+        if image.size not in tokens:
             [[span]] = self.mlm.encode([Prompt((image,), NEUTRAL)]).images
-            self._tokens[image.size] = span.layout.n_tokens
-        return max(1, TOKEN_BUDGET // self._tokens[image.size])
+            tokens[image.size] = span.layout.n_tokens
+        return max(1, TOKEN_BUDGET // tokens[image.size])
 
     def spoken(self, image: Image.Image, text: str) -> tuple[View, dict[str, torch.Tensor]]:
         """Features of an image with a text after it, and t_SC at the text's last token."""
@@ -160,7 +160,8 @@ class MlmSource:
     def _view(self, sample: SampleFeatures) -> View:
         features, layout = dict(sample.images[0]), sample.layouts[0]
         for kind, f_SHWC in features.items():
-            if not torch.isfinite(f_SHWC).all():  # would be scored as a bad model, silently
+            # NaN and infinity would be scored as a bad model, silently; both reach an end.
+            if not torch.stack(f_SHWC.aminmax()).isfinite().all():
                 raise ValueError(
                     f"{self.mlm.id}: expected finite features, found NaN or infinity in {kind} "
                     f"({self.mlm.dtype}); try another dtype"

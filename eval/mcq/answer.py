@@ -63,20 +63,26 @@ def answer(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> li
     return out
 
 
-def score_options(
+def score_options(mlm: Mlm, questions: Sequence[Question], protocol: McqProtocol) -> list[Scores]:
+    """The log-probability part of `answer` alone."""
+    [scores] = score_under(mlm, questions, protocol, [None])
+    return scores
+
+
+def score_under(
     mlm: Mlm,
     questions: Sequence[Question],
     protocol: McqProtocol,
-    *,
-    around: Around | None = None,
-) -> list[Scores]:
-    """The log-probability part of `answer` alone; `around` is held open while a batch is run."""
-    out: list[Scores] = []
+    conditions: Sequence[Around | None],
+) -> list[list[Scores]]:
+    """`score_options` under each condition, which is held open while a batch is run."""
+    out: list[list[Scores]] = [[] for _ in conditions]
     for start in range(0, len(questions), protocol.batch):
         batch = questions[start : start + protocol.batch]
         encoded, tree = _asked(mlm, batch, protocol)
-        with nullcontext() if around is None else around(encoded):
-            out += _scored(Prefill(mlm, encoded), tree)
+        for scores, around in zip(out, conditions, strict=True):
+            with nullcontext() if around is None else around(encoded):
+                scores += _scored(Prefill(mlm, encoded), tree)
     return out
 
 

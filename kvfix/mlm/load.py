@@ -48,6 +48,8 @@ class Mlm:
     adapter: adapters.Adapter | None  # the adapter folder, None without one
     dtype: torch.dtype  # of activations
     processor_id: str | None = None  # whose processor it is; None: the checkpoint's own
+    # Image tokens of an image that is alone in its prompt, by (width, height), as they are learnt.
+    tokens_of_size: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
 
     @property
     def base(self) -> Any:

@@ -202,17 +202,18 @@ def _text_ends(
     The text comes after all images, so the tokens after it are the same whether or not the image
     placeholders are expanded: the short, unexpanded prompt tells how many there are.
     """
+    distinct = dict(zip(rendered, prompts, strict=True))
     marked = processor.apply_chat_template(
-        [_conversation(prompt._replace(text=MARK)) for prompt in prompts],
+        [_conversation(prompt._replace(text=MARK)) for prompt in distinct.values()],
         add_generation_prompt=True,
     )
-    after = [
-        _tokens_after(full, text_suffix(full, mark), processor.tokenizer)
-        for full, mark in zip(rendered, marked, strict=True)
-    ]
+    after_of = {
+        full: _tokens_after(full, text_suffix(full, mark), processor.tokenizer)
+        for full, mark in zip(distinct, marked, strict=True)
+    }
     # Last real position: argmax finds the first maximum, so look from the back.
     last_B = mask_BL.shape[1] - 1 - mask_BL.flip(-1).argmax(-1)
-    return last_B - torch.tensor(after)
+    return last_B - torch.tensor([after_of[full] for full in rendered])
 
 
 def text_suffix(rendered: str, marked: str) -> str:

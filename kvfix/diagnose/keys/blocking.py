@@ -22,7 +22,7 @@ import torch
 
 from kvfix.data.left_out import Attempts, LeftOut, attempted
 from kvfix.data.units import Episode, Question
-from kvfix.eval.mcq.answer import Scores, score_options
+from kvfix.eval.mcq.answer import Scores, score_under
 from kvfix.eval.mcq.letters.parse import EVERY_LETTER
 from kvfix.eval.mcq.prompt import McqProtocol, ask
 from kvfix.eval.probes.tasks import TASKS
@@ -121,12 +121,8 @@ def answer_effects(
         around = conditions(mlm, "text", cells_LHHW, seed=seed, batch=number)
 
         def scored(batch: list[Question]) -> list[dict[str, Scores]]:
-            found = [
-                score_options(mlm, batch, protocol, around=around[name]) for name in CONDITIONS
-            ]
-            return [
-                dict(zip(CONDITIONS, of_one, strict=True)) for of_one in zip(*found, strict=True)
-            ]
+            found = score_under(mlm, batch, protocol, list(around.values()))
+            return [dict(zip(around, of_one, strict=True)) for of_one in zip(*found, strict=True)]
 
         return attempts.batch(batches[number], lambda question: question, scored)
 
