@@ -21,7 +21,7 @@ from kvfix.data.units import MCQ
 from kvfix.diagnose.flow.gallery import draw_gallery
 from kvfix.diagnose.keys import run as keys
 from kvfix.diagnose.prefix.run import diagnose_prefix
-from kvfix.diagnose.surfacing.trained import trained_readouts
+from kvfix.diagnose.surfacing.trained import ReadOut, trained_readouts
 from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.run import run_answers, run_readouts
 from kvfix.eval.site import Site
@@ -144,7 +144,7 @@ def _measured(mlm: Mlm, folder: Path) -> dict[str, list[float]]:
     reported: dict[str, list[str]] = {}
     for name, subtask in zip(asked.ids, asked.subtasks, strict=True):
         reported.setdefault(subtask, []).append(name)
-    learned = trained_readouts(asked, reported, source, folder, limit=4, seed=0)
+    learned = trained_readouts(ReadOut(asked, source, folder), reported, limit=4, seed=0)
     assert learned.notes and not learned.left_out, learned  # read, and too few to train on
     for record in part.entries["keys"]["blocking"]:
         found[f"blocking {record['metric']}"] = list(record["means"].values())

@@ -36,6 +36,9 @@ SCORINGS = ("generation", "logprob")
 TOGETHER = 8  # questions that are read out together
 
 
+Seen = Callable[[Question, Marked | str], None]  # told what was read of a question, or why not
+
+
 def questions_in_turn(units: UnitSet) -> list[int]:
     """Indices of questions, one of every subtask in turn; a dataset may list task after task."""
     seen: Counter[str] = Counter()
@@ -156,17 +159,23 @@ def image_names(question: Question, dataset: str) -> tuple[str, ...]:
 
 
 def run_readouts(
-    units: UnitSet, source: Source, folder: Path, *, tick: Tick = lambda task: None
+    units: UnitSet,
+    source: Source,
+    folder: Path,
+    *,
+    tick: Tick = lambda task: None,
+    seen: Seen = lambda question, marked: None,
 ) -> list[TaskRun]:
     """Read out every question that is not on disk yet.
 
-    A run for each subtask that has a readout, in order of appearance.
+    A run for each subtask that has a readout, in order of appearance. `seen` is told of each
+    question that is read now, for what else is to be made of its features.
     """
     path = readout_path(folder, units)
     record_batches(
         Recorder(units, path),
         read_together(units.ids),
-        lambda questions: _read_out(questions, units, source),
+        lambda questions: _read_out(questions, units, source, seen),
         lambda: tick(READOUT),
     )
     wanted = set(units.ids)
@@ -196,11 +205,17 @@ def read_together(questions: Sequence[T]) -> list[Sequence[T]]:
     return [questions[start : start + TOGETHER] for start in range(0, len(questions), TOGETHER)]
 
 
-def _read_out(questions: Sequence[Question], units: UnitSet, source: Source) -> list[list[Row]]:
+def _read_out(
+    questions: Sequence[Question], units: UnitSet, source: Source, seen: Seen
+) -> list[list[Row]]:
     """The rows of each question; one row that says why for a question without a readout."""
+
+    def rows(question: Question, marked: Marked | str) -> list[Row]:
+        seen(question, marked)
+        return _rows(question, marked, units, source)
+
     # By map, which lets go of a question's features before the next pass; zip would not.
-    read = views_of_each(questions, source)
-    return list(map(lambda q, marked: _rows(q, marked, units, source), questions, read))
+    return list(map(rows, questions, views_of_each(questions, source)))
 
 
 def _rows(question: Question, marked: Marked | str, units: UnitSet, source: Source) -> list[Row]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from commands import Finished, call, finish
 
+from kvfix.data.units import Question
 from kvfix.diagnose.prefix.findings import CONTRASTS
 from kvfix.diagnose.prefix.texts import CONDITIONS
 from kvfix.diagnose.surfacing import trained as trained_readouts
 from kvfix.eval.mcq import trained_readout
-from kvfix.eval.mcq.readouts import READOUTS
+from kvfix.eval.mcq.readouts import READOUTS, Marked, views_of_each
+from kvfix.eval.source import MlmSource
 from kvfix.report.asked import asked
 from kvfix.report.pictures.album import Album
 
@@ -118,10 +120,23 @@ def test_units_of_one_name_have_no_wrong_name_and_the_rest_is_measured(
     assert run["prefix"] == run["surfacing"] == [] and run["results"]
 
 
+def note_questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The questions that trained readouts put through the model, beside those read out before."""
+    names: list[str] = []
+
+    def noted(questions: Sequence[Question], source: MlmSource) -> Iterator[Marked | str]:
+        names.extend(question.id for question in questions)
+        return views_of_each(questions, source)
+
+    monkeypatch.setattr(trained_readouts, "views_of_each", noted)
+    return names
+
+
 def test_a_trained_readout_is_reported_apart_and_trained_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trained_readout, "FEWEST", 5)  # a limit of 24 is 6 questions a subtask
+    passed = note_questions(monkeypatch)
     words = ("diagnose", "--model", model, "--only", "surfacing", "--limit", 24)
     ended = call(*words, "--out", tmp_path / "run", "--json")
     assert ended.code == 0, ended.err
@@ -140,7 +155,11 @@ def test_a_trained_readout_is_reported_apart_and_trained_once(
     assert "trained, L" in ended.err
     for page in ("report.html", "report.md"):
         assert "6 questions of the train split, 5 folds" in (tmp_path / "run" / page).read_text()
+    assert len(passed) == 24 and all(name.startswith("train_") for name in passed)
     before = file.read_bytes()
+    file.write_bytes(b"".join(before.splitlines(keepends=True)[:5]))  # as if it had been killed
+    assert call(*words, "--out", tmp_path / "run").code == 0
+    assert file.read_bytes() == before and any(name.startswith("test_") for name in passed)
     monkeypatch.setattr(trained_readouts, "train_readout", None)  # a second start has no use for it
     again = json.loads(call(*words, "--out", tmp_path / "run", "--json").out)
     assert again["surfacing_trained"] == run["surfacing_trained"] and file.read_bytes() == before

@@ -11,7 +11,7 @@ from kvfix.data.left_out import too_many
 from kvfix.data.units import UnitSet
 from kvfix.diagnose.surfacing.findings import surfacing_finding, surfacing_result
 from kvfix.diagnose.surfacing.table import SCORINGS, align, surfacing
-from kvfix.diagnose.surfacing.trained import TRAINED, n_trained, trained_readouts
+from kvfix.diagnose.surfacing.trained import TRAINED, ReadOut, n_trained, trained_readouts
 from kvfix.eval.mcq.pictures import draw_questions
 from kvfix.eval.mcq.prompt import McqProtocol
 from kvfix.eval.mcq.readouts import READOUTS
@@ -61,12 +61,11 @@ def diagnose_surfacing(
         with watch.phase("answering", len(units)) as tick:
             answers = run_answers(units, mlm, protocol, folder, tick=tick)
         with watch.phase("reading out", len(units)) as tick:
-            readouts = run_readouts(units, source, folder, tick=tick)
+            read = ReadOut(units, source, folder)
+            readouts = run_readouts(units, source, folder, tick=tick, seen=read.keep)
         reported = agreed(partial(_compared, units, answers, readouts, folder, part, seed))
         with watch.phase("reading out, trained", n_trained(units, reported, limit)) as tick:
-            learned = trained_readouts(
-                units, reported, source, folder, limit=limit, seed=seed, tick=tick
-            )
+            learned = trained_readouts(read, reported, limit=limit, seed=seed, tick=tick)
         part.notes += learned.notes
         part.left_out += learned.left_out
         part.failed |= learned.failed

@@ -1,18 +1,21 @@
 """The trained linear readout of a dataset that has a train split, beside the ones without training.
 
-Training questions are read once, their options' features kept in memory (some MiB, whatever the
-number of images). What the readout chooses goes to `samples/readout.trained.jsonl`, one line a
-reported question, so that a finished run need not train again.
+Questions are read once and their options' features kept in memory (some MiB, whatever the number of
+images): those to train on here, those that are reported when they are read out. What the readout
+chooses goes to `samples/readout.trained.jsonl`, one line a reported question, so that a finished
+run need not train again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import Tensor
 
 from kvfix.data.left_out import Attempts, LeftOut, naming, too_many
 from kvfix.data.scenes.questions import SKILLS
@@ -22,6 +25,7 @@ from kvfix.eval.mcq.readouts import Marked, views_of_each
 from kvfix.eval.mcq.run import (
     read_together,
     readable,
+    readout_path,
     readout_row,
     readout_run,
     record_batches,
@@ -35,7 +39,7 @@ from kvfix.eval.mcq.trained_readout import (
 )
 from kvfix.eval.source import MlmSource
 from kvfix.eval.suite import TaskRun, Tick, sample_path
-from kvfix.ranks import Jury, agreed, in_order
+from kvfix.ranks import Jury, agreed, everyone, in_order
 from kvfix.runs.recorder import Entry, Recorder, left_out_entry, left_out_of
 from kvfix.runs.rows import READOUT, ReadoutRow
 from kvfix.runs.samples import SampleFile
@@ -51,6 +55,36 @@ def _scenes() -> UnitSet:
 
 # Datasets with questions to train on, apart from those that are reported.
 TRAIN_SPLITS: dict[str, Callable[[], UnitSet]] = {"scenes": _scenes}
+
+
+@dataclass
+class ReadOut:
+    """How the options of a set's questions differ, as `run_readouts` read them."""
+
+    units: UnitSet
+    source: MlmSource
+    folder: Path
+    features: dict[str, Tensor] = field(default_factory=dict)  # by id
+
+    def keep(self, question: Question, marked: Marked | str) -> None:
+        """Remember a question that was read; of a dataset without a train split, none."""
+        if isinstance(marked, Marked) and self.units.dataset in TRAIN_SPLITS:
+            self.features[question.id] = option_features(marked, KIND)
+
+    def of(self, question: Question) -> Tensor:
+        """(S, K, D) of a question.
+
+        One that an earlier start has read out is read again with those that it was read with: in
+        low precision the passes' last bits differ by what they share.
+        """
+        if question.id not in self.features:
+            gone = {e["id"] for e in left_out_of(self.units, readout_path(self.folder, self.units))}
+            [names] = [some for some in read_together(self.units.ids) if question.id in some]
+            index = [self.units.ids.index(name) for name in names if name not in gone]
+            questions = [self.units.question(i) for i in index]
+            for _ in map(self.keep, questions, views_of_each(questions, self.source)):
+                pass
+        return self.features[question.id]
 
 
 class Learned(NamedTuple):
@@ -89,10 +123,8 @@ def _train_units(units: UnitSet, limit: int | None) -> UnitSet:
 
 
 def trained_readouts(
-    units: UnitSet,
+    read: ReadOut,
     reported: Mapping[str, Sequence[str]],
-    source: MlmSource,
-    folder: Path,
     *,
     limit: int | None,
     seed: int,
@@ -103,16 +135,19 @@ def trained_readouts(
 
     `limit` is of training questions in all; None for `A_SUBTASK` a subtask.
     """
+    units = read.units
     if units.dataset not in TRAIN_SPLITS:
         return Learned([], [], [], False)
-    path = sample_path(folder, replace(units, task=READOUT), TRAINED)
+    path = sample_path(read.folder, replace(units, task=READOUT), TRAINED)
     done = agreed(lambda: SampleFile(path).done)
     runs: list[TaskRun] = []
     refused: dict[str, list[str]] = {}  # why -> subtasks
     train = _train_units(units, limit)
     todo = {t: ids for t, ids in reported.items() if not set(ids) <= done}
     # All kinds, whatever an interruption left undone: a pass is always of the same images.
-    taught = _read_all(train, source, [t for t, ids in reported.items() if ids and todo], tick)
+    taught = _read_all(train, read.source, [t for t, ids in reported.items() if ids and todo], tick)
+    for of_rank in everyone(read.features):
+        read.features |= of_rank
     left_out: list[Entry] = []
     order = [name for ids in reported.values() for name in ids]
     for subtask, ids in reported.items():
@@ -127,7 +162,7 @@ def trained_readouts(
             record_batches(
                 Recorder(subset, path, order=order),
                 read_together(subset.ids),
-                partial(_rows, units=subset, source=source, readout=readout, split=train.split),
+                partial(_rows, read=read, readout=readout, split=train.split),
                 lambda: tick(READOUT),
             )
         run = readout_run(units, subtask, path, set(ids), [])
@@ -196,11 +231,7 @@ def _trained(options: Sequence[Options], seed: int) -> TrainedReadout | str:
 
 
 def _rows(
-    questions: Sequence[Question],
-    units: UnitSet,
-    source: MlmSource,
-    readout: TrainedReadout,
-    split: str,
+    questions: Sequence[Question], read: ReadOut, readout: TrainedReadout, split: str
 ) -> list[list[ReadoutRow]]:
     training = {
         "split": split,
@@ -209,12 +240,11 @@ def _rows(
         "penalty": readout.penalty,
         "cv_accuracy": readout.cv_accuracy,
     }
-    site = source.sites(KIND)[readout.site]
+    site = read.source.sites(KIND)[readout.site]
 
-    def row(question: Question, marked: Marked | str) -> list[ReadoutRow]:
-        assert isinstance(marked, Marked), marked  # it was read out before
-        choice = readout.choose(option_features(marked, KIND))
+    def row(question: Question) -> ReadoutRow:
+        choice = readout.choose(read.of(question))
         how = {"control": TRAINED, "training": training}
-        return [readout_row(question, units.dataset, site, choice, **how)]
+        return readout_row(question, read.units.dataset, site, choice, **how)
 
-    return list(map(row, questions, views_of_each(questions, source)))
+    return [[row(question)] for question in questions]
