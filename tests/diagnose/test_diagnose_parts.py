@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Finished, call, finish
 
+from kvfix.data.scenes.units import scene_units
 from kvfix.data.units import Question
 from kvfix.diagnose.prefix.findings import CONTRASTS
 from kvfix.diagnose.prefix.texts import CONDITIONS
 from kvfix.diagnose.surfacing import trained as trained_readouts
 from kvfix.eval.mcq import trained_readout
 from kvfix.eval.mcq.readouts import READOUTS, Marked, views_of_each
+from kvfix.eval.mcq.run import readable, run_readouts
 from kvfix.eval.source import MlmSource
+from kvfix.mlm.load import load_mlm
 from kvfix.report.asked import asked
 from kvfix.report.pictures.album import Album
 
@@ -163,6 +167,19 @@ def test_a_trained_readout_is_reported_apart_and_trained_once(
     monkeypatch.setattr(trained_readouts, "train_readout", None)  # a second start has no use for it
     again = json.loads(call(*words, "--out", tmp_path / "run", "--json").out)
     assert again["surfacing_trained"] == run["surfacing_trained"] and file.read_bytes() == before
+
+
+def test_what_was_read_out_is_what_each_question_holds_alone(model: Path, tmp_path: Path) -> None:
+    units = readable(scene_units("mcq", n=40), 9)  # a group of eight, and one more
+    source = MlmSource(load_mlm(str(model)), kinds=("value",), position=False)
+    read, later = (trained_readouts.ReadOut(units, source, tmp_path) for _ in range(2))
+    run_readouts(units, source, tmp_path, seen=read.keep)
+    for question in map(units.question, range(len(units))):
+        [alone] = views_of_each([question], source)
+        assert isinstance(alone, Marked)
+        expected = trained_readout.option_features(alone, "value")
+        assert torch.allclose(read.features[question.id], expected, atol=1e-6)
+        assert torch.equal(later.of(question), read.features[question.id])  # in a second start
 
 
 def test_an_unknown_diagnosis_is_wrong_usage(model: Path, tmp_path: Path) -> None:
