@@ -3,6 +3,10 @@
 Answers go to `samples/mcq[.<dataset>].jsonl`, one line for each question; readouts to
 `samples/readout[.<dataset>].jsonl`, one line for each question and site. A question that no
 readout can decide leaves a line that says why.
+
+A readout runs each image alone. The pass that answers holds the same only of a question's first
+image, only where a model does not tile several images otherwise than one, and in low precision not
+to the last bit, which would part a run that was interrupted from one that was not.
 """
 
 from __future__ import annotations
