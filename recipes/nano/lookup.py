@@ -11,17 +11,19 @@ from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
 from batches import Lesson
 from told import draw_letters, facts
-from turns import Shown, chosen, mark_turn, scene_turn
+from turns import GROUND, Shown, chosen, mark_turn, region_of, scene_turn
 
 from kvfix.data.scenes.paint import generator, sample_scene
-from kvfix.data.scenes.talk import VOCABULARY, Turn
+from kvfix.data.scenes.talk import VOCABULARY, Turn, region
 
 MARKED = ("mark_attribute", "at_letter", "letter", "mark_position")
 NEWEST = 0.65  # share of batches that ask the newest kind while it is learned
 ONE, SEVERAL = (1, 1), (2, 4)  # objects of a scene
-CHOICES = 0.5  # share of questions with lettered options, once all kinds are known
+CHOICES = 0.5  # share of questions with lettered options, once all kinds are mixed
+RETOLD = 0.45  # share of batches that tell the scene again, then
 
 
 class Lookup(NamedTuple):
@@ -29,7 +31,7 @@ class Lookup(NamedTuple):
 
     Attributes:
         raster: The facts are the words of cells, not sentences.
-        asked: attribute, position, place, presence, count; or of a letter: `MARKED`.
+        asked: attribute, position, place, presence, count; of a letter: `MARKED`; or retold.
     """
 
     raster: bool
@@ -59,7 +61,8 @@ class Asked(NamedTuple):
 TURNS = (
     (0.4, Asked(Lookup(False, "attribute"), ONE)),
     (1.2, Asked(Lookup(True, "attribute"), ONE)),
-    *((1.0, Asked(x)) for x in LOOKUPS),
+    (1.0, Asked(Lookup(True, "attribute"))),
+    (1.0, Asked(Lookup(False, "attribute"))),
 )
 ENDS = tuple(accumulate(length for length, _ in TURNS))
 
@@ -69,10 +72,12 @@ def asked_at(step: int, each: int) -> Asked:
 
     Args:
         step: Of the stage.
-        each: Steps of a turn of usual length; after the last turn all kinds are mixed.
+        each: Steps of a turn of usual length; after the last, all kinds are mixed.
     """
     rng, turn = Random(step), bisect(ENDS, step / each)
     if turn == len(TURNS):
+        if rng.random() < RETOLD:
+            return Asked(Lookup(rng.random() < 0.5, "retold"))
         return Asked(rng.choice(LOOKUPS), choices=CHOICES)
     if turn == 0 or rng.random() < NEWEST:
         return TURNS[turn][1]
@@ -87,13 +92,31 @@ def draw_lookup(split: str, index: int, asked: Asked) -> Lesson:
     while turn is None:
         scene = sample_scene(rng, count=objects)
         shown = Shown(scene, *draw_letters(rng, scene))
-        if kind in MARKED:
+        if kind == "retold":
+            turn = retold_turn(rng, shown)
+        elif kind in MARKED:
             turn = _if_asked(mark_turn(rng, shown), kind)
         else:
             turn = scene_turn(rng, shown, kind, told=not raster)
     if rng.random() < choices:
         turn = chosen(rng, shown, turn)
     return Lesson([], [turn], raster=(shown,)) if raster else Lesson([], [turn], facts(rng, shown))
+
+
+def retold_turn(rng: np.random.Generator, shown: Shown) -> Turn:
+    """Everything shown once more: objects and letters in any order, their words in any order."""
+    told = []
+    for i, thing in enumerate(shown.scene.things):
+        letters = [m[0] for m, on in zip(shown.marks, shown.on, strict=True) if on == i]
+        told.append([*letters, *thing.name.split(), *region(thing).split()])
+    for (letter, x, y), on in zip(shown.marks, shown.on, strict=True):
+        if on is None:
+            told.append([letter, *GROUND.split()[1:], *region_of(x, y).split()])
+    orders = [rng.permutation(words).tolist() for words in told]
+    rng.shuffle(orders)
+    return Turn(
+        "retold", "Tell it again.", " " + ", ".join(" ".join(words) for words in orders) + "."
+    )
 
 
 def _if_asked(turn: Turn | None, asked: str) -> Turn | None:

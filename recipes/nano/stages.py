@@ -70,7 +70,7 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
     """Run the remaining steps; returns whether the stage is finished."""
     weights = list(stage.trained.values())
     optimizer = torch.optim.AdamW(
-        weights, lr=stage.lr, betas=(0.9, 0.98), weight_decay=pace.weight_decay
+        _groups(stage.trained, pace.weight_decay), lr=stage.lr, betas=(0.9, 0.98)
     )
     first, spent = 0, Spent()
     if state_file.exists():
@@ -112,6 +112,14 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
         if done % pace.measure_every == 0 or done == stage.steps:
             console.print(f"{stage.name} {done}: {stage.measure()}")
     return last == stage.steps
+
+
+def _groups(trained: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """All weights decay but word embeddings: rare words would all become the same one."""
+    words = [p for name, p in trained.items() if "embed_tokens" in name]
+    rest = [p for name, p in trained.items() if "embed_tokens" not in name]
+    groups = [(rest, weight_decay), (words, 0.0)]
+    return [{"params": of, "weight_decay": decay} for of, decay in groups if of]
 
 
 def _save(path: Path, stage: Stage, optimizer: Any, step: int, spent: Spent) -> None:

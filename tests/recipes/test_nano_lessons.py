@@ -68,13 +68,31 @@ def test_a_lookup_asks_one_kind_of_question_about_several_objects() -> None:
 def test_lookups_begin_one_after_the_other_and_are_kept() -> None:
     each = 100
     alone = [Asked(Lookup(raster, "attribute"), ONE) for raster in (False, True)]
+    several = [Asked(Lookup(raster, "attribute"), SEVERAL) for raster in (True, False)]
     assert {asked_at(step, each) for step in range(40)} == {alone[0]}
     assert {asked_at(step, each) for step in range(40, 160)} == {*alone}
-    asked = Counter(asked_at(step, each) for step in range(560, 660))
-    fifth = Asked(LOOKUPS[4], SEVERAL)
-    assert set(asked) == {*alone, *map(Asked, LOOKUPS[:5])} and 50 < asked[fifth] < 80
-    last = [asked_at(step, each) for step in range(1960, 2960)]
-    assert {x.lookup for x in last} == set(LOOKUPS) and {x.choices for x in last} == {0.5}
+    asked = Counter(asked_at(step, each) for step in range(260, 360))
+    assert set(asked) == {*alone, *several} and 50 < asked[several[1]] < 80
+    last = [asked_at(step, each) for step in range(360, 1360)]
+    retold = [x for x in last if x.lookup.asked == "retold"]
+    assert {x.lookup for x in last} == {*LOOKUPS, *(x.lookup for x in retold)}
+    assert 400 < len(retold) < 500 and len({x.lookup for x in retold}) == 2
+    assert {x.choices for x in last if x not in retold} == {0.5}
+
+
+def test_what_is_retold_is_what_the_facts_say() -> None:
+    """The same words for every object and letter, in another order."""
+    for i in range(40):
+        lesson = draw_lookup("train", i, Asked(Lookup(False, "retold")))
+        told = lesson.facts.removeprefix("The image: ").replace(" at the ", " ")
+        [turn] = lesson.turns
+        assert _parts(told) == _parts(turn.answer)
+
+
+def _parts(told: str) -> list[list[str]]:
+    """The words of every part but the ground's own, in order of the alphabet."""
+    parts = [part.split() for part in told.rstrip(".").split(",")]
+    return sorted(sorted(word for word in part if word != "ground") for part in parts)
 
 
 def test_told_lessons_grow_from_one_question() -> None:

@@ -25,7 +25,7 @@ from models import BUILDERS, Nano, build_nano
 from pictures import draw_lesson
 from PIL import Image
 from raster import Labels, Words, align_loss, sketch
-from stages import Pace, run_stage
+from stages import Pace, Stage, run_stage
 from told import draw_told
 from turns import Shown
 
@@ -64,6 +64,19 @@ def some_lessons() -> dict[str, list[Lesson]]:
         "sentences": [draw_told("train", i, raster=False, ease=0, turns=4) for i in (3, 4)],
         "words of cells": [draw_told("train", i, raster=True, ease=0, turns=4) for i in (3, 4)],
     }
+
+
+def test_words_start_far_enough_apart_not_to_become_the_same(nano: Nano) -> None:
+    table_VD = nano.model.get_input_embeddings().weight
+    assert float(table_VD.detach().std()) == pytest.approx(0.125, rel=0.02)
+
+
+def test_word_embeddings_do_not_decay(tmp_path: Path) -> None:
+    words, norm = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    trained = {"lm.embed_tokens.weight": words, "lm.norm": norm}
+    still = Stage("still", 2, 0.1, lambda step: 0 * (words + norm).sum(), str, trained)
+    run_stage(still, Pace(1, 0.5, 10, 10, 0), tmp_path / "state.pt")
+    assert words.item() == 1 and norm.item() < 1
 
 
 def test_labels_keep_answers_and_their_end_and_nothing_else() -> None:
