@@ -1,22 +1,24 @@
-"""Lessons that teach a model to answer at all, without a question about perception among them.
+r"""Lessons that teach a model to answer at all, without a question about perception among them.
 
     python recipes/experiment/teach.py data/train2/train.jsonl lessons
-    python recipes/train_surfacing.py --config recipes/experiment/teach.yaml model=pico_112 \
-        data=lessons/train.jsonl out=lesson_1
-    python recipes/train_surfacing.py --config recipes/experiment/teach.yaml model=pico \
-        data=lessons/letters.jsonl adapter=lesson_1 steps=120 rates.lm=5e-4 out=lesson_2
+    TRAIN="python recipes/train_surfacing.py --config recipes/experiment/teach.yaml"
+    $TRAIN model=pico_112 data=lessons/format.jsonl batch=24 steps=150 out=lesson_0
+    $TRAIN model=pico_112 data=lessons/train.jsonl adapter=lesson_0 out=lesson_1
+    $TRAIN model=pico data=lessons/letters.jsonl adapter=lesson_1 steps=120 rates.lm=5e-4 \
+        out=lesson_2
     kvfix merge --model pico --adapter lesson_2 --out taught
     kvfix eval --model taught --data mcq=lessons/val.jsonl --task mcq --site vision
 
-A model that says "(A)" to everything cannot be asked what it sees. The lessons are what photos
-show, in words and as one of two to four options; the letter that is drawn at a mark, as such and
-as an option; counts and places; and questions that their own text answers. Of the letters that a
-question has, each is right alike often. Similarity, correspondence, jigsaw, depth and style are
+A model that says "(A)" to everything cannot be asked what it sees. It first learns the letter of
+an option from questions that their own text answers: that is cheap, and without it the other
+lessons left pico's choices at chance. Those are what photos show, in words and as one of two to
+four options; the letter that is drawn at a mark, as such and as an option; counts and places.
+Right options are at all letters alike. Similarity, correspondence, jigsaw, depth and style are
 none of it.
 
-The first lesson is cheap: `pico_112` is a copy of pico with 112 in place of 168 in the `size` and
-`crop_size` of its preprocessor_config.json. The second is mostly letters, at pico's own 168 px,
-where drawn letters are larger than a patch's half.
+Lesson 1 is cheap: `pico_112` is pico with images of 112 px. Lesson 2 is mostly letters, at the
+168 px at which its vision tower tells them apart: a linear probe on its features names 68 to 69 %
+of 216 drawn letters, 43 to 45 % at 112 px (chance 25).
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ SHARES = {
 }
 LETTER_SHARES = {"Reading": 4, "Reading_Choice": 4, "Naming_Choice": 2, "Counting": 1, "Naming": 1}
 FORMAT_LINES = 1000
+DRILLS, KEPT = 8000, 200  # lines of lesson 0, of which the last are held out
 
 
 def lessons(records: Sequence[Record]) -> list[Record]:
@@ -119,6 +122,9 @@ def main() -> None:
     """Write the lessons, and choices among what was held out of them."""
     data, out = map(Path, sys.argv[1:])
     taught, held_out = parts(read_records(data))
+    drills = format_lines(DRILLS)
+    write_records(out / "format.jsonl", drills[:-KEPT])
+    write_records(out / "format_val.jsonl", drills[-KEPT:])
     write_records(out / "train.jsonl", mixed(lessons(taught), SHARES))
     write_records(out / "letters.jsonl", mixed(lessons(taught), LETTER_SHARES))
     val = [r for r in lessons(held_out) if r["images"] and is_choice(r)]
