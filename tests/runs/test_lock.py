@@ -34,9 +34,12 @@ def hold(folder):
 
 def fork(folder):
     with locked(Path(folder), command="kvfix eval"):
+        forked, runs_now = os.pipe()
         child = os.fork()
         if not child:
+            os.write(runs_now, b"x")
             time.sleep(100)
+        os.read(forked, 1)  # on a busy machine the child may not have run yet
         runs = subprocess.Popen(["sleep", "100"], close_fds=False)
         say(f"held {child} {runs.pid}")
         time.sleep(100)

@@ -86,7 +86,7 @@ def sum_over_rows(total: Callable[..., Tensor], rows: Sequence[Tensor], *, chunk
     """
     if not len(rows[0]):
         return rows[0].float().sum() * 0
-    chunks = zip(*(x.split(CHUNK) for x in rows), strict=True)
+    chunks = zip(*(x.split(chunk) for x in rows), strict=True)
     if not torch.is_grad_enabled():
         return torch.stack([total(*part) for part in chunks]).sum()
     return torch.stack(
