@@ -49,7 +49,7 @@ class Config:
     drill_steps: int = number(3000, least=1)
     drill_batch: int = number(16, least=1)
     drill_lr: float = number(5e-4, above=0)
-    lookup_steps: int = number(14000, least=1)
+    lookup_steps: int = number(16000, least=1)
     lookup_each: int = number(1000, least=1)
     lookup_batch: int = number(16, least=1)
     lookup_lr: float = number(5e-4, above=0)

@@ -58,11 +58,12 @@ class Asked(NamedTuple):
 
 # How long a turn lasts, in turns of usual length, and what is asked in it. The first two have one
 # object, so that an answer is said at all; words of cells take longer to be read than sentences.
+# With attributes alone before all is mixed, what is at a letter was not found any more.
 TURNS = (
     (0.4, Asked(Lookup(False, "attribute"), ONE)),
     (1.2, Asked(Lookup(True, "attribute"), ONE)),
-    (1.0, Asked(Lookup(True, "attribute"))),
-    (1.0, Asked(Lookup(False, "attribute"))),
+    *((1.5, Asked(x)) for x in LOOKUPS[:2]),
+    *((1.0, Asked(x)) for x in LOOKUPS[2:6]),
 )
 ENDS = tuple(accumulate(length for length, _ in TURNS))
 
