@@ -45,16 +45,16 @@ def test_sixteen_bits_keep_their_greys() -> None:
     (units,) = load_units([f"blink={CASES / 'eval_16bit'}"], questions=True)
     rgb_HW3 = np.asarray(units.load(NUMBER).images[0])
     assert len(np.unique(rgb_HW3)) > 190 and rgb_HW3.min() < 20 and 200 < rgb_HW3.max() < 215
-    [image] = read_conversations(CASES / "train_16bit/train.jsonl")[0].images
+    image = read_conversations(CASES / "train_16bit/train.jsonl")[0].photos[0].read().image
     stored = np.asarray(Image.open(CASES / "train_16bit/images/grey16.png")).astype(float)
     assert np.abs(np.asarray(image)[..., 0] - stored / 257).max() <= 1
 
 
 def test_a_phone_photo_is_upright_and_what_is_transparent_is_white() -> None:
-    [photo] = read_conversations(CASES / "train_exif/train.jsonl")[0].images
+    photo = read_conversations(CASES / "train_exif/train.jsonl")[0].photos[0].read().image
     expected = ImageOps.exif_transpose(Image.open(CASES / "train_exif/images/exif6.jpg"))
     assert photo.size == (80, 120) and photo.tobytes() == expected.convert("RGB").tobytes()
-    [flag] = read_conversations(CASES / "train_alpha/train.jsonl")[0].images
+    flag = read_conversations(CASES / "train_alpha/train.jsonl")[0].photos[0].read().image
     rgba = Image.open(CASES / "train_alpha/images/alpha.png")
     white = Image.new("RGB", rgba.size, (255, 255, 255))
     white.paste(rgba, mask=rgba.getchannel("A"))
