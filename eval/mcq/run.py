@@ -38,8 +38,6 @@ T = TypeVar("T")
 
 SCORINGS = ("generation", "logprob")
 TOGETHER = 8  # questions that are read out together
-
-
 Seen = Callable[[Question, Marked | str], None]  # told what was read of a question, or why not
 
 

@@ -149,7 +149,9 @@ def _draws(n_clusters: int, resamples: int, seed: int, step: int) -> Iterator[np
 @lru_cache(maxsize=4)
 def _few_draws(n_clusters: int, resamples: int, seed: int) -> np.ndarray:
     """Kept: every figure of a task draws the same."""
-    return _drawn(np.random.default_rng(seed), n_clusters, resamples)
+    kept = _drawn(np.random.default_rng(seed), n_clusters, resamples)
+    kept.flags.writeable = False
+    return kept
 
 
 def _drawn(rng: np.random.Generator, n_clusters: int, size: int) -> np.ndarray:

@@ -17,8 +17,7 @@ Right options are at all letters alike. Similarity, correspondence, jigsaw, dept
 none of it.
 
 Lesson 1 is cheap: `pico_112` is pico with images of 112 px. Lesson 2 is mostly letters, at the
-168 px at which its vision tower tells them apart: a linear probe on its features names 68 to 69 %
-of 216 drawn letters, 43 to 45 % at 112 px (chance 25).
+168 px at which its vision tower tells them apart.
 """
 
 from __future__ import annotations
