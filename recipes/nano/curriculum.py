@@ -1,4 +1,4 @@
-"""The six stages of a nano's training: what each draws, what it trains, what it is measured by."""
+"""The five stages of a nano's training: what each draws, what it trains, what it is measured by."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from torch import nn
 from kvfix.bounds import check_numbers, number
 from kvfix.runs.atomic import atomic_file
 
-# What of the stages is run alone: told comes after drill and lookup, which need no tower.
+# What of the stages is run alone: told comes after lookup, which needs no tower.
 ONLY = {
-    "": ("dense", "drill", "lookup", "told", "align", "talk"),
+    "": ("dense", "lookup", "told", "align", "talk"),
     "dense": ("dense",),
-    "told": ("drill", "lookup", "told"),
+    "told": ("lookup", "told"),
 }
 
 
@@ -46,13 +46,10 @@ class Config:
     dense_batch: int = number(16, least=1)
     dense_lr: float = number(1.5e-3, above=0)
     gallery: int = number(12000, least=8)
-    drill_steps: int = number(3000, least=1)
-    drill_batch: int = number(16, least=1)
-    drill_lr: float = number(5e-4, above=0)
-    lookup_steps: int = number(16000, least=1)
-    lookup_each: int = number(1000, least=1)
+    lookup_steps: int = number(10000, least=1)
+    lookup_easy: int = number(600, least=0)
     lookup_batch: int = number(16, least=1)
-    lookup_lr: float = number(5e-4, above=0)
+    lookup_lr: float = number(1e-3, above=0)
     told_steps: int = number(6000, least=1)
     told_batch: int = number(8, least=1)
     told_lr: float = number(5e-4, above=0)
@@ -116,37 +113,20 @@ def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
     )
 
 
-def drill_stage(c: Config, nano: Nano) -> Stage:
-    """The language model finds the letter of an option; single words in the first half."""
-
-    def draw(i: int, step: int) -> Lesson:
-        return draw_drill("train", i, ease=1.0 if step < c.drill_steps / 2 else 0.0)
-
-    deck = Dealer(draw, c.drill_batch)
-    return Stage(
-        "drill",
-        c.drill_steps,
-        c.drill_lr,
-        lambda step: lesson_loss(nano, deck.batch(step)),
-        measure(nano, [draw_drill("val", i, ease=0) for i in range(4 * c.held_out)]),
-        _parameters(nano.model, language=True),
-    )
-
-
 def _rows(measures: dict[str, Callable[[], str]]) -> str:
     """A line for each measure."""
     return "".join(f"\n  {name}: {figures()}" for name, figures in measures.items())
 
 
 def lookup_stage(c: Config, nano: Nano) -> Stage:
-    """The language model looks one of several objects up, one kind of question after the other."""
+    """The language model finds the letter of an option, and one of several objects."""
 
     def loss(step: int) -> torch.Tensor:
-        first = step * c.lookup_batch
-        if step % 8 == 1:  # so that letters are not forgotten
-            lessons = [draw_drill("train", AGAIN + first + i, ease=0) for i in range(c.drill_batch)]
-            return lesson_loss(nano, lessons)
-        asked, indices = asked_at(step, c.lookup_each), range(first, first + c.lookup_batch)
+        asked, first = asked_at(step, c.lookup_easy), step * c.lookup_batch
+        indices = range(first, first + c.lookup_batch)
+        if asked is None:
+            ease = 1.0 if step < c.lookup_easy else 0.0
+            return lesson_loss(nano, [draw_drill("train", i, ease=ease) for i in indices])
         return lesson_loss(nano, [draw_lookup("train", i, asked) for i in indices])
 
     def held_out(raster: bool, choices: float) -> Callable[[], str]:
@@ -155,6 +135,7 @@ def lookup_stage(c: Config, nano: Nano) -> Stage:
         return measure(nano, [draw_lookup("val", i, x) for x in asked for i in range(n)])
 
     measures = {
+        "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(2 * c.held_out)]),
         "in words of cells": held_out(True, 0.0),
         "in sentences": held_out(False, 0.0),
         "in words of cells, options": held_out(True, 1.0),
@@ -194,7 +175,7 @@ def told_stage(c: Config, nano: Nano) -> Stage:
         return lesson_loss(nano, lessons)
 
     decks = (drawn(False), drawn(True))
-    drills = Dealer(lambda i, step: draw_drill("train", UNDRILLED + i, ease=0), c.drill_batch)
+    drills = Dealer(lambda i, step: draw_drill("train", UNDRILLED + i, ease=0), c.lookup_batch)
     measures = {
         "drills alone": measure(nano, [draw_drill("val", i, ease=0) for i in range(c.held_out)]),
         "one object, in sentences": held_out(False, 1.0),
@@ -225,8 +206,7 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
     )
 
 
-UNDRILLED = 2**39  # first index of drills that their own stage does not reach
-AGAIN = 3 * 2**38  # and of those of the stage of lookups
+UNDRILLED = 2**39  # first index of drills that the stage of lookups does not reach
 IMAGES = (1, 1, 2, 1, 1, 1, 3, 0)  # pictures of the conversations of each step, in turn; 0: told
 UNTOLD = 2**39  # first index of told lessons that the second stage does not reach
 
@@ -286,7 +266,6 @@ def stages(c: Config, nano: Nano, states: Path) -> dict[str, Callable[[], Stage]
     """How to make each stage, in order; made when its turn comes, for pictures take time."""
     return {
         "dense": lambda: dense_stage(c, nano, galleries_of(c, states)),
-        "drill": lambda: drill_stage(c, nano),
         "lookup": lambda: lookup_stage(c, nano),
         "told": lambda: told_stage(c, nano),
         "align": lambda: align_stage(c, nano, galleries_of(c, states)),

@@ -1,13 +1,11 @@
-"""Looking one of several objects up: one kind of question until it is found, then the next.
+"""Looking things up: drills, scenes told again and single questions in one mix, easy ones first.
 
-With all kinds mixed, one of several objects is not found; one kind alone is, and it is kept by
-asking it again now and then (README).
+Attention that starts by likeness (`initial.py`) finds all of them together from scratch; in turns,
+kind by kind, what was found was lost again (README).
 """
 
 from __future__ import annotations
 
-from bisect import bisect
-from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
@@ -20,10 +18,10 @@ from kvfix.data.scenes.paint import generator, sample_scene
 from kvfix.data.scenes.talk import VOCABULARY, Turn, region
 
 MARKED = ("mark_attribute", "at_letter", "letter", "mark_position")
-NEWEST = 0.65  # share of batches that ask the newest kind while it is learned
-ONE, SEVERAL = (1, 1), (2, 4)  # objects of a scene
-CHOICES = 0.5  # share of questions with lettered options, once all kinds are mixed
-RETOLD = 0.45  # share of batches that tell the scene again, then
+SEVERAL = (2, 4)  # objects of a scene that one is looked up in
+EASY, ANY = (1, 2), (1, 4)  # of scenes at the start, and of those told again later
+DRILLED, RETOLD = 0.25, 0.49  # shares of batches; the others ask single questions
+CHOICES = 0.4  # share of single questions with lettered options, but for the start
 
 
 class Lookup(NamedTuple):
@@ -56,33 +54,20 @@ class Asked(NamedTuple):
     choices: float = 0.0
 
 
-# How long a turn lasts, in turns of usual length, and what is asked in it. The first two have one
-# object, so that an answer is said at all; words of cells take longer to be read than sentences.
-# With attributes alone before all is mixed, what is at a letter was not found any more.
-TURNS = (
-    (0.4, Asked(Lookup(False, "attribute"), ONE)),
-    (1.2, Asked(Lookup(True, "attribute"), ONE)),
-    *((1.5, Asked(x)) for x in LOOKUPS[:2]),
-    *((1.0, Asked(x)) for x in LOOKUPS[2:6]),
-)
-ENDS = tuple(accumulate(length for length, _ in TURNS))
-
-
-def asked_at(step: int, each: int) -> Asked:
-    """What the batch of a step asks.
+def asked_at(step: int, easy: int) -> Asked | None:
+    """What the batch of a step asks; None: a drill.
 
     Args:
         step: Of the stage.
-        each: Steps of a turn of usual length; after the last, all kinds are mixed.
+        easy: Steps at the start that are easy: scenes of one or two objects, no options.
     """
-    rng, turn = Random(step), bisect(ENDS, step / each)
-    if turn == len(TURNS):
-        if rng.random() < RETOLD:
-            return Asked(Lookup(rng.random() < 0.5, "retold"))
-        return Asked(rng.choice(LOOKUPS), choices=CHOICES)
-    if turn == 0 or rng.random() < NEWEST:
-        return TURNS[turn][1]
-    return rng.choice(TURNS[:turn])[1]
+    rng, start = Random(step), step < easy
+    drawn = rng.random()
+    if drawn < DRILLED:
+        return None
+    if drawn < DRILLED + RETOLD:
+        return Asked(Lookup(rng.random() < 0.5, "retold"), EASY if start else ANY)
+    return Asked(rng.choice(LOOKUPS), EASY if start else SEVERAL, 0.0 if start else CHOICES)
 
 
 def draw_lookup(split: str, index: int, asked: Asked) -> Lesson:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from initial import lay_out_attention, lay_out_pixels, lay_out_places, widen_words
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -52,9 +53,6 @@ TEXT: dict[str, Any] = {
     "tie_word_embeddings": True,
     "initializer_range": 0.04,  # the usual 0.02 is for widths in the thousands
 }
-# Of word embeddings. A word that is not said for a while is pushed the way of all such words; from
-# smaller ones, left, centre and right became parallel, and no lesson told them apart again.
-WORDS_RANGE = 0.125
 TOWER: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 576,
@@ -323,47 +321,6 @@ BUILDERS: dict[str, Callable[[], Nano]] = {
 }
 
 
-def lay_out_places(model: Any) -> None:
-    """Start the tower's learned place table from waves over rows and columns.
-
-    From random numbers a small tower would first have to find out which cells are neighbours.
-    """
-    tables = [
-        m
-        for name, m in model.named_modules()
-        if name.endswith("vision_tower.embeddings.position_embedding")
-        or name.endswith("vision_model.embeddings.position_embedding")
-    ]
-    for table in tables:
-        side, width = SIDE // PATCH, table.weight.shape[1]
-        wave = torch.arange(side)[:, None] * 0.5 ** torch.arange(width // 4).mul(16 / width)
-        along = torch.cat([wave.sin(), wave.cos()], -1)  # (side, width / 2)
-        rows, columns = along[:, None].expand(side, side, -1), along[None].expand(side, side, -1)
-        places = torch.cat([rows, columns], -1).flatten(0, 1)
-        with torch.no_grad():
-            table.weight[-len(places) :] = 0.5 * places  # CLIP's first is its class token
-
-
-def lay_out_pixels(model: Any) -> None:
-    """Start a tower with large patches so that it sees redness at every pixel, the rest coarsely.
-
-    Marks are drawn in pure red with lines of one pixel, which random mixtures of a patch's pixels
-    would bury under the picture.
-    """
-    for name, conv in model.named_modules():
-        if not name.endswith("vision_tower.embeddings.patch_embedding"):
-            continue
-        fine = torch.eye(PATCH**2).view(PATCH**2, 1, PATCH, PATCH)
-        red = fine * torch.tensor([1.0, -0.5, -0.5]).view(1, 3, 1, 1)
-        points = PATCH // 2
-        coarse = torch.eye(points**2).view(points**2, 1, points, points)
-        coarse = coarse.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
-        colours = torch.cat([coarse * torch.eye(3)[k].view(1, 3, 1, 1) for k in range(3)])
-        laid = torch.cat([red, colours]) * 0.3
-        with torch.no_grad():
-            conv.weight[: len(laid)] = laid
-
-
 def build_nano(family: str, *, seed: int) -> Nano:
     """A random nano of one family.
 
@@ -374,10 +331,10 @@ def build_nano(family: str, *, seed: int) -> Nano:
         raise ValueError(f"family: expected one of {', '.join(BUILDERS)}, found {family!r}")
     torch.manual_seed(seed)
     nano = BUILDERS[family]()
-    lay_out_places(nano.model)
-    lay_out_pixels(nano.model)
-    with torch.no_grad():
-        nano.model.get_input_embeddings().weight.mul_(WORDS_RANGE / TEXT["initializer_range"])
+    lay_out_places(nano.model, SIDE // PATCH)
+    lay_out_pixels(nano.model, PATCH)
+    widen_words(nano.model, TEXT["initializer_range"])
+    lay_out_attention(nano.model)
     settings = nano.model.generation_config
     settings.eos_token_id = nano.processor.tokenizer.eos_token_id
     settings.pad_token_id = nano.processor.tokenizer.pad_token_id

@@ -11,7 +11,7 @@ from places import ROOT
 sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 
 from drill import draw_drill, drill_turn
-from lookup import LOOKUPS, MARKED, ONE, SEVERAL, Asked, Lookup, asked_at, draw_lookup
+from lookup import ANY, EASY, LOOKUPS, MARKED, SEVERAL, Asked, Lookup, asked_at, draw_lookup
 from pictures import draw_lesson, draw_marks
 from told import draw_told
 from turns import lettered
@@ -65,20 +65,18 @@ def test_a_lookup_asks_one_kind_of_question_about_several_objects() -> None:
         assert turn.kind.startswith("choice_")
 
 
-def test_lookups_begin_one_after_the_other_and_are_kept() -> None:
-    each = 100
-    alone = [Asked(Lookup(raster, "attribute"), ONE) for raster in (False, True)]
-    several = [Asked(Lookup(raster, "attribute"), SEVERAL) for raster in (True, False)]
-    assert {asked_at(step, each) for step in range(40)} == {alone[0]}
-    assert {asked_at(step, each) for step in range(40, 160)} == {*alone}
-    asked = Counter(asked_at(step, each) for step in range(310, 460))
-    assert set(asked) == {*alone, *several} and 75 < asked[several[1]] < 120
-    assert asked_at(859, each).lookup in LOOKUPS[:6]
-    last = [asked_at(step, each) for step in range(860, 1860)]
-    retold = [x for x in last if x.lookup.asked == "retold"]
-    assert {x.lookup for x in last} == {*LOOKUPS, *(x.lookup for x in retold)}
-    assert 400 < len(retold) < 500 and len({x.lookup for x in retold}) == 2
-    assert {x.choices for x in last if x not in retold} == {0.5}
+def test_lookups_begin_with_easy_ones() -> None:
+    first, then = (
+        [asked_at(step, 1000) for step in steps] for steps in (range(1000), range(1000, 3000))
+    )
+    for asked, retold, single in ((first, EASY, (EASY, 0.0)), (then, ANY, (SEVERAL, 0.4))):
+        drills = asked.count(None)
+        told = [x for x in asked if x is not None and x.lookup.asked == "retold"]
+        others = [x for x in asked if x is not None and x.lookup.asked != "retold"]
+        assert 0.2 < drills / len(asked) < 0.3 and 0.44 < len(told) / len(asked) < 0.54
+        assert {x.objects for x in told} == {retold} and len({x.lookup for x in told}) == 2
+        assert {(x.objects, x.choices) for x in others} == {single}
+        assert {x.lookup for x in others} == {*LOOKUPS}
 
 
 def test_what_is_retold_is_what_the_facts_say() -> None:

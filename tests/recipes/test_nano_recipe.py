@@ -278,8 +278,8 @@ def test_marks_are_missed_when_one_letter_is_given_to_all() -> None:
 def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
     """All stages in one go, and each in two halves with a new process's objects in between."""
     c = Config(
-        **{f"{s}_steps": 3 for s in ("dense", "drill", "lookup", "told", "align", "talk")},
-        **{f"{s}_batch": 2 for s in ("dense", "drill", "lookup", "told", "align", "talk")},
+        **{f"{s}_steps": 3 for s in ("dense", "lookup", "told", "align", "talk")},
+        **{f"{s}_batch": 2 for s in ("dense", "lookup", "told", "align", "talk")},
         gallery=8,
         held_out=1,
         turns=2,
@@ -319,8 +319,8 @@ def test_the_settings_file_says_what_the_code_does() -> None:
 @pytest.mark.slow
 def test_the_command_trains_grades_and_continues(tmp_path: Path) -> None:
     """Stopped in its second step, then to the end: a checkpoint and a card with its marks."""
-    steps = [f"{s}_steps=3" for s in ("dense", "drill", "lookup", "told", "align", "talk")]
-    sizes = [f"{s}_batch=2" for s in ("dense", "drill", "lookup", "told", "align", "talk")]
+    steps = [f"{s}_steps=3" for s in ("dense", "lookup", "told", "align", "talk")]
+    sizes = [f"{s}_batch=2" for s in ("dense", "lookup", "told", "align", "talk")]
     place = [f"out={tmp_path / 'nano'}", f"states={tmp_path / 'states'}", "gallery=8"]
     command = [sys.executable, str(ROOT / "recipes" / "nano" / "train_nano.py"), *steps, *sizes]
     command += [*place, "held_out=1", "exam=2", "turns=3"]

@@ -1,0 +1,94 @@
+"""Where a nano's weights start: not all at random, so that few pictures and texts are enough.
+
+Sides, patches and ranges are those of `models.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+# Standard deviation of word embeddings. A word that is not said for a while is pushed the way of
+# all such words; from smaller ones, left, centre and right became parallel, and no lesson told
+# them apart again.
+WORDS_RANGE = 0.125
+# What a token attends to itself with at the start, in nats above a token of no likeness.
+LIKENESS = 4.0
+SLOW = 3.0  # weight of the slow half of a head's rotations against the fast half
+PASSED_ON = 0.5  # share of an attended token that a layer adds to the attending one
+
+
+def lay_out_places(model: Any, side: int) -> None:
+    """Start the tower's learned place table from waves over rows and columns.
+
+    From random numbers a small tower would first have to find out which cells are neighbours.
+    """
+    tables = [
+        m
+        for name, m in model.named_modules()
+        if name.endswith("vision_tower.embeddings.position_embedding")
+        or name.endswith("vision_model.embeddings.position_embedding")
+    ]
+    for table in tables:
+        width = table.weight.shape[1]
+        wave = torch.arange(side)[:, None] * 0.5 ** torch.arange(width // 4).mul(16 / width)
+        along = torch.cat([wave.sin(), wave.cos()], -1)  # (side, width / 2)
+        rows, columns = along[:, None].expand(side, side, -1), along[None].expand(side, side, -1)
+        places = torch.cat([rows, columns], -1).flatten(0, 1)
+        with torch.no_grad():
+            table.weight[-len(places) :] = 0.5 * places  # CLIP's first is its class token
+
+
+def lay_out_pixels(model: Any, patch: int) -> None:
+    """Start a tower with large patches so that it sees redness at every pixel, the rest coarsely.
+
+    Marks are drawn in pure red with lines of one pixel, which random mixtures of a patch's pixels
+    would bury under the picture.
+    """
+    for name, conv in model.named_modules():
+        if not name.endswith("vision_tower.embeddings.patch_embedding"):
+            continue
+        fine = torch.eye(patch**2).view(patch**2, 1, patch, patch)
+        red = fine * torch.tensor([1.0, -0.5, -0.5]).view(1, 3, 1, 1)
+        points = patch // 2
+        coarse = torch.eye(points**2).view(points**2, 1, points, points)
+        coarse = coarse.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
+        colours = torch.cat([coarse * torch.eye(3)[k].view(1, 3, 1, 1) for k in range(3)])
+        laid = torch.cat([red, colours]) * 0.3
+        with torch.no_grad():
+            conv.weight[: len(laid)] = laid
+
+
+def widen_words(model: Any, usual: float) -> None:
+    """Start word embeddings at `WORDS_RANGE` in place of the usual range."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(WORDS_RANGE / usual)
+
+
+def lay_out_attention(model: Any) -> None:
+    """Start the language model's attention so that like finds like, and passes itself on.
+
+    Queries equal keys, so that a word attends to wherever it stands, cells among them; outputs
+    undo values. A small model hardly finds this by itself (mimetic initialisation, arXiv
+    2305.09828, which starts vision transformers so). Rotary positions turn a head's fast half far
+    over tens of tokens, so likeness counts more in its slow half.
+    """
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        queries, keys = attention.q_proj.weight, attention.k_proj.weight
+        values, outputs = attention.v_proj.weight, attention.o_proj.weight
+        side, width = attention.head_dim, keys.shape[1]
+        heads, groups = len(keys) // side, len(queries) // len(keys)
+        slow = torch.arange(side) % (side // 2) >= side // 4
+        weights = torch.where(slow, SLOW, 1.0)
+        weights *= math.sqrt(LIKENESS / (weights.square().mean() * math.sqrt(side) * width))
+        like = torch.randn(heads, side, width) * weights[:, None]
+        passed = torch.linalg.qr(torch.randn(width, len(values)))[0].T * math.sqrt(PASSED_ON)
+        back = passed.view(heads, side, width).repeat_interleave(groups, 0) / groups
+        with torch.no_grad():
+            keys.copy_(like.flatten(0, 1))
+            queries.copy_(like.repeat_interleave(groups, 0).flatten(0, 1))
+            values.copy_(passed)
+            outputs.copy_(back.flatten(0, 1).T)
