@@ -14,7 +14,7 @@ import torch
 # all such words; from smaller ones, left, centre and right became parallel, and no lesson told
 # them apart again.
 WORDS_RANGE = 0.125
-# What a token attends to itself with at the start, in nats above a token of no likeness.
+# By how many nats a token attends more to its like than to another, both beside it.
 LIKENESS = 4.0
 SLOW = 3.0  # weight of the slow half of a head's rotations against the fast half
 PASSED_ON = 0.5  # share of an attended token that a layer adds to the attending one
@@ -71,8 +71,8 @@ def lay_out_attention(model: Any) -> None:
     """Start the language model's attention so that like finds like, and passes itself on.
 
     Queries equal keys, so that a word attends to wherever it stands, cells among them; outputs
-    undo values. A small model hardly finds this by itself (mimetic initialisation, arXiv
-    2305.09828, which starts vision transformers so). Rotary positions turn a head's fast half far
+    undo values. A small model hardly finds this by itself (after the mimetic initialisation of
+    vision transformers, arXiv 2305.09828). Rotary positions turn a head's fast half far
     over tens of tokens, so likeness counts more in its slow half.
     """
     for layer in model.model.language_model.layers:

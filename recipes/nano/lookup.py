@@ -1,7 +1,6 @@
 """Looking things up: drills, scenes told again and single questions in one mix, easy ones first.
 
-Attention that starts by likeness (`initial.py`) finds all of them together from scratch; in turns,
-kind by kind, what was found was lost again (README).
+Attention that starts by likeness (`initial.py`) finds all of them together from scratch (README).
 """
 
 from __future__ import annotations

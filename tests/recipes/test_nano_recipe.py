@@ -71,6 +71,23 @@ def test_words_start_far_enough_apart_not_to_become_the_same(nano: Nano) -> None
     assert float(table_VD.detach().std()) == pytest.approx(0.125, rel=0.02)
 
 
+def test_attention_starts_by_likeness_and_passes_on_what_it_attends_to(nano: Nano) -> None:
+    x_ND = torch.randn(400, 128, generator=torch.Generator().manual_seed(0))
+    for layer in nano.model.model.language_model.layers:
+        attention = layer.self_attn
+        with torch.no_grad():
+            queries_NHC = attention.q_proj(x_ND).unflatten(-1, (4, -1))
+            keys_NHC = attention.k_proj(x_ND).unflatten(-1, (2, -1)).repeat_interleave(2, 1)
+            values_NHC = attention.v_proj(x_ND).unflatten(-1, (2, -1)).repeat_interleave(2, 1)
+            passed_ND = attention.o_proj(values_NHC.flatten(1))
+        logits_HNN = torch.einsum("nhc,mhc->hnm", queries_NHC, keys_NHC) * attention.scaling
+        likeness_H = logits_HNN.diagonal(dim1=1, dim2=2).mean(1)
+        assert likeness_H == pytest.approx([4.0] * 4, rel=0.15)
+        assert logits_HNN.mean((1, 2)).abs().max() < 0.1
+        # half of its part in the 64 of 128 directions that the values hold
+        assert float((passed_ND * x_ND).sum() / x_ND.square().sum()) == pytest.approx(0.25, rel=0.1)
+
+
 def test_word_embeddings_do_not_decay(tmp_path: Path) -> None:
     words, norm = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
     trained = {"lm.embed_tokens.weight": words, "lm.norm": norm}
