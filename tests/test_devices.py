@@ -18,7 +18,7 @@ from pretend_gpu import in_child, on_gpu, pretend_gpu, put, somewhere
 
 from kvfix.data.catalog import load_units
 from kvfix.data.units import MCQ
-from kvfix.diagnose.flow.gallery import draw_gallery
+from kvfix.diagnose.flow.gallery import draw_gallery, due_pictures
 from kvfix.diagnose.keys import run as keys
 from kvfix.diagnose.prefix.run import diagnose_prefix
 from kvfix.diagnose.surfacing.trained import ReadOut, trained_readouts
@@ -125,7 +125,7 @@ def _measured(mlm: Mlm, folder: Path) -> dict[str, list[float]]:
         probes.append(units)
         source = MlmSource(mlm, kinds=KINDS)
         best = {(units.task, units.dataset): Site("value", mlm.n_layers - 1)}
-        drawn = draw_gallery([units.head(1)], source, best, folder)
+        drawn = draw_gallery(due_pictures([units.head(1)], best), source, folder)
         assert not drawn.not_drawn, drawn.not_drawn
         run = run_task(units.head(1), source, folder)
         assert not run.left_out, run.left_out

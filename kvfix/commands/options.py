@@ -105,6 +105,15 @@ Attn = Annotated[
     Literal["sdpa", "eager", "flash_attention_2"] | None,
     typer.Option(help="How attention is computed. Without it, transformers chooses."),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Share the work among N processes of this machine. Without it, up to four where a "
+        "small model runs on a CPU without --limit; else one.",
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(

@@ -21,6 +21,7 @@ from kvfix.eval.probes.score import UnitScore
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.site import Site
 from kvfix.eval.source import Source, View
+from kvfix.ranks import in_order
 from kvfix.report.pictures.overlays import clip_overlay, mask_overlay, match_overlay
 
 SHOWN = 3  # units per task
@@ -37,37 +38,50 @@ class Gallery(NamedTuple):
     not_drawn: dict[str, str]  # id of a unit -> why
 
 
+class Due(NamedTuple):
+    """A unit that is to be drawn."""
+
+    units: UnitSet
+    number: int
+    best: Site  # of its task
+
+
+def due_pictures(
+    unit_sets: Sequence[UnitSet], sites: Mapping[tuple[str, str], Site | None]
+) -> list[Due]:
+    """The first units of every task that has a best site."""
+    return [
+        Due(units, i, best)
+        for units in unit_sets
+        if (best := sites.get((units.task, units.dataset))) is not None
+        for i in range(min(SHOWN, len(units)))
+    ]
+
+
 def draw_gallery(
-    unit_sets: Sequence[UnitSet],
+    due: Sequence[Due],
     source: Source,
-    sites: Mapping[tuple[str, str], Site | None],
     folder: Path,
     *,
     tick: Callable[[str], None] = lambda task: None,
 ) -> Gallery:
-    """Score the first units again, each task at its best site, and draw what is predicted.
+    """Score these units again, and draw what is predicted; ranks of one launch share them.
 
     Pictures go to `figures/overlays/` of the run folder; there is one entry per picture, for
     `run.json`, and why there is none of a unit.
     """
+    attempts = Attempts(len(due), proven=True)  # what was measured stands without its picture
+    drawn = in_order(
+        len(due),
+        lambda i: attempts.do(partial(_draw, due[i], source, folder)),
+        lambda i: tick(due[i].units.task),
+    )
     gallery = Gallery([], {})
-    for units in unit_sets:
-        best = sites.get((units.task, units.dataset))
-        if best is None:
-            continue
-        shown = min(SHOWN, len(units))
-        attempts = Attempts(shown, proven=True)  # what was measured stands without its picture
-        for i in range(shown):
-            stages = _stages(source, best, units.task) if i == 0 else [best]
-            drawn = attempts.do(partial(_draw, units, i, source, stages, folder))
-            if isinstance(drawn, LeftOut):
-                gallery.not_drawn[units.ids[i]] = drawn.why
-            else:
-                gallery.overlays.extend(
-                    overlay | {"best": stage == best}
-                    for overlay, stage in zip(drawn, stages, strict=True)
-                )
-        tick(units.task)
+    for (units, number, _), overlays in zip(due, drawn, strict=True):
+        if isinstance(overlays, LeftOut):
+            gallery.not_drawn[units.ids[number]] = overlays.why
+        else:
+            gallery.overlays.extend(overlays)
     return gallery
 
 
@@ -117,12 +131,15 @@ class _Kept:
         return self._seen[self._asked - 1]
 
 
-def _draw(
-    units: UnitSet, number: int, source: Source, stages: Sequence[Site], folder: Path
-) -> list[Overlay]:
+def _draw(due: Due, source: Source, folder: Path) -> list[Overlay]:
     """Draw what a unit's probe predicts at each stage, and save the pictures."""
+    units, number, best = due
+    stages = _stages(source, best, units.task) if number == 0 else [best]
     unit, kept = units.load(number), _Kept(source)
-    return [_draw_stage(units, number, unit, kept.again(), site, folder) for site in stages]
+    return [
+        _draw_stage(units, number, unit, kept.again(), site, folder) | {"best": site == best}
+        for site in stages
+    ]
 
 
 def _draw_stage(

@@ -14,7 +14,7 @@ from itertools import compress
 from kvfix.data.units import UnitSet
 from kvfix.diagnose.best_layer import best_value_layer
 from kvfix.diagnose.flow.findings import RANDOM, REFERENCE, Curve, flow_findings
-from kvfix.diagnose.flow.gallery import draw_gallery
+from kvfix.diagnose.flow.gallery import Gallery, draw_gallery, due_pictures
 from kvfix.eval.probes.tasks import TASKS
 from kvfix.eval.results import Table, summarise
 from kvfix.eval.site import Site
@@ -34,7 +34,12 @@ def diagnose_flow(
     """Measure the model; what comes back measures the controls, once the model may be let go."""
     source = MlmSource(mlm, heads=options.heads, clips=options.clips)
     runs = _measure(unit_sets, source, options, "reading the model", None, watch)
-    part, curves = agreed(lambda: _of_model(unit_sets, runs, source, options, watch))
+    curves = [_curve(run) for run in runs if run.rows]
+    sites = agreed(lambda: {(c.task, c.dataset): best_site(c, seed=options.seed) for c in curves})
+    due = due_pictures(unit_sets, sites)
+    with watch.phase("drawing", len(due)) as tick:
+        drawn = draw_gallery(due, source, options.out, tick=tick)
+    part = agreed(lambda: _of_model(runs, drawn, mlm, options, watch))
 
     def with_controls() -> Part:
         others = _controls(options, unit_sets, curves, watch)
@@ -44,24 +49,16 @@ def diagnose_flow(
 
 
 def _of_model(
-    unit_sets: Sequence[UnitSet],
-    runs: Sequence[TaskRun],
-    source: MlmSource,
-    options: Options,
-    watch: Watch,
-) -> tuple[Part, list[Curve]]:
-    """What the model alone adds to the record, and its curves."""
-    curves = [_curve(run) for run in runs if run.rows]
-    sites = {(c.task, c.dataset): best_site(c, seed=options.seed) for c in curves}
-    with watch.phase("drawing", len(curves)) as tick:
-        drawn = draw_gallery(unit_sets, source, sites, options.out, tick=tick)
+    runs: Sequence[TaskRun], drawn: Gallery, mlm: Mlm, options: Options, watch: Watch
+) -> Part:
+    """What the model alone adds to the record."""
     with watch.phase("statistics"):
         results = [row for run in runs for row in summarise(run, seed=options.seed)]
-    part = Part(
+    return Part(
         results=results,
         left_out=[entry for run in runs for entry in run.left_out],
         overlays=drawn.overlays,
-        notes=clips_notes(source.mlm, options.clips)
+        notes=clips_notes(mlm, options.clips)
         + [
             f"Picture of {name}: not drawn, {why}"
             for name, why in drawn.not_drawn.items()
@@ -69,7 +66,6 @@ def _of_model(
         ],
         failed=any(run.too_many_left_out for run in runs),
     )
-    return part, curves
 
 
 def best_site(curve: Curve, *, seed: int = 0) -> Site | None:

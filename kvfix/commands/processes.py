@@ -1,0 +1,131 @@
+"""A command shares its work among processes of this machine, as it would under a launcher.
+
+A small model leaves all cores but one idle: its passes are too short for several threads to share.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import typer
+
+from kvfix.launchers import free_port, rank
+from kvfix.shipped import nano_dir
+from kvfix.terminal import FAILED, labelled
+
+MOST = 4  # processes that a command takes without being told; each holds the model and its features
+SMALL = 64 * 2**20  # bytes of weights; threads share the passes of larger models well
+_LEAVE = 10.0  # seconds for the others to end by themselves once this process has failed
+_GPU = ("/dev/nvidiactl", "/dev/kfd")
+
+
+def how_many(asked: int | None, model: str | None, *, limit: int | None, device: str | None) -> int:
+    """Processes that share the work, this one among them.
+
+    Args:
+        asked: by the user.
+        model: folder or hub id; None: the shipped nano.
+        limit: units of a task. A limited run is short; another process would hardly pay.
+        device: that the user named.
+
+    Raises:
+        typer.BadParameter: the user asked for several although a launcher has started several.
+    """
+    if (launched := rank()) is not None:
+        if asked not in (None, 1):
+            raise typer.BadParameter(
+                f"--processes {asked}: expected it without a launcher, found {launched.of} "
+                f"processes ({launched.variable}); leave one of the two out"
+            )
+        return 1
+    if asked is not None:
+        return asked
+    gpu = device is None and (any(map(os.path.exists, _GPU)) or sys.platform != "linux")
+    if gpu or device not in (None, "cpu") or limit is not None or "OMP_NUM_THREADS" in os.environ:
+        return 1
+    folder = nano_dir() if model is None else Path(model)
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return min(MOST, _cores()) if 0 < weights < SMALL else 1
+
+
+@contextmanager
+def shared(processes: int) -> Iterator[None]:
+    """Run this process's command line in further processes; all are ranks of one launch.
+
+    When the block fails here, the others end too.
+    """
+    if processes == 1:
+        yield
+        return
+    launch: dict[str, Any] = {
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+    }
+    before = {name: os.environ.get(name) for name in launch}
+    os.environ |= {name: str(value) for name, value in launch.items()}
+    spawn = SpawnContext()
+    others = [spawn.Process(target=_other, args=(i,), daemon=True) for i in range(1, processes)]
+    over = Event()
+    try:
+        for other in others:
+            other.start()
+        Thread(target=_watch, args=(others, over), daemon=True).start()
+        yield
+        for other in others:
+            other.join()
+    except BaseException:
+        over.set()
+        for other in others:
+            other.join(_LEAVE)
+        raise
+    finally:
+        over.set()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _other(number: int) -> None:
+    """The same command line as rank `number`."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    from kvfix.cli import main
+
+    main(alone=False)
+
+
+def _watch(others: list[SpawnProcess], over: Event) -> None:
+    """End this process if another has failed and this one waits for it, be it for ever."""
+    left = others
+    while left:
+        wait([other.sentinel for other in left])
+        failed = [other.exitcode for other in left if other.exitcode]
+        if failed and not over.wait(_LEAVE):
+            labelled(
+                "error:",
+                "red",
+                f"expected {len(others)} more processes until the end, found that one of them "
+                f"ended with code {failed[0]}; --processes 1 needs no other",
+            )
+            os._exit(FAILED)
+        left = [other for other in left if other.is_alive()]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
