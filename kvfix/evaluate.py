@@ -25,7 +25,7 @@ from kvfix.eval.source import MlmSource, clips_notes
 from kvfix.eval.suite import TaskRun, run_suite
 from kvfix.mlm.capture import SITES
 from kvfix.mlm.load import Mlm
-from kvfix.ranks import agreed, joined
+from kvfix.ranks import agreed, everyone, joined
 from kvfix.report.html import write_report
 from kvfix.runs.folder import Outcome, claimed
 from kvfix.runs.recorder import left_out_of, once
@@ -64,11 +64,12 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
     runs = _probe(probes, mlm, options, watch)
     answers = _answer(asked, mlm, options, watch)
     readouts = _read_out(asked, mlm, options, watch)
+    for units in asked:
+        draw_questions(units, options.out)
+    peak = max(everyone(peak_memory_mib()))
 
     def finish() -> Outcome:
         assert folder is not None
-        for units in asked:
-            draw_questions(units, options.out)
         unread = [e for u in asked for e in left_out_of(u, readout_path(options.out, u))]
         with watch.phase("statistics"):
             results = _results(runs, answers, readouts, options.seed)
@@ -80,7 +81,7 @@ def _evaluate(options: Options, command: str, watch: Watch) -> Outcome:
             notes=clips_notes(mlm, options.clips),
             left_out=once([e for run in (*runs, *answers) for e in run.left_out] + unread),
             without_readout={u.dataset: without_readout(u, options.out) for u in asked},
-            peak_memory_mib=peak_memory_mib(),
+            peak_memory_mib=max(peak, peak_memory_mib()),
         )
         with watch.phase("writing the report"):
             report = write_report(folder.folder)

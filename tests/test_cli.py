@@ -172,6 +172,7 @@ def outcome(left_out: int, total: int, *, failed: bool) -> command.Outcome:
         "findings": [],
         "seconds": 1.0,
         "peak_memory_mib": 900.0,
+        "starts": [{"host": {"ranks": 1}}],
         "data": [{"n": total}],
         "left_out": [
             {"id": f"{i}-a:dog", "why": f"[{'x' * 120}]: broken"} for i in range(left_out)

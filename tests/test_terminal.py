@@ -148,6 +148,7 @@ def test_a_run_of_hostile_units_is_shown_harmlessly(monkeypatch: pytest.MonkeyPa
         "notes": [LINES],
         "seconds": 1.0,
         "peak_memory_mib": 900.0,
+        "starts": [{"host": {"ranks": 2}}],
         "data": [{"n": 100}],
         "left_out": [{"id": "x" * 10**6, "why": "long"}, {"id": LINES, "why": LINES}],
     }

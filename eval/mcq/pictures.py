@@ -9,6 +9,7 @@ from pathlib import Path
 from kvfix.data.left_out import Attempts
 from kvfix.data.pictures.join import concatenate
 from kvfix.data.units import UnitSet
+from kvfix.ranks import in_order
 from kvfix.runs.atomic import atomic_file
 
 DRAWN = 24  # questions per subtask with a picture
@@ -24,18 +25,24 @@ def picture_file(dataset: str, name: str) -> str:
 def draw_questions(units: UnitSet, folder: Path) -> None:
     """Save the first questions of every subtask, their images side by side at display size.
 
+    Ranks of one launch share them.
+
     A question whose images cannot be read has no picture; its row says why it was left out.
     """
     seen: dict[str, int] = {}
-    attempts = Attempts(len(units), proven=True)
-    for index, (name, subtask) in enumerate(zip(units.ids, units.subtasks, strict=True)):
+    due: list[int] = []
+    for index, subtask in enumerate(units.subtasks):
         seen[subtask] = seen.get(subtask, 0) + 1
-        path = folder / picture_file(units.dataset, name)
-        if seen[subtask] <= DRAWN and not path.exists():
-            attempts.do(partial(_draw, units, index, path))
+        if seen[subtask] <= DRAWN:
+            due.append(index)
+    attempts = Attempts(len(due), proven=True)
+    in_order(len(due), lambda i: attempts.do(partial(_draw, units, due[i], folder)))
 
 
-def _draw(units: UnitSet, index: int, path: Path) -> None:
+def _draw(units: UnitSet, index: int, folder: Path) -> None:
+    path = folder / picture_file(units.dataset, units.ids[index])
+    if path.exists():
+        return
     joined = concatenate(units.question(index).images)
     joined.thumbnail((WIDEST, HIGHEST))
     path.parent.mkdir(parents=True, exist_ok=True)

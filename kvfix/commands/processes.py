@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -57,10 +57,10 @@ def how_many(asked: int | None, model: str | None, *, limit: int | None, device:
 
 
 @contextmanager
-def shared(processes: int) -> Iterator[None]:
+def shared(processes: int, again: Callable[[int], None]) -> Iterator[None]:
     """Run this process's command line in further processes; all are ranks of one launch.
 
-    When the block fails here, the others end too.
+    `again` runs it as the rank of that number. When the block fails here, the others end too.
     """
     if processes == 1:
         yield
@@ -76,7 +76,7 @@ def shared(processes: int) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in launch}
     os.environ |= {name: str(value) for name, value in launch.items()}
     spawn = SpawnContext()
-    others = [spawn.Process(target=_other, args=(i,), daemon=True) for i in range(1, processes)]
+    others = [spawn.Process(target=again, args=(i,), daemon=True) for i in range(1, processes)]
     over = Event()
     try:
         for other in others:
@@ -97,14 +97,6 @@ def shared(processes: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _other(number: int) -> None:
-    """The same command line as rank `number`."""
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    from kvfix.cli import main
-
-    main(alone=False)
 
 
 def _watch(others: list[SpawnProcess], over: Event) -> None:

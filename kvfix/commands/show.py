@@ -51,6 +51,8 @@ def show(record: dict, report: Path) -> None:
         console.print(f"... and {len(record['left_out']) - 10} more units left out")
     _verdict(verdict(printable, shown))
     cost = f"{record['seconds']:.0f} s, at most {record['peak_memory_mib']:.0f} MiB"
+    if (ranks := record["starts"][-1]["host"].get("ranks", 1)) > 1:
+        cost += f" in each of {ranks} processes"
     console.print(f"{cost}. Report: {report}", soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from kvfix.diagnose.prefix.run import diagnose_prefix
 from kvfix.diagnose.surfacing.run import MOST_QUESTIONS, diagnose_surfacing
 from kvfix.eval.mcq.run import readable
 from kvfix.mlm.load import load_reference_encoder
-from kvfix.ranks import agreed, joined
+from kvfix.ranks import agreed, everyone, joined
 from kvfix.report.html import write_report
 from kvfix.runs.folder import Outcome, claimed
 from kvfix.runs.recorder import once
@@ -69,6 +69,7 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
     gc.collect()
     if flow is not None:
         parts.insert(0, flow())
+    peak = max(everyone(peak_memory_mib()))
 
     def finish() -> Outcome:
         assert folder is not None
@@ -81,7 +82,7 @@ def _diagnose(options: Options, command: str, watch: Watch) -> Outcome:
             notes=[note for part in parts for note in part.notes],
             overlays=[o for part in parts for o in part.overlays],
             **{name: entry for part in parts for name, entry in part.entries.items()},
-            peak_memory_mib=peak_memory_mib(),
+            peak_memory_mib=max(peak, peak_memory_mib()),
         )
         with watch.phase("writing the report"):
             report = write_report(folder.folder)

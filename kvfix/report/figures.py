@@ -293,5 +293,6 @@ def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     figure.savefig(paths[0], metadata={"Date": None})
+    figure.set_layout_engine("none")  # what was laid out stays
     figure.savefig(paths[1], dpi=200)
     return paths

@@ -63,6 +63,7 @@ def diagnose_surfacing(
         with watch.phase("reading out", len(units)) as tick:
             read = ReadOut(units, source, folder)
             readouts = run_readouts(units, source, folder, tick=tick, seen=read.keep)
+        draw_questions(units, folder)
         reported = agreed(partial(_compared, units, answers, readouts, folder, part, seed))
         with watch.phase("reading out, trained", n_trained(units, reported, limit)) as tick:
             learned = trained_readouts(read, reported, limit=limit, seed=seed, tick=tick)
@@ -83,7 +84,6 @@ def _compared(
     seed: int,
 ) -> dict[str, list[str]]:
     """Add what answers and readouts say to `part`; by subtask the questions that report on it."""
-    draw_questions(units, folder)
     part.results += answer_results(answers, seed=seed)
     part.results += [r for run in readouts for r in summarise(run, seed=seed)]
     part.left_out += answers.left_out
