@@ -2,7 +2,7 @@
 
     python -m benchmarks                      # every row
     python -m benchmarks --only kmeans --only bootstrap --rounds 3
-    python -m benchmarks --only kmeans --profile      # which functions kvfix spends its time in
+    python -m benchmarks --only kmeans --profile      # which functions each side spends its time in
 
 Every row is a process of its own on one thread; its sides take turns within each round, so that
 the machine's load moves them alike. Seconds are CPU-seconds (median over rounds), a ratio is taken

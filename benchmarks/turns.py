@@ -8,7 +8,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 Way = Callable[[], float | None]  # one that runs elsewhere returns its own CPU-seconds
 SHOWN = 12  # functions of a profile
@@ -138,13 +138,30 @@ def take_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
 
 
 def profiled(contest: Contest) -> str:
-    """Which functions kvfix's way spends its time in, by share of their own time."""
-    contest.kvfix()
+    """Which functions each side spends its time in; a tool profiles its own process."""
+    found = []
+    for name, way in {"kvfix": contest.kvfix, **contest.beside}.items():
+        way()
+        told = way.profile() if isinstance(way, Elsewhere) else shares(way)
+        found.append(f"{contest.name}, {name}: {told}")
+    return "\n".join(found)
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A way that runs in another process."""
+
+    def profile(self) -> str:
+        """Run once more, and say as `shares` does what that took."""
+
+
+def shares(way: Callable[[], object]) -> str:
+    """CPU-time of one run, and the functions that most of it was spent in, by their own time."""
     profile = cProfile.Profile(time.process_time)
-    profile.runcall(contest.kvfix)
+    profile.runcall(way)
     stats = pstats.Stats(profile).get_stats_profile()
     parts = sorted(stats.func_profiles.items(), key=lambda item: -item[1].tottime)
-    lines = [f"{contest.name}: {milliseconds(stats.total_tt)} of CPU under the profiler"]
+    lines = [f"{milliseconds(stats.total_tt)} of CPU under the profiler"]
     for name, part in parts[:SHOWN]:
         share = part.tottime / stats.total_tt
         lines.append(f"  {share:5.1%}  {part.ncalls:>9} calls  {name}")

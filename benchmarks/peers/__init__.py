@@ -101,16 +101,23 @@ class Peer:
 
     def __call__(self) -> float:
         """Run once; returns the CPU-seconds, the answer stays in `answer`."""
+        said = self._ask("go")
+        self.answer, self.memory_mib = dict(np.load(self._answers)), said["memory_mib"]
+        return float(said["seconds"])
+
+    def profile(self) -> str:
+        """Which functions a run spends its time in."""
+        return self._ask("profile")
+
+    def _ask(self, what: str) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             why = (self._said.read_text().strip() or "no message").splitlines()
             raise RuntimeError(f"{self._tool}: {why[-1]}")
-        said = json.loads(line)
-        self.answer, self.memory_mib = dict(np.load(self._answers)), said["memory_mib"]
-        return float(said["seconds"])
+        return json.loads(line)
 
     def __enter__(self) -> Peer:
         return self

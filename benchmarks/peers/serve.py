@@ -1,7 +1,7 @@
 """Answers each line on stdin by one timed run; the scripts beside import it.
 
 What a run returns goes into a file of arrays; its CPU-seconds and the process's memory are the line
-of JSON on stdout.
+of JSON on stdout. To the line `profile` it answers what a run spends its time in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.turns import shares
+
 
 def serve(run: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]) -> None:
     """Run once for each line until stdin ends."""
@@ -23,7 +25,10 @@ def serve(run: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]) -> None:
     arrays = dict(np.load(inputs))
     said = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a tool prints is no answer
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line == "profile\n":
+            print(json.dumps(shares(lambda: run(arrays))), file=said, flush=True)
+            continue
         start = time.process_time()
         answer = run(arrays)
         seconds = time.process_time() - start
