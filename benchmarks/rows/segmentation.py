@@ -19,8 +19,8 @@ from kvfix.mlm.layout import Layout
 PEER = "scikit-learn"
 L2 = 1e-3
 WHY = (
-    "both sides run L-BFGS, whose iterations read all features from memory twice (read from the "
-    "code); at the nano's size ours makes fewer calls"
+    "at a real model's size nearly half of ours are 22 products that read all features from "
+    "memory, a fifth is standardising them; scikit-learn reads each layer nine times or so"
 )
 
 

@@ -10,7 +10,7 @@ patches jointly; renormalise. Ties with the fifth are kept, as there (aff < mini
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,8 @@ class Window(NamedTuple):
 
 DINO_WINDOW = Window(12, 12)
 DINO_GRID_HW = (60, 107)  # 480 x 854 in patches of 8
-SMALL_GRID = 256  # cells, all of whose affinities cost less than tiles would
+SMALL_GRID = 256  # cells, all of whose affinities cost less than bands would
+BAND = 64  # target cells at a time: fewer make products slow, more see further than they need
 
 
 def scaled_window(grid_hw: tuple[int, int]) -> Window:
@@ -82,56 +83,49 @@ class Propagator:
         context = [self._first, *self._last]
         soft = torch.empty_like(self._first[1], memory_format=torch.contiguous_format)
         for part in site_chunks(len(target), len(context) * target[0].numel()):
-            sources = torch.stack([_unit(f[part]) for f, _ in context], dim=1)  # (s, T, H, W, C)
+            sources = [_unit(f[part]) for f, _ in context]
             labels = torch.stack([label[part] for _, label in context], dim=1)  # (s, T, L, H, W)
             soft[part] = self._propagate(_unit(target[part]), sources, labels)
         self._last.append((target, soft))
         return soft
 
     def _propagate(
-        self, target_SHWC: torch.Tensor, sources: torch.Tensor, labels: torch.Tensor
+        self, target_SHWC: torch.Tensor, sources: Sequence[torch.Tensor], labels: torch.Tensor
     ) -> torch.Tensor:
-        n_sites, rows, cols, channels = target_SHWC.shape
-        n_context = sources.shape[1]
+        n_sites, rows, columns, _ = target_SHWC.shape
         soft = torch.empty_like(labels[:, 0], memory_format=torch.contiguous_format)
-        # A tile of target cells sees only the source cells in its windows: on large grids most of
-        # the (context x target) affinities are never formed.
-        tile = _tile((rows, cols), self.window)
-        for down, near_down in _parts(rows, tile.rows, self.window.rows):
-            for across, near_across in _parts(cols, tile.columns, self.window.columns):
-                seen = _window_mask((down, across), (near_down, near_across), self.window)
-                n_targets, n_seen = seen.shape
-                elements = n_context * n_seen * max(channels, n_targets)
-                for part in site_chunks(n_sites, elements):
-                    soft[part, :, down, across] = self._part(
-                        target_SHWC[part, down, across],
-                        sources[part, :, near_down, near_across],
-                        labels[part, ..., near_down, near_across],
-                        seen.to(soft.device),
-                    )
+        # A band of target rows sees only the source rows in its windows. Whole rows of features lie
+        # in one piece: smaller tiles would form fewer affinities, but copy all that they see.
+        for band, near in _bands(rows, columns, self.window.rows):
+            seen_QP = _window_mask(band, near, columns, self.window)
+            n_targets, n_seen = seen_QP.shape
+            for part in site_chunks(n_sites, len(sources) * n_seen * n_targets):
+                soft[part, :, band] = self._band(
+                    target_SHWC[part, band].flatten(1, 2),
+                    [source[part, near].flatten(1, 2) for source in sources],
+                    labels[part, ..., near, :].transpose(2, 1).flatten(2),
+                    seen_QP.to(soft.device),
+                ).unflatten(2, (-1, columns))
         return soft
 
-    def _part(
+    def _band(
         self,
-        target: torch.Tensor,
-        sources: torch.Tensor,
+        target_SQC: torch.Tensor,
+        sources: Sequence[torch.Tensor],
         labels: torch.Tensor,
         seen_QP: torch.Tensor,
     ) -> torch.Tensor:
-        """Soft labels of target (s, h, w, C) from sources (s, T, h', w', C), labels (s, T, L, h',
-        w').
+        """Soft labels (S, L, Q) of targets from the (S, P, C) of T frames and their labels (S, L, T
+        P).
         """
-        n, height, width, _ = target.shape
-        n_context = sources.shape[1]
-        affinity = torch.bmm(target.flatten(1, 2), sources.flatten(1, 3).mT)
+        affinity = torch.cat([torch.bmm(target_SQC, f_SPC.mT) for f_SPC in sources], dim=2)
         affinity = affinity.div_(self.temperature).exp_()
-        affinity = affinity.view(n, height * width, n_context, -1).mul_(seen_QP[:, None]).flatten(2)
+        affinity.unflatten(2, (len(sources), -1)).mul_(seen_QP[:, None])
         k = min(self.top_k, affinity.shape[2])
         fifth = affinity.topk(k, dim=2).values[..., -1:]
         affinity = affinity.masked_fill_(affinity < fifth, 0)
         affinity = affinity.div_(affinity.sum(2, keepdim=True))
-        by_patch = labels.transpose(2, 1).flatten(2)  # (s, L, T h' w')
-        return torch.bmm(by_patch, affinity.mT).unflatten(2, (height, width))
+        return torch.bmm(labels, affinity.mT)
 
 
 def _held(f_SHWC: torch.Tensor) -> torch.Tensor:
@@ -146,30 +140,22 @@ def _unit(f_SHWC: torch.Tensor) -> torch.Tensor:
     return functional.normalize(f_SHWC.float(), dim=-1)
 
 
-def _tile(grid_hw: tuple[int, int], window: Window) -> Window:
-    """Rows and columns of a tile: twice the window's reach, or the whole of a small grid."""
-    if grid_hw[0] * grid_hw[1] <= SMALL_GRID:
-        return Window(*grid_hw)
-    return Window(2 * window.rows, 2 * window.columns)
+def _bands(rows: int, columns: int, reach: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of target rows, each with the rows that its windows reach; a small grid is one."""
+    step = rows if rows * columns <= SMALL_GRID else max(1, BAND // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield slice(start, stop), slice(max(0, start - reach), min(rows, stop + reach))
 
 
-def _parts(size: int, step: int, reach: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of `step` cells along an axis, each with the slice that its windows reach."""
-    step = max(1, step)
-    for start in range(0, size, step):
-        stop = min(start + step, size)
-        yield slice(start, stop), slice(max(0, start - reach), min(size, stop + reach))
-
-
-def _window_mask(
-    target: tuple[slice, slice], source: tuple[slice, slice], window: Window
-) -> torch.Tensor:
-    """(target cells, source cells) float 0/1: the source lies in the target's window."""
-    near = [
-        (_cells(a)[:, None] - _cells(b)).abs() <= reach
-        for a, b, reach in zip(target, source, window, strict=True)
-    ]
-    near_QP = near[0][:, None, :, None] & near[1][None, :, None, :]
+def _window_mask(target: slice, source: slice, columns: int, window: Window) -> torch.Tensor:
+    """(target cells, source cells) of these rows, float 0/1: the source lies in the target's
+    window.
+    """
+    across = torch.arange(columns)
+    near_rows = (_cells(target)[:, None] - _cells(source)).abs() <= window.rows
+    near_columns = (across[:, None] - across).abs() <= window.columns
+    near_QP = near_rows[:, None, :, None] & near_columns[None, :, None, :]
     return near_QP.flatten(2).flatten(0, 1).float()
 
 

@@ -127,8 +127,9 @@ def random_clip(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_propagation_equals_a_plain_loop(reach: int, monkeypatch: pytest.MonkeyPatch) -> None:
     frames, labels = random_clip()
     expected = propagate_by_loop(frames, labels, reach, 7, 5)
-    for tile in (Window(4, 5), Window(1, 5), Window(3, 2)):  # cells worked on at once
-        monkeypatch.setattr(propagation, "_tile", lambda *_, tile=tile: tile)
+    monkeypatch.setattr(propagation, "SMALL_GRID", 0)
+    for band in (20, 5, 15):  # cells worked on at once, of 4 x 5
+        monkeypatch.setattr(propagation, "BAND", band)
         p = Propagator(frames[:1], labels, window=Window(reach, reach))
         for frame, right in zip(frames[1:], expected, strict=True):
             assert torch.allclose(p.step(frame[None])[0].double(), right, atol=1e-5)
