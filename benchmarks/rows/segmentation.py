@@ -20,7 +20,7 @@ PEER = "scikit-learn"
 L2 = 1e-3
 WHY = (
     "at a real model's size nearly half of ours are 22 products that read all features from "
-    "memory, a fifth is standardising them; scikit-learn reads each layer nine times or so"
+    "memory, a fifth is standardising them; scikit-learn evaluates each layer about nine times"
 )
 
 
