@@ -18,6 +18,10 @@ from kvfix.shipped import nano_dir
 
 PLAIN, AGAIN = "a plain pass", "output_hidden_states, keys and values again"
 READ = ("key", "value")
+WHY = (
+    "three fifths of either are the same products and attention of the model, each in a process of "
+    "its own; no function that reads features has a fiftieth"
+)
 NEAR = 1e-4  # features further apart are other features
 
 
@@ -71,6 +75,7 @@ def compared(asked: Asked) -> Iterator[Contest]:
             asked.rounds,
             apart,
             found.missing,
+            {"nnsight": WHY},
         )
 
 
