@@ -66,12 +66,16 @@ def test_a_tool_that_cannot_be_had_is_a_line_with_the_reason() -> None:
     assert line.beside == "faiss-cpu: no such version" and line.ours == "2000.0 ms"
 
 
-def test_a_profile_names_the_functions_that_take_the_time() -> None:
+def test_a_profile_names_the_functions_that_take_the_time_of_each_side() -> None:
     def work() -> None:
         sum(i * i for i in range(10**5))
 
-    said = profiled(Contest("a row", work, {}, {}, 1))
-    assert said.startswith("a row: ") and "genexpr" in said
+    def beside() -> None:
+        sorted(range(10**5), key=abs)
+
+    ours, theirs = profiled(Contest("a row", work, {"a tool": beside}, {}, 1)).split("a row, ")[1:]
+    assert ours.startswith("kvfix: ") and "genexpr" in ours
+    assert theirs.startswith("a tool: ") and "sorted" in theirs and "genexpr" not in theirs
 
 
 def test_a_tool_answers_from_a_process_of_its_own(
@@ -87,6 +91,7 @@ def test_a_tool_answers_from_a_process_of_its_own(
         assert found.by_name["double"]() >= 0
         assert found.by_name["double"].answer["twice"].tolist() == [0, 2, 4]
         assert found.by_name["double"].memory_mib > 1
+        assert " run\n" in found.by_name["double"].profile()
     with (
         peers.peers(Asked(1), {"double": "broken.py"}, x=np.arange(3)) as found,
         pytest.raises(RuntimeError, match="double: ValueError: no such thing"),
