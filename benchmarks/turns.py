@@ -163,7 +163,7 @@ def shares(way: Callable[[], object]) -> str:
     parts = sorted(stats.func_profiles.items(), key=lambda item: -item[1].tottime)
     lines = [f"{milliseconds(stats.total_tt)} of CPU under the profiler"]
     for name, part in parts[:SHOWN]:
-        share = part.tottime / stats.total_tt
+        share = part.tottime / (stats.total_tt or 1.0)  # 0 where nothing is to be timed
         lines.append(f"  {share:5.1%}  {part.ncalls:>9} calls  {name}")
     return "\n".join(lines)
 
