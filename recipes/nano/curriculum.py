@@ -50,8 +50,8 @@ class Config:
     lookup_easy: int = number(600, least=0)
     lookup_batch: int = number(16, least=1)
     lookup_lr: float = number(1e-3, above=0)
-    told_steps: int = number(6000, least=1)
-    told_batch: int = number(8, least=1)
+    told_steps: int = number(8000, least=1)
+    told_batch: int = number(16, least=1)
     told_lr: float = number(5e-4, above=0)
     align_steps: int = number(1500, least=1)
     align_batch: int = number(32, least=1)
@@ -61,7 +61,6 @@ class Config:
     talk_batch: int = number(8, least=1)
     talk_lr: float = number(5e-4, above=0)
     turns: int = number(6, least=1)
-    told_ease: int = number(2000, least=1)
     talk_ease: int = number(400, least=1)
     save_every: int = number(100, least=1)
     measure_every: int = number(500, least=1)
@@ -151,37 +150,38 @@ def lookup_stage(c: Config, nano: Nano) -> Stage:
     )
 
 
-def told_stage(c: Config, nano: Nano) -> Stage:
-    """The language model answers about facts, in sentences and as words of cells by turns.
+CHOSEN = 0.8  # share of told questions with lettered options: what is found is to be found again
 
-    Every other batch are drills: without them what was drilled was lost within 500 steps.
+
+def told_stage(c: Config, nano: Nano) -> Stage:
+    """The language model answers single questions about facts, in sentences and words of cells.
+
+    Every fifth batch are drills: without them what was drilled was lost within 500 steps. In
+    conversations the options of earlier questions stand in the way of the present one's.
     """
 
     def drawn(raster: bool) -> Dealer:
-        def draw(i: int, step: int) -> Lesson:
-            ease = min(1.0, max(0.0, 2 - 4 * step / c.told_ease))
-            return draw_told("train", i, raster=raster, ease=ease, turns=c.turns)
+        return Dealer(
+            lambda i, step: draw_told("train", i, raster=raster, turns=1, choices=CHOSEN),
+            c.told_batch,
+        )
 
-        return Dealer(draw, c.told_batch)
-
-    def held_out(raster: bool, ease: float) -> Callable[[], str]:
-        n = round(c.held_out * (1 + 3 * ease))  # one question at the start, several in the end
-        lessons = [draw_told("val", i, raster=raster, ease=ease, turns=c.turns) for i in range(n)]
+    def held_out(raster: bool) -> Callable[[], str]:
+        lessons = [draw_told("val", i, raster=raster, turns=c.turns) for i in range(c.held_out)]
         return measure(nano, lessons, pooled=True)
 
     def loss(step: int) -> torch.Tensor:
-        pair, second = divmod(step, 2)
-        lessons = decks[pair % 2].batch(pair // 2) if second else drills.batch(pair)
-        return lesson_loss(nano, lessons)
+        fifth, at = divmod(step, 5)
+        if at == 0:
+            return lesson_loss(nano, drills.batch(fifth))
+        return lesson_loss(nano, decks[at % 2].batch(2 * fifth + (at - 1) // 2))
 
     decks = (drawn(False), drawn(True))
-    drills = Dealer(lambda i, step: draw_drill("train", UNDRILLED + i, ease=0), c.lookup_batch)
+    drills = Dealer(lambda i, step: draw_drill("train", UNDRILLED + i, ease=0), c.told_batch)
     measures = {
-        "drills alone": measure(nano, [draw_drill("val", i, ease=0) for i in range(c.held_out)]),
-        "one object, in sentences": held_out(False, 1.0),
-        "one object, in words of cells": held_out(True, 1.0),
-        "up to four, in sentences": held_out(False, 0.0),
-        "up to four, in words of cells": held_out(True, 0.0),
+        "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(c.held_out)]),
+        "in sentences": held_out(False),
+        "in words of cells": held_out(True),
     }
     return Stage(
         "told",
@@ -217,7 +217,7 @@ def talk_stage(c: Config, nano: Nano) -> Stage:
     def drawn(images: int) -> Dealer:
         def draw(i: int, step: int) -> Lesson:
             if images == 0:
-                return draw_told("train", UNTOLD + i, raster=False, ease=0, turns=c.turns)
+                return draw_told("train", UNTOLD + i, raster=False, turns=c.turns)
             ease = max(0.0, 1 - step * len(IMAGES) / IMAGES.count(images) / c.talk_ease)
             return draw_lesson("train", i, images=images, ease=ease, turns=c.turns)
 

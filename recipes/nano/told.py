@@ -13,24 +13,26 @@ from kvfix.data.scenes.paint import Scene, generator, sample_scene
 from kvfix.data.scenes.talk import Turn, caption, region
 
 CHOICES = 0.55  # share of questions with lettered options
-TOLD_AGAIN = 0.3  # share of lessons that begin with a caption: many words to look up at once
+TOLD_AGAIN = 0.1  # share of lessons that begin with a caption: many words to look up at once
+SEVERAL = 0.2  # share of lessons about two or three images
 DRILLS = 0.1  # share of questions that need no facts, so that the letters are not forgotten
 
 
-def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) -> Lesson:
+def draw_told(
+    split: str, index: int, *, raster: bool, turns: int, choices: float = CHOICES
+) -> Lesson:
     """Lesson `index`: facts, then questions.
 
     Args:
         split: Of the scenes.
         index: Which.
         raster: Tell the facts by the words of cells, as a picture will, not in sentences.
-        ease: In [0, 1]: 1 starts with one question, 0 is the end.
-        turns: Questions in the end.
+        turns: Questions.
+        choices: Share of them with lettered options.
     """
     rng = generator(split, index, "raster" if raster else "told")
-    turns = 1 + round((1 - ease) * (turns - 1))
-    if rng.random() < 0.2 * (1 - ease):
-        return _several(rng, turns, raster=raster)
+    if rng.random() < SEVERAL:
+        return _several(rng, turns, raster=raster, choices=choices)
     scene = sample_scene(rng, count=(1, 4))
     shown = Shown(scene, *draw_letters(rng, scene)) if rng.random() < 0.6 else Shown(scene)
     talk: list[Turn] = []
@@ -40,7 +42,7 @@ def draw_told(split: str, index: int, *, raster: bool, ease: float, turns: int) 
         if rng.random() < DRILLS:
             talk.append(drill_turn(rng))
             continue
-        turn = draw_turn(rng, shown, told=not raster, choices=CHOICES)
+        turn = draw_turn(rng, shown, told=not raster, choices=choices)
         if turn is not None:
             talk.append(turn)
     if raster:
@@ -89,21 +91,26 @@ def facts(rng: np.random.Generator, shown: Shown) -> str:
     return "The image: " + ", ".join(parts) + "."
 
 
-def _several(rng: np.random.Generator, turns: int, *, raster: bool) -> Lesson:
+def _several(rng: np.random.Generator, turns: int, *, raster: bool, choices: float) -> Lesson:
     """Two or three images told one after the other."""
     scenes = [sample_scene(rng, count=(1, 2)) for _ in range(2 if rng.random() < 0.7 else 3)]
     told = [
         f"{name[0].upper()}{name[1:]}: {facts(rng, Shown(s)).removeprefix('The image: ')}"
         for name, s in zip(ORDINALS, scenes, strict=False)
     ]
-    talk = several_turns(rng, scenes, turns=turns, told=not raster)
+    talk = several_turns(rng, scenes, turns=turns, told=not raster, choices=choices)
     if raster:
         return Lesson([], talk, raster=tuple(Shown(s) for s in scenes))
     return Lesson([], talk, " ".join(told))
 
 
 def several_turns(
-    rng: np.random.Generator, scenes: list[Scene], *, turns: int, told: bool
+    rng: np.random.Generator,
+    scenes: list[Scene],
+    *,
+    turns: int,
+    told: bool,
+    choices: float = CHOICES,
 ) -> list[Turn]:
     """Questions about one of several images, and about which of them shows something."""
     talk: list[Turn] = []
@@ -116,7 +123,7 @@ def several_turns(
             words = ORDINALS[k].split()[1]
             turn = Turn("pair_caption", f"Describe the {words} image.", caption(scenes[k]))
         else:
-            turn = draw_turn(rng, Shown(scenes[k]), told=told, choices=CHOICES)
+            turn = draw_turn(rng, Shown(scenes[k]), told=told, choices=choices)
             if turn is not None:
                 question = f"In {ORDINALS[k]}: {turn.question}"
                 turn = Turn(f"pair_{turn.kind}", question, turn.answer)

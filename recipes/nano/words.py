@@ -27,7 +27,7 @@ def main() -> None:
     """Write the counts of 600 conversations, 30 questions a skill, and the marks of chat."""
     texts = [CHAT] * 100
     for i in range(600):
-        lesson = draw_told("train", i, raster=False, ease=0.0, turns=7)
+        lesson = draw_told("train", i, raster=False, turns=7)
         texts += [lesson.facts, *chain(*((t.question, t.answer) for t in lesson.turns))]
     for skill in SKILLS:
         texts += [scene_question("train", skill, i).prompt for i in range(30)]

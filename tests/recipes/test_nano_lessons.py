@@ -94,15 +94,20 @@ def _parts(told: str) -> list[list[str]]:
     return sorted(sorted(word for word in part if word != "ground") for part in parts)
 
 
-def test_told_lessons_grow_from_one_question() -> None:
-    first = [draw_told("train", i, raster=False, ease=1.0, turns=4) for i in range(40)]
-    last = [draw_told("train", i, raster=False, ease=0.0, turns=4) for i in range(40)]
-    assert {len(x.turns) for x in first} == {1} and {len(x.turns) for x in last} == {4}
-    assert any("choice_" in x.turns[0].kind for x in first)
+def test_told_lessons_ask_as_many_questions_and_choices_as_they_are_told() -> None:
+    for turns, choices in ((1, 1.0), (4, 0.0)):
+        lessons = [
+            draw_told("train", i, raster=i % 2 == 0, turns=turns, choices=choices)
+            for i in range(60)
+        ]
+        assert {len(x.turns) for x in lessons} == {turns}
+        kinds = [t.kind for x in lessons for t in x.turns]
+        chosen = sum("choice_" in k for k in kinds)  # which of several images, often by letter
+        assert chosen > 0.7 * len(kinds) if choices else chosen < 0.2 * len(kinds)
 
 
 def test_no_lesson_asks_a_perception_question() -> None:
-    lessons = [draw_told("train", i, raster=i % 2 == 0, ease=0, turns=6) for i in range(200)]
+    lessons = [draw_told("train", i, raster=i % 2 == 0, turns=6) for i in range(200)]
     lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
     lessons += [draw_drill("train", i, ease=0) for i in range(200)]
     lessons += [draw_lookup("train", i, Asked(x, choices=0.5)) for x in LOOKUPS for i in range(20)]

@@ -61,8 +61,8 @@ def some_lessons() -> dict[str, list[Lesson]]:
     return {
         "one picture": [draw_lesson("train", i, images=1, ease=0, turns=4) for i in (3, 4)],
         "three pictures": [draw_lesson("train", i, images=3, ease=0, turns=3) for i in (3, 4)],
-        "sentences": [draw_told("train", i, raster=False, ease=0, turns=4) for i in (3, 4)],
-        "words of cells": [draw_told("train", i, raster=True, ease=0, turns=4) for i in (3, 4)],
+        "sentences": [draw_told("train", i, raster=False, turns=4) for i in (3, 4)],
+        "words of cells": [draw_told("train", i, raster=True, turns=4) for i in (3, 4)],
     }
 
 
