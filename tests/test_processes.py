@@ -126,3 +126,17 @@ def test_a_small_model_on_a_cpu_takes_a_process_for_each_core(
     assert unasked() == 1 and unasked(device="cpu") == MOST
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert unasked(device="cpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "cores"), [("150000 100000", 1), ("50000 100000", 1), ("max 100000", 7), ("?", 7)]
+)
+def test_a_container_has_the_cores_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, cores: int
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)), raising=False)
+    monkeypatch.setattr(processes, "_QUOTA", tmp_path / "cpu.max")
+    assert processes._cores() == 7  # no such file
+    (tmp_path / "cpu.max").write_text(f"{said}\n")
+    assert processes._cores() == cores

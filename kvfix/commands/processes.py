@@ -25,6 +25,8 @@ MOST = 4  # processes that a command takes without being told; each holds the mo
 SMALL = 64 * 2**20  # bytes of weights; threads share the passes of larger models well
 _LEAVE = 10.0  # seconds for the others to end by themselves once this process has failed
 _GPU = ("/dev/nvidiactl", "/dev/kfd")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and in which time
+_LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # whatever name, firewall or VPN the machine has
 
 
 def how_many(asked: int | None, model: str | None, *, limit: int | None, device: str | None) -> int:
@@ -73,6 +75,10 @@ def shared(processes: int, again: Callable[[int], None]) -> Iterator[None]:
         "RANK": 0,
         "LOCAL_RANK": 0,
     }
+    if "TORCH_CPP_LOG_LEVEL" not in os.environ:  # else who is left tells of the others' end in C++
+        launch["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    if sys.platform in _LOOPBACK:
+        launch["GLOO_SOCKET_IFNAME"] = _LOOPBACK[sys.platform]
     before = {name: os.environ.get(name) for name in launch}
     os.environ |= {name: str(value) for name, value in launch.items()}
     spawn = SpawnContext()
@@ -117,7 +123,12 @@ def _watch(others: list[SpawnProcess], over: Event) -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: those it is bound to, and no more than its container has."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else min(cores, max(1, int(quota) // int(period)))
