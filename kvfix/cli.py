@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -260,10 +259,13 @@ def _begun(module: str, typed: dict[str, Any]) -> Iterator[None]:
     if typed["report_to"] is not None:
         need(typed["report_to"])
     processes = 1
-    if typed["context"].obj == ALONE and typed.get("answer_with") is None:
+    if typed.get("answer_with") is not None:
+        if typed["processes"] not in (None, 1):
+            raise typer.BadParameter("--processes: expected it without --answer-with, found both")
+    elif typed["context"].obj == ALONE:
         how = {name: typed[name] for name in ("model", "limit", "device")}
         processes = how_many(typed["processes"], **how)
-    with shared(processes, _as_rank):
+    with shared(processes):
         if module not in sys.modules:
             with RichWatch().phase("starting"), _uncollected():
                 import_module(module)
@@ -314,12 +316,6 @@ app.command()(repair)
 app.command()(merge)
 app.command()(families)
 app.command()(report)
-
-
-def _as_rank(number: int) -> None:
-    """The same command line in a process that another one has started."""
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    main(alone=False)
 
 
 def main(*, alone: bool = True) -> None:

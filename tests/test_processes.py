@@ -49,7 +49,7 @@ def test_two_processes_end_with_what_one_writes(
 
 
 def _others(of: subprocess.Popen) -> list[int]:
-    """Processes that a command has started, but for Python's own helper."""
+    """Processes that a command has started to share its work."""
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
@@ -57,9 +57,38 @@ def _others(of: subprocess.Popen) -> list[int]:
             words = Path("/proc", name, "cmdline").read_text()
         except OSError:  # it has ended
             continue
-        if parent == str(of.pid) and "spawn_main" in words:
+        if parent == str(of.pid) and "alone=False" in words:
             found.append(int(name))
     return found
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether units are being measured."""
+    return bool(list(out.glob("samples/*.jsonl")))
+
+
+def _started(words: list[str], *, until: Callable[[], bool]) -> subprocess.Popen:
+    """A command in a session of its own, once it has started another process and `until` holds."""
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    command = subprocess.Popen([KVFIX, *words], **pipes, env=ENV, start_new_session=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and command.poll() is None:
+        if _others(command) and until():
+            break
+        time.sleep(0.02)
+    return command
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_ctrl_c_ends_all(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = _words(checkpoint("llava_onevision"), out, 2)
+    command = _started(words, until=lambda: _has_begun(out))
+    [other] = _others(command)
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 130 and said.count("interrupted") == 1, said
+    assert "Traceback" not in said and not Path("/proc", str(other)).exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -69,14 +98,7 @@ def test_a_process_that_dies_ends_the_command_and_the_next_goes_on(
 ) -> None:
     out = tmp_path / "torn"
     words = _words(checkpoint("llava_onevision"), out, 2)
-    pipe = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "env": ENV, "text": True}
-    command = subprocess.Popen([KVFIX, *words], **pipe)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and command.poll() is None:
-        found = _others(command)
-        if found and (not meanwhile or list(out.glob("samples/*.jsonl"))):
-            break
-        time.sleep(0.02)
+    command = _started(words, until=lambda: not meanwhile or _has_begun(out))
     [other] = _others(command)
     os.kill(other, signal.SIGKILL)
     _, said = command.communicate(timeout=120)
@@ -89,9 +111,25 @@ def test_a_process_that_dies_ends_the_command_and_the_next_goes_on(
     assert kill_and_resume.result("eval", out) == kill_and_resume.result("eval", alone)
 
 
+def test_a_script_that_calls_the_command_is_not_run_again(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    words = _words(checkpoint("llava_onevision"), tmp_path / "out", 2)
+    script = (
+        f"import sys; sys.argv[1:] = {words!r}; print('once')\nfrom kvfix.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "once\n", done.stderr
+
+
 def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
     ended = launch(*_words(Path("/nowhere"), tmp_path / "out", 2))
     assert ended.code == 1 and "/nowhere" in ended.error
+
+
+def test_a_server_answers_one_process() -> None:
+    ended = launch("eval", "--answer-with", "vllm", "--processes", 2)
+    assert ended.code == 2 and "without --answer-with" in ended.err
 
 
 def test_no_further_processes_below_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,13 @@ A small model leaves all cores but one idle: its passes are too short for severa
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from subprocess import DEVNULL, Popen, TimeoutExpired
 from threading import Event, Thread
 from typing import Any
 
@@ -21,6 +21,13 @@ from kvfix.launchers import free_port, rank
 from kvfix.shipped import nano_dir
 from kvfix.terminal import FAILED, labelled
 
+# Not multiprocessing: it would import again whatever script has called `kvfix.cli.main`.
+_AGAIN = """
+import json, sys
+sys.path[:], sys.argv[:] = json.loads(sys.argv[1]), sys.argv[2:]
+from kvfix.cli import main
+main(alone=False)
+"""
 MOST = 4  # processes that a command takes without being told; each holds the model and its features
 SMALL = 64 * 2**20  # bytes of weights; threads share the passes of larger models well
 _LEAVE = 10.0  # seconds for the others to end by themselves once this process has failed
@@ -59,14 +66,37 @@ def how_many(asked: int | None, model: str | None, *, limit: int | None, device:
 
 
 @contextmanager
-def shared(processes: int, again: Callable[[int], None]) -> Iterator[None]:
+def shared(processes: int) -> Iterator[None]:
     """Run this process's command line in further processes; all are ranks of one launch.
 
-    `again` runs it as the rank of that number. When the block fails here, the others end too.
+    When the block fails here, the others end too.
     """
     if processes == 1:
         yield
         return
+    launch = _launch(processes)
+    before = {name: os.environ.get(name) for name in launch}
+    os.environ |= launch
+    others, over = [_start(number) for number in range(1, processes)], Event()
+    try:
+        for other in others:
+            Thread(target=_watch, args=(other, over), daemon=True).start()
+        yield
+        for other in others:
+            other.wait()
+    finally:
+        over.set()
+        for other in others:
+            _end(other)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _launch(processes: int) -> dict[str, str]:
+    """What a launcher would say to the first of so many processes of this machine."""
     launch: dict[str, Any] = {
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
@@ -79,47 +109,36 @@ def shared(processes: int, again: Callable[[int], None]) -> Iterator[None]:
         launch["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     if sys.platform in _LOOPBACK:
         launch["GLOO_SOCKET_IFNAME"] = _LOOPBACK[sys.platform]
-    before = {name: os.environ.get(name) for name in launch}
-    os.environ |= {name: str(value) for name, value in launch.items()}
-    spawn = SpawnContext()
-    others = [spawn.Process(target=again, args=(i,), daemon=True) for i in range(1, processes)]
-    over = Event()
-    try:
-        for other in others:
-            other.start()
-        Thread(target=_watch, args=(others, over), daemon=True).start()
-        yield
-        for other in others:
-            other.join()
-    except BaseException:
-        over.set()
-        for other in others:
-            other.join(_LEAVE)
-        raise
-    finally:
-        over.set()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return {name: str(value) for name, value in launch.items()}
 
 
-def _watch(others: list[SpawnProcess], over: Event) -> None:
+def _start(number: int) -> Popen[bytes]:
+    """The same command line, of the same packages, as the rank of this number."""
+    words = [sys.executable, "-c", _AGAIN, json.dumps(sys.path), *sys.argv]
+    rank_of = {"RANK": str(number), "LOCAL_RANK": str(number)}
+    # In a session of its own, Ctrl-C reaches the first process alone, which then ends the others.
+    return Popen(words, stdin=DEVNULL, env=os.environ | rank_of, start_new_session=True)
+
+
+def _watch(other: Popen[bytes], over: Event) -> None:
     """End this process if another has failed and this one waits for it, be it for ever."""
-    left = others
-    while left:
-        wait([other.sentinel for other in left])
-        failed = [other.exitcode for other in left if other.exitcode]
-        if failed and not over.wait(_LEAVE):
-            labelled(
-                "error:",
-                "red",
-                f"expected {len(others)} more processes until the end, found that one of them "
-                f"ended with code {failed[0]}; --processes 1 needs no other",
-            )
-            os._exit(FAILED)
-        left = [other for other in left if other.is_alive()]
+    code = other.wait()
+    if code and not over.wait(_LEAVE):
+        labelled(
+            "error:",
+            "red",
+            "expected further processes to share the work until the end, found that one of them "
+            f"ended with code {code}; --processes 1 needs none",
+        )
+        os._exit(FAILED)
+
+
+def _end(other: Popen[bytes]) -> None:
+    """Let a process say why it ends, but not for long."""
+    try:
+        other.wait(_LEAVE)
+    except TimeoutExpired:
+        other.kill()
 
 
 def _cores() -> int:
