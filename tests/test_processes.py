@@ -62,6 +62,14 @@ def _others(of: subprocess.Popen) -> list[int]:
     return found
 
 
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and has not ended."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def _has_begun(out: Path) -> bool:
     """Whether units are being measured."""
     return bool(list(out.glob("samples/*.jsonl")))
@@ -80,6 +88,20 @@ def _started(words: list[str], *, until: Callable[[], bool]) -> subprocess.Popen
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before they meet", "at work"])
+def test_nothing_outlives_the_command(
+    checkpoint: Callable[[str], Path], tmp_path: Path, meanwhile: bool
+) -> None:
+    out = tmp_path / "out"
+    words = _words(checkpoint("llava_onevision"), out, 2)
+    command = _started(words, until=lambda: not meanwhile or _has_begun(out))
+    [other] = _others(command)
+    command.kill()
+    _, said = command.communicate(timeout=60)  # the other has written here, too, until it ended
+    assert "Traceback" not in said and not _runs(other)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_ctrl_c_ends_all(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = _words(checkpoint("llava_onevision"), out, 2)
@@ -88,7 +110,7 @@ def test_ctrl_c_ends_all(checkpoint: Callable[[str], Path], tmp_path: Path) -> N
     os.killpg(command.pid, signal.SIGINT)  # as a terminal does
     _, said = command.communicate(timeout=60)
     assert command.returncode == 130 and said.count("interrupted") == 1, said
-    assert "Traceback" not in said and not Path("/proc", str(other)).exists()
+    assert "Traceback" not in said and not _runs(other)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

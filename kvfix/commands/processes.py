@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import DEVNULL, Popen, TimeoutExpired
+from subprocess import PIPE, Popen, TimeoutExpired
 from threading import Event, Thread
 from typing import Any
 
@@ -25,12 +25,14 @@ from kvfix.terminal import FAILED, labelled
 _AGAIN = """
 import json, sys
 sys.path[:], sys.argv[:] = json.loads(sys.argv[1]), sys.argv[2:]
+from kvfix.commands.processes import follow
+follow()
 from kvfix.cli import main
 main(alone=False)
 """
 MOST = 4  # processes that a command takes without being told; each holds the model and its features
 SMALL = 64 * 2**20  # bytes of weights; threads share the passes of larger models well
-_LEAVE = 10.0  # seconds for the others to end by themselves once this process has failed
+_LEAVE = 10.0  # seconds for the others to end by themselves, be all well or not
 _GPU = ("/dev/nvidiactl", "/dev/kfd")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and in which time
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # whatever name, firewall or VPN the machine has
@@ -82,8 +84,6 @@ def shared(processes: int) -> Iterator[None]:
         for other in others:
             Thread(target=_watch, args=(other, over), daemon=True).start()
         yield
-        for other in others:
-            other.wait()
     finally:
         over.set()
         for other in others:
@@ -117,7 +117,17 @@ def _start(number: int) -> Popen[bytes]:
     words = [sys.executable, "-c", _AGAIN, json.dumps(sys.path), *sys.argv]
     rank_of = {"RANK": str(number), "LOCAL_RANK": str(number)}
     # In a session of its own, Ctrl-C reaches the first process alone, which then ends the others.
-    return Popen(words, stdin=DEVNULL, env=os.environ | rank_of, start_new_session=True)
+    return Popen(words, stdin=PIPE, env=os.environ | rank_of, start_new_session=True)
+
+
+def follow() -> None:
+    """End this process with the one that has started it and holds the other end of its input."""
+
+    def leave() -> None:
+        os.read(0, 1)  # nothing is ever written there
+        os._exit(FAILED)
+
+    Thread(target=leave, daemon=True).start()
 
 
 def _watch(other: Popen[bytes], over: Event) -> None:
@@ -134,7 +144,7 @@ def _watch(other: Popen[bytes], over: Event) -> None:
 
 
 def _end(other: Popen[bytes]) -> None:
-    """Let a process say why it ends, but not for long."""
+    """Let a process end by itself, and say why, but not for long."""
     try:
         other.wait(_LEAVE)
     except TimeoutExpired:

@@ -60,7 +60,7 @@ def finish(folder: Path, *args: object) -> Finished:
 
 
 def call(*args: object) -> Ended:
-    """What `launch` does, through the same entry point in this process."""
+    """What `launch` does, through the same entry point in this process, and in no further one."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with (
@@ -69,7 +69,7 @@ def call(*args: object) -> Ended:
         redirect_stderr(err),
     ):
         try:
-            cli.main()
+            cli.main(alone=False)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return Ended(code, out.getvalue(), err.getvalue())
