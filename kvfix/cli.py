@@ -237,7 +237,7 @@ def _write_lmms_eval(run: Path) -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No search for garbage among what is imported: it finds none, in a fourth of the time."""
+    """No search for garbage among what is imported: it takes a second or two, and finds none."""
     gc.disable()
     try:
         yield
@@ -250,7 +250,7 @@ def _uncollected() -> Iterator[None]:
 def _begun(module: str, typed: dict[str, Any]) -> Iterator[None]:
     """Refuse a wrong name, and say a first word, before what takes seconds is imported.
 
-    Other processes share what follows, unless this is not the command's own process.
+    Further processes share what follows, if this one may start them.
     """
     from kvfix.data.catalog import check_words
     from kvfix.report.export.trackers import need
@@ -263,8 +263,13 @@ def _begun(module: str, typed: dict[str, Any]) -> Iterator[None]:
         if typed["processes"] not in (None, 1):
             raise typer.BadParameter("--processes: expected it without --answer-with, found both")
     elif typed["context"].obj == ALONE:
-        how = {name: typed[name] for name in ("model", "limit", "device")}
-        processes = how_many(typed["processes"], **how)
+        processes = how_many(
+            typed["processes"],
+            typed["model"],
+            limit=typed["limit"],
+            device=typed["device"],
+            encoder=typed.get("reference_encoder"),
+        )
     with shared(processes):
         if module not in sys.modules:
             with RichWatch().phase("starting"), _uncollected():

@@ -174,7 +174,7 @@ def test_no_further_processes_below_a_launcher(monkeypatch: pytest.MonkeyPatch) 
         how_many(2, None, limit=None, device=None)
 
 
-def test_a_small_model_on_a_cpu_takes_a_process_for_each_core(
+def test_a_small_model_on_a_cpu_takes_two_processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -185,13 +185,16 @@ def test_a_small_model_on_a_cpu_takes_a_process_for_each_core(
     def unasked(model: Path | None = None, limit: int | None = None, device: str | None = None):
         return how_many(None, None if model is None else str(model), limit=limit, device=device)
 
-    assert unasked() == unasked(device="cpu") == 3
+    assert unasked() == unasked(device="cpu") == MOST == 2
     assert unasked(limit=8) == unasked(device="cuda:0") == unasked(Path("some/hub-id")) == 1
     assert how_many(2, "some/hub-id", limit=8, device="cuda:0") == 2
     save_file({"x": zeros(2**24)}, tmp_path / "model.safetensors")  # 64 MiB and a header
     assert unasked(tmp_path) == 1
     save_file({"x": zeros(2**10)}, tmp_path / "model.safetensors")
-    assert unasked(tmp_path) == 3
+    assert unasked(tmp_path) == MOST
+    assert how_many(None, None, encoder="some/encoder") == 1
+    monkeypatch.setattr(processes, "_cores", lambda: 1)
+    assert unasked() == 1
     monkeypatch.setattr(processes, "_cores", lambda: 100)
     assert unasked() == MOST
     monkeypatch.setattr(processes, "_GPU", (str(tmp_path),))  # there is one

@@ -110,8 +110,8 @@ Processes = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Share the work among N processes of this machine. Without it, up to four where a "
-        "small model runs on a CPU without --limit; else one.",
+        help="Share the work among N processes of this machine. Without it, two where a small "
+        "model runs on a CPU without --limit; else one.",
     ),
 ]
 Out = Annotated[

@@ -30,15 +30,22 @@ follow()
 from kvfix.cli import main
 main(alone=False)
 """
-MOST = 4  # processes that a command takes without being told; each holds the model and its features
+MOST = 2  # processes that a command takes without being told; each holds about 1 GB
 SMALL = 64 * 2**20  # bytes of weights; threads share the passes of larger models well
 _LEAVE = 10.0  # seconds for the others to end by themselves, be all well or not
-_GPU = ("/dev/nvidiactl", "/dev/kfd")
+_GPU = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, and in which time
 _LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # whatever name, firewall or VPN the machine has
 
 
-def how_many(asked: int | None, model: str | None, *, limit: int | None, device: str | None) -> int:
+def how_many(
+    asked: int | None,
+    model: str | None,
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    encoder: str | None = None,
+) -> int:
     """Processes that share the work, this one among them.
 
     Args:
@@ -46,6 +53,7 @@ def how_many(asked: int | None, model: str | None, *, limit: int | None, device:
         model: folder or hub id; None: the shipped nano.
         limit: units of a task. A limited run is short; another process would hardly pay.
         device: that the user named.
+        encoder: measured beside the model; it may be large.
 
     Raises:
         typer.BadParameter: the user asked for several although a launcher has started several.
@@ -60,7 +68,8 @@ def how_many(asked: int | None, model: str | None, *, limit: int | None, device:
     if asked is not None:
         return asked
     gpu = device is None and (any(map(os.path.exists, _GPU)) or sys.platform != "linux")
-    if gpu or device not in (None, "cpu") or limit is not None or "OMP_NUM_THREADS" in os.environ:
+    short_or_large = limit is not None or encoder is not None
+    if gpu or device not in (None, "cpu") or short_or_large or "OMP_NUM_THREADS" in os.environ:
         return 1
     folder = nano_dir() if model is None else Path(model)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

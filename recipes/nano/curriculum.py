@@ -157,7 +157,7 @@ def told_stage(c: Config, nano: Nano) -> Stage:
     """The language model answers single questions about facts, in sentences and words of cells.
 
     Every fifth batch are drills: without them what was drilled was lost within 500 steps. In
-    conversations the options of earlier questions stand in the way of the present one's.
+    conversations options of earlier questions probably stand in the way of the present one's.
     """
 
     def drawn(raster: bool) -> Dealer:

@@ -42,7 +42,7 @@ SIDE = 80  # pixels of a tile
 PATCH = 10  # pixels of a cell
 CELLS = (SIDE // PATCH) ** 2
 PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]  # height, width
-LAYERS = 10  # with six, what was looked up was hardly ever found again among the options
+LAYERS = 10  # with six, choices among options stayed far behind free answers
 TEXT: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,

@@ -104,6 +104,11 @@ def test_rows_of_one_class_are_taken_from_a_file(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(to_json(row)) + "\n" for row in ROWS))
     assert list(Rows(file, ProbeRow)) == [PROBE] and len(Rows(file, AnswerRow)) == 1
     assert not Rows(file, ProbeRow, lambda row: row.id != "u1")
+    quoting = replace(PROBE, id='{"kind": "left_out"')  # a text that looks like another kind
+    file.write_text(json.dumps(to_json(quoting)) + "\n" + json.dumps({"kind": "song"}) + "\n")
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: expected a kind of"):
+        list(Rows(file, LeftOutRow))
+    assert next(iter(Rows(file, ProbeRow))) == quoting
 
 
 def test_a_run_of_another_schema_is_not_gone_on_with(tmp_path: Path) -> None:
