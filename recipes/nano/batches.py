@@ -1,8 +1,16 @@
-"""Conversations as model inputs whose labels are the answers."""
+"""Lessons as model inputs whose labels are the answers: every question is asked alone.
+
+What the questions of a lesson are about stands once in a row, then question after question, each
+of which sees what stands first, and itself. That is what single questions would give, for the
+price of a conversation.
+
+Shapes: B rows, L tokens of a row, S tokens that its questions share, V vocabulary, D width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +26,7 @@ IGNORE = -100  # label of a position that is not learned
 
 
 class Lesson(NamedTuple):
-    """One conversation: pictures, or what stands in their place.
+    """Questions about the same thing.
 
     Attributes:
         images: Pictures, first of all.
@@ -33,67 +41,130 @@ class Lesson(NamedTuple):
     raster: tuple[Shown, ...] = ()
 
 
-def messages(nano: Nano, lesson: Lesson) -> list[dict[str, Any]]:
-    """The lesson in chat form, question after answer, images first."""
-    out: list[dict[str, Any]] = []
+def messages(nano: Nano, lesson: Lesson, turn: Turn) -> list[dict[str, Any]]:
+    """One question of a lesson and its answer in chat form, images first."""
     image = nano.dialect.image
     told = f"{lesson.facts}\n" if lesson.facts else ""
     told += nano.dialect.markup.replace(image, image * CELLS) * len(lesson.raster)
-    for i, turn in enumerate(lesson.turns):
-        text = told + turn.question if i == 0 else turn.question
-        content: list[dict[str, str]] = [{"type": "text", "text": text}]
-        if i == 0:
-            content = [{"type": "image"}] * len(lesson.images) + content
-        out.append({"role": "user", "content": content})
-        out.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
-    return out
+    pictures = [{"type": "image"}] * len(lesson.images)
+    content = [*pictures, {"type": "text", "text": told + turn.question}]
+    return [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
+    ]
 
 
-def answer_labels(ids_BL: torch.Tensor, opener: list[int], end: int) -> torch.Tensor:
-    """Labels that keep answers and their end token: what follows `opener` up to and with `end`."""
-    labels_BL = torch.full_like(ids_BL, IGNORE)
-    k = len(opener)
-    starts_BL = ids_BL.unfold(1, k, 1).eq(torch.tensor(opener)).all(-1)
-    for b, start in starts_BL.nonzero().tolist():
-        stop = start + k + int(ids_BL[b, start + k :].eq(end).nonzero()[0])
-        labels_BL[b, start + k : stop + 1] = ids_BL[b, start + k : stop + 1]
-    return labels_BL
+class Asked(NamedTuple):
+    """One question of a row, with what it is about."""
+
+    ids: list[int]
+    answer: int  # where its answer begins
 
 
 def collate(nano: Nano, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
-    """Lessons of one kind -> model inputs with labels, through the family's own processor.
-
-    Padding is on the right, where causal attention never looks, so no mask is needed: without one
-    it runs faster.
-    """
-    texts = [nano.processor.apply_chat_template(messages(nano, x)) for x in lessons]
-    tok = nano.processor.tokenizer
+    """Lessons of one kind -> model inputs with labels, through the family's own processor."""
+    texts = [
+        [nano.processor.apply_chat_template(messages(nano, x, turn)) for turn in x.turns]
+        for x in lessons
+    ]
+    tok, image_id = nano.processor.tokenizer, nano.model.config.image_token_id
+    inputs: dict[str, torch.Tensor] = {}
+    runs: list[list[int]] = [[1] * (CELLS * len(x.raster)) for x in lessons]
     if lessons[0].images:
-        images = [x.images for x in lessons]
-        batch = dict(nano.processor(text=texts, images=images, return_tensors="pt", padding=True))
-    else:
-        batch = dict(tok(texts, return_tensors="pt", padding=True, add_special_tokens=False))
-    del batch["attention_mask"]
+        images, first = [x.images for x in lessons], [t[0] for t in texts]
+        inputs = dict(nano.processor(text=first, images=images, return_tensors="pt", padding=True))
+        runs = [_runs(ids, image_id) for ids in inputs.pop("input_ids").tolist()]
+        for name in ("attention_mask", "mm_token_type_ids"):
+            inputs.pop(name, None)
     opener = tok(nano.dialect.opener, add_special_tokens=False)["input_ids"]
-    batch["labels"] = answer_labels(batch["input_ids"], opener, tok.eos_token_id)
+    rows = []
+    for asked, run in zip(texts, runs, strict=True):
+        tokens = tok(asked, add_special_tokens=False)["input_ids"]
+        rows.append(
+            [_asked(_widened(ids, image_id, run), opener, tok.eos_token_id) for ids in tokens]
+        )
+    inputs |= _rows(nano, rows)
     if lessons[0].raster:
-        with_raster(nano, batch, lessons)
-    return batch
+        with_raster(nano, inputs, lessons)
+    return inputs
 
 
-def with_raster(nano: Nano, batch: dict[str, torch.Tensor], lessons: list[Lesson]) -> None:
+def _runs(ids: list[int], image_id: int) -> list[int]:
+    """How many tokens each image has."""
+    return [len([*run]) for of_image, run in groupby(ids, lambda i: i == image_id) if of_image]
+
+
+def _widened(ids: list[int], image_id: int, runs: list[int]) -> list[int]:
+    """The ids with every image's one token as often as its run is long."""
+    left = iter(runs)
+    return [i for token in ids for i in [token] * (next(left) if token == image_id else 1)]
+
+
+def _asked(ids: list[int], opener: list[int], end: int) -> Asked:
+    """Up to the end token of the answer, which begins after `opener`."""
+    k = len(opener)
+    answer = k + next(i for i in range(len(ids)) if ids[i : i + k] == opener)
+    return Asked(ids[: ids.index(end, answer) + 1], answer)
+
+
+def _rows(nano: Nano, rows: list[list[Asked]]) -> dict[str, torch.Tensor]:
+    """Ids, positions, labels, and which token sees which.
+
+    Padding is on the right, where causal attention never looks; where every row holds one question,
+    there is no mask, for without one it runs faster.
+    """
+    shared = [_shared(row) for row in rows]
+    length = max(s + sum(len(a.ids) - s for a in row) for s, row in zip(shared, rows, strict=True))
+    ids_BL = torch.full((len(rows), length), nano.processor.tokenizer.pad_token_id)
+    labels_BL = torch.full_like(ids_BL, IGNORE)
+    of_BL = torch.zeros_like(ids_BL)  # number of the question, from 1; 0: shared
+    for ids_L, row, s in zip(ids_BL, rows, shared, strict=True):
+        ids_L[:s] = torch.tensor(row[0].ids[:s])
+    places = nano.places(nano.model, ids_BL[:, : max(shared)])
+    places_BL = places.new_zeros(*places.shape[:-1], length)
+    places_BL[..., : max(shared)] = places
+    for b, (row, s) in enumerate(zip(rows, shared, strict=True)):
+        at, after = s, places[..., b, s - 1].amax() + 1
+        for number, asked in enumerate(row, 1):
+            here = slice(at, at := at + len(asked.ids) - s)
+            ids_BL[b, here] = own_L = torch.tensor(asked.ids[s:])
+            of_BL[b, here] = number
+            places_BL[..., b, here] = after + torch.arange(len(own_L))
+            answer = slice(here.start + asked.answer - s, at)
+            labels_BL[b, answer] = own_L[asked.answer - s :]
+    inputs = {"input_ids": ids_BL, "position_ids": places_BL, "labels": labels_BL}
+    if max(map(len, rows)) > 1:
+        inputs["attention_mask"] = _sight(of_BL)
+    return inputs
+
+
+def _shared(row: list[Asked]) -> int:
+    """How many first tokens all questions share; the last before an answer is each one's own."""
+    most = min(asked.answer for asked in row) - 1
+    return next((i for i in range(most) if len({asked.ids[i] for asked in row}) > 1), most)
+
+
+def _sight(of_BL: torch.Tensor) -> torch.Tensor:
+    """(B, 1, L, L) to be added to attention's logits: 0 where a token sees another."""
+    of_BL1, of_B1L = of_BL[..., None], of_BL[:, None]
+    sees = ((of_BL1 == of_B1L) | (of_B1L == 0)).tril()
+    least = torch.finfo(torch.float32).min
+    return torch.zeros(sees.shape).masked_fill(~sees, least)[:, None]
+
+
+def with_raster(nano: Nano, inputs: dict[str, torch.Tensor], lessons: list[Lesson]) -> None:
     """Replace the ids by embeddings, those of image tokens by the sums of their cells' words."""
     table_VD = nano.model.get_input_embeddings().weight
-    ids_BL = batch.pop("input_ids")
+    ids_BL = inputs.pop("input_ids")
     sketches = [sketch(shown) for x in lessons for shown in x.raster]
     truth = Labels(*(torch.cat(part) for part in zip(*sketches, strict=True)))
     cells_ND = (words_of(nano).of(truth) @ table_VD).flatten(0, 1)
     at_BL1 = (ids_BL == nano.model.config.image_token_id)[..., None]
-    batch["inputs_embeds"] = table_VD[ids_BL].masked_scatter(at_BL1, cells_ND.to(table_VD.dtype))
+    inputs["inputs_embeds"] = table_VD[ids_BL].masked_scatter(at_BL1, cells_ND.to(table_VD.dtype))
 
 
 def lesson_loss(nano: Nano, lessons: list[Lesson]) -> torch.Tensor:
-    """Answer loss of one batch of conversations, nats a token."""
+    """Answer loss of one batch, nats a token."""
     return nano.model(**collate(nano, lessons), use_cache=False).loss
 
 
@@ -122,6 +193,6 @@ class Dealer:
 
 
 def _length(lesson: Lesson) -> int:
-    """About as many letters as a conversation is long; pictures count alike."""
+    """About as many letters as a row is long; pictures count alike."""
     spoken = sum(len(t.question) + len(t.answer) for t in lesson.turns)
     return 500 * (len(lesson.images) + len(lesson.raster)) + len(lesson.facts) + spoken

@@ -1,4 +1,4 @@
-"""The five stages of a nano's training: what each draws, what it trains, what it is measured by."""
+"""The four stages of a nano's training: what each draws, what it trains, what it is measured by."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dense import Heads, dense_loss, examine_dense
 from drill import draw_drill
 from exam import measure
 from gallery import Gallery
-from lookup import LOOKUPS, Asked, asked_at, draw_lookup
+from initial import take_language
 from models import Nano
 from pictures import draw_lesson
 from raster import align_loss, examine_align
 from stages import Stage
-from told import draw_told
+from told import RETOLD, draw_told
 from torch import nn
 
 from kvfix.bounds import check_numbers, number
 from kvfix.runs.atomic import atomic_file
 
-# What of the stages is run alone: told comes after lookup, which needs no tower.
+# What of the stages is run alone.
 ONLY = {
-    "": ("dense", "lookup", "told", "align", "talk"),
+    "": ("dense", "text", "align", "talk"),
     "dense": ("dense",),
-    "told": ("lookup", "told"),
+    "text": ("text",),
 }
 
 
@@ -46,13 +46,11 @@ class Config:
     dense_batch: int = number(16, least=1)
     dense_lr: float = number(1.5e-3, above=0)
     gallery: int = number(12000, least=8)
-    lookup_steps: int = number(10000, least=1)
-    lookup_easy: int = number(600, least=0)
-    lookup_batch: int = number(16, least=1)
-    lookup_lr: float = number(1e-3, above=0)
-    told_steps: int = number(8000, least=1)
-    told_batch: int = number(16, least=1)
-    told_lr: float = number(5e-4, above=0)
+    text_from: str = ""
+    text_steps: int = number(4000, least=1)
+    text_easy: int = number(200, least=0)
+    text_batch: int = number(8, least=1)
+    text_lr: float = number(1e-3, above=0)
     align_steps: int = number(1500, least=1)
     align_batch: int = number(32, least=1)
     align_lr: float = number(1e-3, above=0)
@@ -81,7 +79,7 @@ class Config:
         if self.gallery < largest:
             raise ValueError(f"gallery: expected a batch ({largest}) or more, found {self.gallery}")
         if self.only not in ONLY:
-            raise ValueError(f"only: expected dense or told, found {self.only!r}")
+            raise ValueError(f"only: expected dense or text, found {self.only!r}")
 
 
 def _parameters(model: nn.Module, *, language: bool) -> dict[str, nn.Parameter]:
@@ -112,83 +110,50 @@ def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
     )
 
 
-def _rows(measures: dict[str, Callable[[], str]]) -> str:
-    """A line for each measure."""
-    return "".join(f"\n  {name}: {figures()}" for name, figures in measures.items())
+DRILLED = 0.5  # weight of the letters of options beside questions about facts
 
 
-def lookup_stage(c: Config, nano: Nano) -> Stage:
-    """The language model finds the letter of an option, and one of several objects."""
-
-    def loss(step: int) -> torch.Tensor:
-        asked, first = asked_at(step, c.lookup_easy), step * c.lookup_batch
-        indices = range(first, first + c.lookup_batch)
-        if asked is None:
-            ease = 1.0 if step < c.lookup_easy else 0.0
-            return lesson_loss(nano, [draw_drill("train", i, ease=ease) for i in indices])
-        return lesson_loss(nano, [draw_lookup("train", i, asked) for i in indices])
-
-    def held_out(raster: bool, choices: float) -> Callable[[], str]:
-        asked = [Asked(x, choices=choices) for x in LOOKUPS if x.raster == raster]
-        n = max(c.held_out // 4, 1)
-        return measure(nano, [draw_lookup("val", i, x) for x in asked for i in range(n)])
-
-    measures = {
-        "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(2 * c.held_out)]),
-        "in words of cells": held_out(True, 0.0),
-        "in sentences": held_out(False, 0.0),
-        "in words of cells, options": held_out(True, 1.0),
-        "in sentences, options": held_out(False, 1.0),
-    }
-    return Stage(
-        "lookup",
-        c.lookup_steps,
-        c.lookup_lr,
-        loss,
-        lambda: _rows(measures),
-        _parameters(nano.model, language=True),
-    )
-
-
-CHOSEN = 0.8  # share of told questions with lettered options: what is found is to be found again
-
-
-def told_stage(c: Config, nano: Nano) -> Stage:
-    """The language model answers single questions about facts, in sentences and words of cells.
-
-    Every fifth batch are drills: without them what was drilled was lost within 500 steps. In
-    conversations options of earlier questions probably stand in the way of the present one's.
-    """
+def text_stage(c: Config, nano: Nano) -> Stage:
+    """The language model answers about facts, in sentences and words of cells, and drills."""
 
     def drawn(raster: bool) -> Dealer:
-        return Dealer(
-            lambda i, step: draw_told("train", i, raster=raster, turns=1, choices=CHOSEN),
-            c.told_batch,
-        )
+        def draw(i: int, step: int) -> Lesson:
+            easy = step * 2 < c.text_easy
+            return draw_told("train", i, raster=raster, turns=c.turns, easy=easy, retold=RETOLD)
+
+        return Dealer(draw, c.text_batch)
+
+    def drill(i: int, step: int) -> Lesson:
+        return draw_drill("train", i, ease=float(step < c.text_easy))
 
     def held_out(raster: bool) -> Callable[[], str]:
         lessons = [draw_told("val", i, raster=raster, turns=c.turns) for i in range(c.held_out)]
         return measure(nano, lessons, pooled=True)
 
     def loss(step: int) -> torch.Tensor:
-        fifth, at = divmod(step, 5)
-        if at == 0:
-            return lesson_loss(nano, drills.batch(fifth))
-        return lesson_loss(nano, decks[at % 2].batch(2 * fifth + (at - 1) // 2))
+        half, raster = divmod(step, 2)
+        told = lesson_loss(nano, decks[raster].batch(half))
+        return told + DRILLED * lesson_loss(nano, drills.batch(step))
 
+    if c.text_from:
+        take_language(nano.model, nano.processor.tokenizer, c.text_from)
     decks = (drawn(False), drawn(True))
-    drills = Dealer(lambda i, step: draw_drill("train", UNDRILLED + i, ease=0), c.told_batch)
+    drills = Dealer(drill, c.text_batch)
     measures = {
-        "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(c.held_out)]),
+        "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(2 * c.held_out)]),
         "in sentences": held_out(False),
         "in words of cells": held_out(True),
     }
+
+    def figures() -> str:
+        return "".join(f"\n  {name}: {measured()}" for name, measured in measures.items())
+
     return Stage(
-        "told",
-        c.told_steps,
-        c.told_lr,
+        "text",
+        c.text_steps,
+        c.text_lr,
         loss,
-        lambda: _rows(measures),
+        figures,
         _parameters(nano.model, language=True),
     )
 
@@ -206,13 +171,12 @@ def align_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
     )
 
 
-UNDRILLED = 2**39  # first index of drills that the stage of lookups does not reach
 IMAGES = (1, 1, 2, 1, 1, 1, 3, 0)  # pictures of the conversations of each step, in turn; 0: told
 UNTOLD = 2**39  # first index of told lessons that the second stage does not reach
 
 
 def talk_stage(c: Config, nano: Nano) -> Stage:
-    """Everything learns from conversations about one to three pictures, and some told in words."""
+    """Everything learns from questions about one to three pictures, and some told in words."""
 
     def drawn(images: int) -> Dealer:
         def draw(i: int, step: int) -> Lesson:
@@ -266,8 +230,7 @@ def stages(c: Config, nano: Nano, states: Path) -> dict[str, Callable[[], Stage]
     """How to make each stage, in order; made when its turn comes, for pictures take time."""
     return {
         "dense": lambda: dense_stage(c, nano, galleries_of(c, states)),
-        "lookup": lambda: lookup_stage(c, nano),
-        "told": lambda: told_stage(c, nano),
+        "text": lambda: text_stage(c, nano),
         "align": lambda: align_stage(c, nano, galleries_of(c, states)),
         "talk": lambda: talk_stage(c, nano),
     }

@@ -18,6 +18,7 @@ from batches import IGNORE, Lesson, collate, messages
 from models import Nano
 
 from kvfix.data.scenes.talk import Turn
+from kvfix.mlm.native import has_bfloat16
 
 
 class Grade(NamedTuple):
@@ -87,7 +88,7 @@ def foreseen(nano: Nano, asked: list[Lesson], *, batch: int = 32) -> list[bool]:
     for part in _parts(asked, batch):
         inputs = collate(nano, part)
         labels_BL = inputs.pop("labels")[:, 1:]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             said_BL = nano.model(**inputs, use_cache=False).logits[:, :-1].argmax(-1)
         right += ((said_BL == labels_BL) | (labels_BL == IGNORE)).all(1).tolist()
     return right
@@ -99,7 +100,9 @@ def written(nano: Nano, asked: list[Lesson], *, batch: int = 32) -> list[str]:
     tok, answers = nano.processor.tokenizer, []
     for part in _parts(asked, batch):
         texts = [
-            nano.processor.apply_chat_template(messages(nano, x)[:1], add_generation_prompt=True)
+            nano.processor.apply_chat_template(
+                messages(nano, x, x.turns[0])[:1], add_generation_prompt=True
+            )
             for x in part
         ]
         tok.padding_side = "left"

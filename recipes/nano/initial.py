@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 # Standard deviation of word embeddings. A word that is not said for a while is pushed the way of
 # all such words; from smaller ones, left, centre and right became parallel, and no lesson told
@@ -18,6 +19,11 @@ WORDS_RANGE = 0.125
 LIKENESS = 4.0
 SLOW = 3.0  # weight of the slow half of a head's rotations against the fast half
 PASSED_ON = 0.5  # share of an attended token that a layer adds to the attending one
+APART = 0.5  # noise of heads that share a key, as a share of their weights
+ORDER = 10.0  # nats by which a head of order attends to the token before
+PAIRS = 4  # of a head's rotations, the fastest, that order is read from
+LESS_LIKE = 0.3  # what is left of likeness in such heads
+ROTARY_BASE = 1e4
 
 
 def lay_out_places(model: Any, side: int) -> None:
@@ -73,7 +79,8 @@ def lay_out_attention(model: Any) -> None:
     Queries equal keys, so that a word attends to wherever it stands, cells among them; outputs
     undo values. A small model hardly finds this by itself (after the mimetic initialisation of
     vision transformers, arXiv 2305.09828). Rotary positions turn a head's fast half far
-    over tens of tokens, so likeness counts more in its slow half.
+    over tens of tokens, so likeness counts more in its slow half. Heads that share a key start
+    apart: equal ones have equal gradients and stay one head for ever.
     """
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
@@ -89,6 +96,57 @@ def lay_out_attention(model: Any) -> None:
         back = passed.view(heads, side, width).repeat_interleave(groups, 0) / groups
         with torch.no_grad():
             keys.copy_(like.flatten(0, 1))
-            queries.copy_(like.repeat_interleave(groups, 0).flatten(0, 1))
+            queries.copy_(_apart(like.repeat_interleave(groups, 0).flatten(0, 1)))
             values.copy_(passed)
-            outputs.copy_(back.flatten(0, 1).T)
+            outputs.copy_(_apart(back.flatten(0, 1).T))
+
+
+def _apart(weights: torch.Tensor) -> torch.Tensor:
+    """The weights and some noise."""
+    return weights + torch.randn_like(weights) * weights.square().mean().sqrt() * APART
+
+
+def lay_out_order(model: Any) -> None:
+    """In the first half of the layers, let the last key's heads look at the tokens before.
+
+    The letter of an option stands before its words, and likeness alone never finds it. A bias
+    of the key that equals a bias of the query, turned as far as rotary positions turn it over one
+    token or two, is largest at that distance, whatever the words.
+    """
+    layers = model.model.language_model.layers
+    for layer in layers[: len(layers) // 2]:
+        attention = layer.self_attn
+        side = attention.head_dim
+        groups = len(attention.q_proj.weight) // len(attention.k_proj.weight)
+        turns = ROTARY_BASE ** (-torch.arange(0, side, 2) / side)  # of a pair, a token
+        size = torch.zeros(side // 2)
+        size[:PAIRS] = math.sqrt(ORDER * math.sqrt(side) / PAIRS)
+        with torch.no_grad():
+            attention.k_proj.weight[-side:] *= LESS_LIKE
+            attention.k_proj.bias[-side:] = torch.cat([size, torch.zeros(side // 2)])
+            attention.q_proj.weight[-groups * side :] *= LESS_LIKE
+            back = 1 + torch.arange(groups)[:, None]  # tokens
+            at = torch.cat([size * torch.cos(back * turns), -size * torch.sin(back * turns)], -1)
+            attention.q_proj.bias[-groups * side :] = at.flatten()
+
+
+def take_language(model: Any, tokenizer: Any, folder: str) -> None:
+    """Start the language model from that of a finished nano, of this family or another.
+
+    Its layers are those of all nanos; words are found by their text, so what only this family's
+    chat needs stays as it is.
+
+    Raises:
+        OSError: no checkpoint in the folder.
+    """
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    kept = dict(theirs.named_parameters())
+    mine, other = (t.get_vocab() for t in (tokenizer, AutoTokenizer.from_pretrained(folder)))
+    both = [word for word in mine if word in other]
+    at, of = ([vocabulary[word] for word in both] for vocabulary in (mine, other))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("language_model.embed_tokens.weight"):
+                weight[at] = kept[name][of]
+            elif "language_model" in name and name in kept:
+                weight.copy_(kept[name])

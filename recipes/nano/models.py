@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from initial import lay_out_attention, lay_out_pixels, lay_out_places, widen_words
+from initial import (
+    ROTARY_BASE,
+    lay_out_attention,
+    lay_out_order,
+    lay_out_pixels,
+    lay_out_places,
+    widen_words,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -160,6 +167,8 @@ class Nano(NamedTuple):
     `crop` keeps of the image processor's output for B square images what one raster of image tokens
     needs, without the copies that the LM also gets (base tile, newlines). `see` turns it into the
     vision tower's features, (B, cells, width), `look` into image tokens, (B, cells, hidden).
+    `places` gives positions of the tokens (B, L) of conversations about pictures: (B, L), or
+    (3, B, L) where images have rows and columns.
     """
 
     model: Any  # a Hugging Face model class; their own types do not fit their use
@@ -168,6 +177,7 @@ class Nano(NamedTuple):
     crop: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     see: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
     look: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+    places: Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 def crop_tile(pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -199,6 +209,19 @@ def look_at_raster(model: Any, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(model.get_image_features(**pixels).pooler_output))
 
 
+def places_in_line(model: Any, ids_BL: torch.Tensor) -> torch.Tensor:
+    """One token after the other."""
+    return torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
+
+
+def places_in_rows(model: Any, ids_BL: torch.Tensor) -> torch.Tensor:
+    """M-RoPE: time, row and column."""
+    at_BL = ids_BL == model.config.image_token_id
+    side = 2 * SIDE // PATCH  # patches that are merged two by two
+    grids = torch.tensor([[1, side, side]]).repeat(int(at_BL.sum()) // CELLS, 1)
+    return model.model.get_rope_index(ids_BL, at_BL.int(), image_grid_thw=grids)[0]
+
+
 def _ids(tokenizer: PreTrainedTokenizerFast, dialect: Dialect) -> dict[str, Any]:
     pad = tokenizer.convert_tokens_to_ids(dialect.specials[0])
     begin = "<|begin_of_text|>"
@@ -219,7 +242,7 @@ def build_onevision() -> Nano:
     tower = SiglipVisionConfig(**TOWER, num_hidden_layers=4, vision_use_head=False)
     config = LlavaOnevisionConfig(
         vision_config=tower,
-        text_config=Qwen2Config(**TEXT, **_ids(tok, ONEVISION), rope_theta=1e4),
+        text_config=Qwen2Config(**TEXT, **_ids(tok, ONEVISION), rope_theta=ROTARY_BASE),
         image_token_id=image_id,
         video_token_id=tok.convert_tokens_to_ids("<video>"),
         vision_feature_layer=-1,
@@ -244,6 +267,7 @@ def build_onevision() -> Nano:
         crop_tile,
         see_tile,
         look_at_tile,
+        places_in_line,
     )
 
 
@@ -252,7 +276,11 @@ def build_qwen() -> Nano:
     tok = train_tokenizer(QWEN)
     ids = {n: tok.convert_tokens_to_ids(f"<|{n}|>") for n in ("vision_start", "vision_end")}
     head = TEXT["hidden_size"] // TEXT["num_attention_heads"]
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 2 - 10, 5, 5]}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": ROTARY_BASE,
+        "mrope_section": [head // 2 - 10, 5, 5],
+    }
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, **_ids(tok, QWEN), "rope_parameters": rope},
         vision_config={
@@ -282,15 +310,20 @@ def build_qwen() -> Nano:
         chat_template=QWEN.template,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
-    return Nano(model, processor, QWEN, crop_raster, look_at_raster, look_at_raster)
+    return Nano(model, processor, QWEN, crop_raster, look_at_raster, look_at_raster, places_in_rows)
 
 
 def build_next() -> Nano:
-    """CLIP tower read at its second last layer, Llama LM, anyres tiles in every image."""
+    """CLIP tower read at its second last layer, Llama LM, anyres tiles in every image.
+
+    Attention has biases, as in the LLaVA-NeXT models on Qwen: see `lay_out_order`.
+    """
     tok = train_tokenizer(NEXT)
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**TOWER, num_hidden_layers=5, projection_dim=128),
-        text_config=LlamaConfig(**TEXT, **_ids(tok, NEXT), rope_theta=1e4),
+        text_config=LlamaConfig(
+            **TEXT, **_ids(tok, NEXT), rope_theta=ROTARY_BASE, attention_bias=True
+        ),
         image_token_id=tok.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -311,7 +344,7 @@ def build_next() -> Nano:
         chat_template=NEXT.template,
     )
     model = LlavaNextForConditionalGeneration(config)
-    return Nano(model, processor, NEXT, crop_tile, see_tile, look_at_tile)
+    return Nano(model, processor, NEXT, crop_tile, see_tile, look_at_tile, places_in_line)
 
 
 BUILDERS: dict[str, Callable[[], Nano]] = {
@@ -335,6 +368,7 @@ def build_nano(family: str, *, seed: int) -> Nano:
     lay_out_pixels(nano.model, PATCH)
     widen_words(nano.model, TEXT["initializer_range"])
     lay_out_attention(nano.model)
+    lay_out_order(nano.model)
     settings = nano.model.generation_config
     settings.eos_token_id = nano.processor.tokenizer.eos_token_id
     settings.pad_token_id = nano.processor.tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""Last stages: conversations about pictures, with letters drawn at marks as questions draw them."""
+"""The last stage: questions about pictures, with letters drawn at marks as questions draw them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kvfix.data.scenes.paint import (
 from kvfix.data.scenes.shapes import HOLES, mark
 from kvfix.data.scenes.talk import Turn, caption
 
-CHOICES = 0.45  # share of questions with lettered options
+CHOICES = 0.6  # share of questions with lettered options
 MARKED = 0.6  # share of single pictures with marks
 APART = 0.16  # least distance of two marks, of the side
 EDGE = 0.06  # least distance of a mark from the border
@@ -40,7 +40,7 @@ def draw_lesson(split: str, index: int, *, images: int, ease: float, turns: int)
     if images > 1:
         scenes = [sample_scene(rng, count=(1, min(most, 2)), radius=(0.14, 0.24)) for _ in "123"]
         scenes = scenes[:images]
-        talk = several_turns(rng, scenes, turns=turns, told=False)
+        talk = several_turns(rng, scenes, turns=turns, told=False, choices=CHOICES)
         return Lesson([render(s).image for s in scenes], talk)
     size = SIZE if rng.random() < 0.7 else int(rng.integers(120, 201))
     fewest = 2 if ease == 0 and rng.random() < 0.9 else 1

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from muon import Muon
 from rich.console import Console
 from torch import nn
 
+from kvfix.mlm.native import has_bfloat16
 from kvfix.runs.atomic import atomic_file
 
+MUON = 2.0  # its learning rate against AdamW's
 console = Console(stderr=True, width=160, soft_wrap=True)
 
 
@@ -69,9 +72,7 @@ def learning_rate(step: int, stage: Stage, warmup: int) -> float:
 def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
     """Run the remaining steps; returns whether the stage is finished."""
     weights = list(stage.trained.values())
-    optimizer = torch.optim.AdamW(
-        _groups(stage.trained, pace.weight_decay), lr=stage.lr, betas=(0.9, 0.98)
-    )
+    optimizers = _optimizers(stage, pace.weight_decay)
     first, spent = 0, Spent()
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -84,20 +85,23 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
         if first >= stage.steps:
             console.print(f"{stage.name}: done, {first} steps, {spent}")
             return True
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         console.print(f"{stage.name}: continuing at step {first}")
     clock, cpu = time.time() - 60 * spent.minutes, time.process_time() - spent.cpu_seconds
     recent, began = spent.loss, time.time()
     last = min(pace.stop_at or stage.steps, stage.steps)
     for step in range(first, last):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, stage, pace.warmup)
-        with torch.autocast("cpu", torch.bfloat16):
+        rate = learning_rate(step, stage, pace.warmup)
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             loss = stage.loss(step)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["share"]
+            optimizer.step()
+            optimizer.zero_grad()
         recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
         done = step + 1
         spent = Spent(recent, (time.time() - clock) / 60, time.process_time() - cpu)
@@ -108,27 +112,40 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
                 f"  {spent.minutes:.1f} min  {spent.cpu_seconds:.0f} CPU-s"
             )
         if done % pace.save_every == 0 or done == last:
-            _save(state_file, stage, optimizer, done, spent)
+            _save(state_file, stage, optimizers, done, spent)
         if done % pace.measure_every == 0 or done == stage.steps:
             console.print(f"{stage.name} {done}: {stage.measure()}")
     return last == stage.steps
 
 
-def _groups(trained: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """All weights decay but word embeddings: rare words would all become the same one."""
-    words = [p for name, p in trained.items() if "embed_tokens" in name]
-    rest = [p for name, p in trained.items() if "embed_tokens" not in name]
-    groups = [(rest, weight_decay), (words, 0.0)]
-    return [{"params": of, "weight_decay": decay} for of, decay in groups if of]
+def _optimizers(stage: Stage, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the language model, if it is trained, and AdamW for the rest.
+
+    All weights decay but word embeddings: rare words would all become the same one.
+    """
+    parts: dict[str, list[nn.Parameter]] = {"matrices": [], "words": [], "rest": []}
+    for name, p in stage.trained.items():
+        matrix = "language_model" in name and p.ndim == 2
+        part = "words" if "embed_tokens" in name else "matrices" if matrix else "rest"
+        parts[part].append(p)
+    rest = [{"params": parts["rest"], "weight_decay": weight_decay, "share": 1.0}]
+    rest += [{"params": parts["words"], "weight_decay": 0.0, "share": 1.0}]
+    adamw = torch.optim.AdamW([g for g in rest if g["params"]], lr=stage.lr, betas=(0.9, 0.98))
+    if not parts["matrices"]:
+        return [adamw]
+    matrices = [{"params": parts["matrices"], "share": MUON}]
+    return [adamw, Muon(matrices, lr=stage.lr, weight_decay=weight_decay, momentum=0.95)]
 
 
-def _save(path: Path, stage: Stage, optimizer: Any, step: int, spent: Spent) -> None:
+def _save(
+    path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer], step: int, spent: Spent
+) -> None:
     """An interrupted write never replaces a good state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach() for name, p in stage.trained.items()}
     state: dict[str, Any] = {"weights": weights, "step": step, "spent": tuple(spent)}
     if step < stage.steps:
-        state["optimizer"] = optimizer.state_dict()
+        state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     with atomic_file(path) as stream:
         torch.save(state, stream)
 

@@ -1,25 +1,30 @@
-"""Conversations about scenes told in words: the language model answers many questions about one
-scene, and the letter of the option that is right, before it sees a picture.
+"""Questions about scenes told in words: the language model learns to look things up, and to find
+the letter of the option that is right, before it sees a picture.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from batches import Lesson
-from drill import drill_turn
-from turns import ORDINALS, REGIONS, Shown, draw_turn, region_of, which_image_turn
+from turns import GROUND, ORDINALS, REGIONS, Shown, draw_turn, region_of, which_image_turn
 
 from kvfix.data.scenes.paint import Scene, generator, sample_scene
 from kvfix.data.scenes.talk import Turn, caption, region
 
-CHOICES = 0.55  # share of questions with lettered options
-TOLD_AGAIN = 0.1  # share of lessons that begin with a caption: many words to look up at once
+CHOICES = 0.6  # share of questions with lettered options
+CAPTIONED = 0.1  # share of lessons that ask for a caption
+RETOLD = 0.5  # share that ask to tell everything again: many words to look up at once
 SEVERAL = 0.2  # share of lessons about two or three images
-DRILLS = 0.1  # share of questions that need no facts, so that the letters are not forgotten
 
 
 def draw_told(
-    split: str, index: int, *, raster: bool, turns: int, choices: float = CHOICES
+    split: str,
+    index: int,
+    *,
+    raster: bool,
+    turns: int,
+    easy: bool = False,
+    retold: float = 0.0,
 ) -> Lesson:
     """Lesson `index`: facts, then questions.
 
@@ -28,26 +33,43 @@ def draw_told(
         index: Which.
         raster: Tell the facts by the words of cells, as a picture will, not in sentences.
         turns: Questions.
-        choices: Share of them with lettered options.
+        easy: One scene of one or two objects, and no options.
+        retold: Share of lessons that ask to tell everything again.
     """
     rng = generator(split, index, "raster" if raster else "told")
-    if rng.random() < SEVERAL:
+    choices = 0.0 if easy else CHOICES
+    if not easy and rng.random() < SEVERAL:
         return _several(rng, turns, raster=raster, choices=choices)
-    scene = sample_scene(rng, count=(1, 4))
-    shown = Shown(scene, *draw_letters(rng, scene)) if rng.random() < 0.6 else Shown(scene)
+    scene = sample_scene(rng, count=(1, 2) if easy else (1, 4))
+    shown = Shown(scene, *draw_letters(rng, scene)) if rng.random() < 0.7 else Shown(scene)
     talk: list[Turn] = []
-    if rng.random() < TOLD_AGAIN:
+    if rng.random() < CAPTIONED:
         talk.append(Turn("caption", "Describe the image.", caption(scene)))
+    if rng.random() < retold:
+        talk.append(retold_turn(rng, shown))
     while len(talk) < turns:
-        if rng.random() < DRILLS:
-            talk.append(drill_turn(rng))
-            continue
         turn = draw_turn(rng, shown, told=not raster, choices=choices)
         if turn is not None:
             talk.append(turn)
     if raster:
         return Lesson([], talk, raster=(shown,))
     return Lesson([], talk, facts(rng, shown))
+
+
+def retold_turn(rng: np.random.Generator, shown: Shown) -> Turn:
+    """Everything shown once more: objects and letters in any order, their words in any order."""
+    told = []
+    for i, thing in enumerate(shown.scene.things):
+        letters = [m[0] for m, on in zip(shown.marks, shown.on, strict=True) if on == i]
+        told.append([*letters, *thing.name.split(), *region(thing).split()])
+    for (letter, x, y), on in zip(shown.marks, shown.on, strict=True):
+        if on is None:
+            told.append([letter, *GROUND.split()[1:], *region_of(x, y).split()])
+    orders = [rng.permutation(words).tolist() for words in told]
+    rng.shuffle(orders)
+    return Turn(
+        "retold", "Tell it again.", " " + ", ".join(" ".join(words) for words in orders) + "."
+    )
 
 
 def draw_letters(

@@ -25,6 +25,7 @@ from models import build_nano
 from stages import Pace, console, run_stage, spent_on
 
 from kvfix.config import dump_config, load_config
+from kvfix.mlm.native import has_bfloat16
 
 HERE = Path(__file__).parent
 
@@ -37,7 +38,8 @@ def main() -> None:
     out = Path(c.out) if c.out else checkpoints / "nano" / c.family
     states_dir = Path(c.states) if c.states else checkpoints / "nano-training"
     nano = build_nano(c.family, seed=c.seed)
-    nano.model.set_attn_implementation("eager")  # in bf16 on a CPU faster than the fused kernel
+    if has_bfloat16():
+        nano.model.set_attn_implementation("eager")  # in bf16 faster than the fused kernel
     pace = Pace(c.warmup, c.weight_decay, c.save_every, c.measure_every, c.stop_at)
     spent = {}
     for name, make in stages(c, nano, states_dir).items():

@@ -15,13 +15,15 @@ from places import ROOT
 
 sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 
-from batches import IGNORE, Dealer, Lesson, answer_labels, collate, lesson_loss
+from batches import IGNORE, Dealer, Lesson, collate, lesson_loss, messages
 from card import marks
 from curriculum import Config, stages
 from dense import Heads, dense_loss
 from exam import Choices, Grade, choices, foreseen, grades, measure, single_questions, written
 from gallery import LETTERS, Gallery, cell_figure, cell_letters, label
+from initial import take_language
 from models import BUILDERS, Nano, build_nano
+from muon import Muon, orthogonal
 from pictures import draw_lesson
 from PIL import Image
 from raster import Labels, Words, align_loss, sketch
@@ -71,21 +73,69 @@ def test_words_start_far_enough_apart_not_to_become_the_same(nano: Nano) -> None
     assert float(table_VD.detach().std()) == pytest.approx(0.125, rel=0.02)
 
 
+def _logits(attention: torch.nn.Module, x_ND: torch.Tensor) -> torch.Tensor:
+    """(H, N, N) of queries and keys that are not turned by positions; 2 heads share a key."""
+    with torch.no_grad():
+        queries_NHC = attention.q_proj(x_ND).unflatten(-1, (4, -1))
+        keys_NHC = attention.k_proj(x_ND).unflatten(-1, (2, -1)).repeat_interleave(2, 1)
+    return torch.einsum("nhc,mhc->hnm", queries_NHC, keys_NHC) * attention.scaling
+
+
 def test_attention_starts_by_likeness_and_passes_on_what_it_attends_to(nano: Nano) -> None:
     x_ND = torch.randn(400, 128, generator=torch.Generator().manual_seed(0))
-    for layer in nano.model.model.language_model.layers:
+    for i, layer in enumerate(nano.model.model.language_model.layers):
         attention = layer.self_attn
+        alike = 2 if i < 5 else 4  # the others look at the token before, or two before
+        logits_HNN = _logits(attention, x_ND)[:alike]
+        likeness_H = logits_HNN.diagonal(dim1=1, dim2=2).mean(1)
+        assert likeness_H == pytest.approx([4.0] * alike, rel=0.2)
+        assert logits_HNN.mean((1, 2)).abs().max() < 0.1
         with torch.no_grad():
-            queries_NHC = attention.q_proj(x_ND).unflatten(-1, (4, -1))
-            keys_NHC = attention.k_proj(x_ND).unflatten(-1, (2, -1)).repeat_interleave(2, 1)
             values_NHC = attention.v_proj(x_ND).unflatten(-1, (2, -1)).repeat_interleave(2, 1)
             passed_ND = attention.o_proj(values_NHC.flatten(1))
-        logits_HNN = torch.einsum("nhc,mhc->hnm", queries_NHC, keys_NHC) * attention.scaling
-        likeness_H = logits_HNN.diagonal(dim1=1, dim2=2).mean(1)
-        assert likeness_H == pytest.approx([4.0] * 4, rel=0.15)
-        assert logits_HNN.mean((1, 2)).abs().max() < 0.1
         # half of its part in the 64 of 128 directions that the values hold
         assert float((passed_ND * x_ND).sum() / x_ND.square().sum()) == pytest.approx(0.25, rel=0.1)
+
+
+def test_heads_that_share_a_key_start_apart(nano: Nano) -> None:
+    """Equal ones would have equal gradients, and be one head for ever."""
+    for layer in nano.model.model.language_model.layers:
+        for one, two in layer.self_attn.q_proj.weight.unflatten(0, (2, 2, 32)):
+            assert float((one - two).detach().norm() / one.detach().norm()) > 0.4
+        columns = layer.self_attn.o_proj.weight.unflatten(1, (2, 2, 32)).permute(1, 2, 0, 3)
+        for one, two in columns:
+            assert float((one - two).detach().norm() / one.detach().norm()) > 0.4
+
+
+def test_some_heads_start_by_looking_at_the_tokens_before(nano: Nano) -> None:
+    words = [w for w in nano.processor.tokenizer.get_vocab() if w.startswith("\u0120")][:48]
+    ids_1L = torch.tensor([nano.processor.tokenizer.convert_tokens_to_ids(words)])
+    nano.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        seen = nano.model(input_ids=ids_1L, output_attentions=True, use_cache=False).attentions
+    nano.model.set_attn_implementation("sdpa")
+    for head, back in ((2, 1), (3, 2)):
+        most_L = seen[0][0, head, 4:].argmax(-1)
+        before = most_L == torch.arange(4, 48) - back
+        assert before.float().mean() > 0.9
+
+
+def test_muon_makes_singular_values_alike_and_steps_as_far_as_it_is_told() -> None:
+    gradients = torch.randn(3, 24, 64, generator=torch.Generator().manual_seed(0))
+    gradients *= torch.logspace(0, -2, 24)[:, None]
+    for matrices in (gradients, gradients.mT):
+        values = torch.linalg.svdvals(orthogonal(matrices))
+        assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+        parts = torch.einsum("nrc,nrc->n", matrices, orthogonal(matrices))
+        torch.testing.assert_close(parts, torch.linalg.svdvals(matrices).sum(-1), rtol=0.3, atol=0)
+    p, still = (torch.nn.Parameter(torch.ones(24, 64)) for _ in "12")
+    p.grad = gradients[0].clone()
+    muon = Muon([p, still], lr=0.1, weight_decay=0.5, momentum=0.9)
+    muon.step()
+    assert torch.equal(still, torch.ones(24, 64))
+    moved = p.detach() - 0.95
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.25)
+    assert float((moved * gradients[0]).sum()) < 0
 
 
 def test_word_embeddings_do_not_decay(tmp_path: Path) -> None:
@@ -96,16 +146,15 @@ def test_word_embeddings_do_not_decay(tmp_path: Path) -> None:
     assert words.item() == 1 and norm.item() < 1
 
 
-def test_labels_keep_answers_and_their_end_and_nothing_else() -> None:
-    ids = torch.tensor([[9, 1, 2, 5, 6, 3, 9, 1, 2, 7, 3], [1, 2, 8, 3, 0, 0, 0, 0, 0, 0, 0]])
-    labels = answer_labels(ids, [1, 2], end=3)
-    kept = [row[row != IGNORE].tolist() for row in labels]
-    assert kept == [[5, 6, 3, 7, 3], [8, 3]]
-    assert (labels[labels != IGNORE] == ids[labels != IGNORE]).all()
+def _family(nano: Nano) -> str:
+    return next(f for f in BUILDERS if nano.model.config.model_type == f)
 
 
-@pytest.mark.parametrize("kind", ["one picture", "three pictures", "sentences", "words of cells"])
-def test_a_batch_learns_the_answers_of_its_conversations(nano: Nano, kind: str) -> None:
+KINDS = ("one picture", "three pictures", "sentences", "words of cells")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_learns_its_answers_and_their_ends_and_nothing_else(nano: Nano, kind: str) -> None:
     lessons = some_lessons()[kind]
     labels_BL = collate(nano, lessons)["labels"]
     tok = nano.processor.tokenizer
@@ -113,6 +162,40 @@ def test_a_batch_learns_the_answers_of_its_conversations(nano: Nano, kind: str) 
         learned = tok.decode(labels_L[labels_L != IGNORE])
         assert learned == "".join(t.answer + nano.dialect.end for t in lesson.turns)
     assert torch.isfinite(lesson_loss(nano, lessons))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_in_a_row_is_answered_as_if_it_were_asked_alone(nano: Nano, kind: str) -> None:
+    """By the family's own processor, positions and mask, which collate does without."""
+    nano.model.eval()
+    lessons = some_lessons()[kind]
+    row = collate(nano, lessons)
+    with torch.no_grad():
+        together_BLV = nano.model(**row, use_cache=False).logits
+    lesson, turn = lessons[1], lessons[1].turns[2]
+    alone = collate(nano, [lesson._replace(turns=[turn])])
+    if lesson.images:
+        text = nano.processor.apply_chat_template(messages(nano, lesson, turn))
+        alone |= nano.processor(text=[text], images=[lesson.images], return_tensors="pt")
+        ids = alone["input_ids"][:, : alone["labels"].shape[1]]
+        assert torch.equal(
+            ids[alone["labels"] != IGNORE], alone["labels"][alone["labels"] != IGNORE]
+        )
+        alone["labels"] = torch.nn.functional.pad(
+            alone["labels"], (0, alone["input_ids"].shape[1] - ids.shape[1]), value=IGNORE
+        )
+        del alone["position_ids"]
+    elif nano.model.config.model_type != "qwen2_5_vl":
+        del alone["position_ids"]
+    with torch.no_grad():
+        alone_1LV = nano.model(**alone, use_cache=False).logits
+    at_BL, at_1L = row["labels"] != IGNORE, alone["labels"] != IGNORE
+    before = sum(
+        len(nano.processor.tokenizer.encode(t.answer + nano.dialect.end)) for t in lesson.turns[:2]
+    )
+    found_NV = together_BLV[1, :-1][at_BL[1, 1:]][before:]
+    wanted_NV = alone_1LV[0, :-1][at_1L[0, 1:]]
+    torch.testing.assert_close(found_NV[: len(wanted_NV)], wanted_NV, atol=1e-4, rtol=1e-4)
 
 
 def test_words_of_cells_stand_where_image_tokens_would(onevision: Nano) -> None:
@@ -295,8 +378,8 @@ def test_marks_are_missed_when_one_letter_is_given_to_all() -> None:
 def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
     """All stages in one go, and each in two halves with a new process's objects in between."""
     c = Config(
-        **{f"{s}_steps": 3 for s in ("dense", "lookup", "told", "align", "talk")},
-        **{f"{s}_batch": 2 for s in ("dense", "lookup", "told", "align", "talk")},
+        **{f"{s}_steps": 3 for s in ("dense", "text", "align", "talk")},
+        **{f"{s}_batch": 2 for s in ("dense", "text", "align", "talk")},
         gallery=8,
         held_out=1,
         turns=2,
@@ -322,8 +405,31 @@ def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
         assert torch.equal(tensor, kept[name]), name
 
 
+def test_a_language_model_is_taken_from_a_nano_of_another_family(
+    nano: Nano, tmp_path: Path
+) -> None:
+    """Its layers, and its words by their text: the families number them differently."""
+    first = build_nano("llava_onevision", seed=5)
+    first.model.save_pretrained(tmp_path)
+    first.processor.tokenizer.save_pretrained(tmp_path)
+    own = build_nano(_family(nano), seed=0)
+    before = own.model.get_input_embeddings().weight.detach().clone()
+    take_language(own.model, own.processor.tokenizer, str(tmp_path))
+    theirs = dict(first.model.named_parameters())
+    for name, weight in own.model.named_parameters():
+        if "language_model.layers" in name and name in theirs:
+            assert torch.equal(weight, theirs[name])
+    table_VD, words = own.model.get_input_embeddings().weight, own.processor.tokenizer.get_vocab()
+    for word in (" red", "(", " option"):
+        token = word.replace(" ", "\u0120")
+        at = first.processor.tokenizer.convert_tokens_to_ids(token)
+        assert torch.equal(table_VD[words[token]], first.model.get_input_embeddings().weight[at])
+    own_only = [i for w, i in words.items() if w not in first.processor.tokenizer.get_vocab()]
+    assert torch.equal(table_VD[own_only], before[own_only])
+
+
 def test_settings_that_train_nothing_are_refused_by_name() -> None:
-    for key, value in {"gallery": 9, "only": "talk", "turns": 0, "told_lr": float("nan")}.items():
+    for key, value in {"gallery": 9, "only": "talk", "turns": 0, "text_lr": float("nan")}.items():
         with pytest.raises(ValueError, match=key):
             Config(**{key: value})  # type: ignore[arg-type]
 
@@ -336,8 +442,8 @@ def test_the_settings_file_says_what_the_code_does() -> None:
 @pytest.mark.slow
 def test_the_command_trains_grades_and_continues(tmp_path: Path) -> None:
     """Stopped in its second step, then to the end: a checkpoint and a card with its marks."""
-    steps = [f"{s}_steps=3" for s in ("dense", "lookup", "told", "align", "talk")]
-    sizes = [f"{s}_batch=2" for s in ("dense", "lookup", "told", "align", "talk")]
+    steps = [f"{s}_steps=3" for s in ("dense", "text", "align", "talk")]
+    sizes = [f"{s}_batch=2" for s in ("dense", "text", "align", "talk")]
     place = [f"out={tmp_path / 'nano'}", f"states={tmp_path / 'states'}", "gallery=8"]
     command = [sys.executable, str(ROOT / "recipes" / "nano" / "train_nano.py"), *steps, *sizes]
     command += [*place, "held_out=1", "exam=2", "turns=3"]
