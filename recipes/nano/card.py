@@ -93,7 +93,7 @@ def card(
     return f"""# nano {c.family}
 
 {millions:.2f} M parameters in the real Hugging Face architecture, bf16, trained from scratch on
-procedural scenes in six stages (`recipes/nano/README.md`). No similarity, correspondence, jigsaw,
+procedural scenes in four stages (`recipes/nano/README.md`). No similarity, correspondence, jigsaw,
 depth or style question was trained.
 
     python recipes/nano/train_nano.py family={c.family}{settings(c)}
@@ -102,8 +102,8 @@ depth or style question was trained.
 |---|---:|---|
 {wanted}
 
-Held-out scenes (split test, {c.exam} conversations about one picture, {c.exam // 4} about two,
-{c.exam // 8} about three), greedy answers that equal the truth; chance = always giving the most
+Held-out scenes (split test, questions about {c.exam} single pictures, {c.exam // 4} pairs,
+{c.exam // 8} triples), greedy answers that equal the truth; chance = always giving the most
 frequent answer; `pair_` questions are about one of several pictures:
 
 | asked | n | right | chance |

@@ -1,8 +1,4 @@
-"""Before all facts: which letter has an option, and what stands at a letter.
-
-Each lesson is one short question, batches are small and so is the learning rate: conversations of
-many questions hide which letter an option has (README).
-"""
+"""Beside all facts: which letter has an option, and what stands at a letter."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ NEXT = Dialect(
 def train_tokenizer(dialect: Dialect) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most 768 tokens.
 
-    It is learned from `nano_words.json`: how often each word (with the space before it) occurs in
+    It is learned from `words.json`: how often each word (with the space before it) occurs in
     600 conversations and in the perception questions, whose words get whole tokens too although
     nothing is trained on them. Counted once, so that new sentences never change a vocabulary.
     """
