@@ -11,7 +11,8 @@ from kvfix.data.scenes.paint import generator
 from kvfix.data.scenes.talk import NUMBERS, VOCABULARY, Turn
 
 ATTRIBUTES = tuple(VOCABULARY.values())
-LETTER = 0.7  # share of drills that ask for the letter: the harder way round
+ALL = 0.4  # share of drills that ask for all letters, each after its option: many answers at once
+LETTER = 0.7  # share of the others that ask for a letter: the harder way round
 
 
 def draw_drill(split: str, index: int, *, ease: float) -> Lesson:
@@ -24,6 +25,10 @@ def drill_turn(rng: np.random.Generator, *, ease: float = 0.0) -> Turn:
     options = _contents(rng, ease)[: int(rng.integers(2, 5))]
     k = int(rng.integers(len(options)))
     lines = "\n".join(f"({chr(65 + i)}) {o}" for i, o in enumerate(options))
+    if rng.random() < ALL:
+        order = rng.permutation(len(options)).tolist()
+        letters = ",".join(f" {options[i]}({chr(65 + i)})" for i in order)
+        return Turn("drill_all", f"What is what?\n{lines}", letters)
     if rng.random() < LETTER:
         return Turn("drill_letter", f"Which option is {options[k]}?\n{lines}", f"({chr(65 + k)})")
     return Turn("drill_content", f"What is option {chr(65 + k)}?\n{lines}", options[k])

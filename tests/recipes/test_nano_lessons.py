@@ -30,20 +30,25 @@ def test_the_truth_stands_at_every_letter_equally_often() -> None:
         assert options[turn.answer] == "red" and len(set(options.values())) == len(options)
 
 
-def test_a_drill_asks_the_letter_or_the_content_of_an_option() -> None:
+def test_a_drill_asks_the_letter_or_the_content_of_an_option_or_all_letters() -> None:
     rng = np.random.default_rng(0)
-    turns = [drill_turn(rng, ease=i % 2) for i in range(2000)]
+    turns = [drill_turn(rng, ease=i % 2) for i in range(3000)]
     letters = Counter(t.answer for t in turns if t.kind == "drill_letter")
     assert set(letters) == {"(A)", "(B)", "(C)", "(D)"}
-    assert 0.65 < letters.total() / len(turns) < 0.75
+    kinds = Counter(t.kind for t in turns)
+    assert 0.36 < kinds["drill_all"] / len(turns) < 0.44
+    assert 0.65 < letters.total() / (len(turns) - kinds["drill_all"]) < 0.75
     for turn in turns:
         asked, *lines = turn.question.split("\n")
         options = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in lines}
         assert len(set(options.values())) == len(lines) >= 2
         if turn.kind == "drill_letter":
             assert asked == f"Which option is {options[turn.answer]}?"
-        else:
+        elif turn.kind == "drill_content":
             assert options[f"({asked[-2]})"] == turn.answer
+        else:
+            told = [part.split("(") for part in turn.answer[1:].split(", ")]
+            assert {f"({letter}": option for option, letter in told} == options
 
 
 def test_what_is_retold_is_what_the_facts_say() -> None:
