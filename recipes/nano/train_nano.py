@@ -4,11 +4,11 @@
 
 dense: the vision tower learns to label every cell of pictures; text: the language model learns to
 answer about scenes told in words, and which letter an option has; align: the image tokens learn
-to carry the words of their cell; talk: questions about pictures. Every setting stands in train_nano.yaml, every stage prints its
-held-out figures; the command writes checkpoints/nano/<family>/ (bf16) and its
-README.md. Killed at any moment, the same command continues. A demo of a minute or two:
-`dense_steps=4 text_steps=4 align_steps=2 talk_steps=4 gallery=64
-held_out=4 exam=4 out=/tmp/nano states=/tmp/nano-states`.
+to carry the words of their cell; talk: questions about pictures. Every setting stands in
+train_nano.yaml, every stage prints its held-out figures; the command writes
+checkpoints/nano/<family>/ (bf16) and its README.md. Killed at any moment, the same command
+continues. A demo of a minute or two: `dense_steps=4 text_steps=4 align_steps=2 talk_steps=4
+gallery=64 held_out=4 exam=4 out=/tmp/nano states=/tmp/nano-states`.
 """
 
 from __future__ import annotations
