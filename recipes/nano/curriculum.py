@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from batches import Dealer, Lesson, lesson_loss
 from dense import Heads, dense_loss, examine_dense
-from drill import draw_drill
+from drill import draw_drill, draw_recall
 from exam import measure
 from gallery import Gallery
 from initial import take_language
@@ -48,7 +48,8 @@ class Config:
     gallery: int = number(12000, least=8)
     text_from: str = ""
     text_steps: int = number(4000, least=1)
-    text_easy: int = number(200, least=0)
+    text_recall: int = number(250, least=0)
+    text_easy: int = number(100, least=0)
     text_batch: int = number(8, least=1)
     text_lr: float = number(1e-3, above=0)
     align_steps: int = number(1500, least=1)
@@ -110,35 +111,39 @@ def dense_stage(c: Config, nano: Nano, galleries: tuple[Gallery, Gallery]) -> St
     )
 
 
-DRILLED = 0.5  # weight of the letters of options beside questions about facts
+LETTERED = 0.5  # weight of the letters of options beside questions about facts
 
 
 def text_stage(c: Config, nano: Nano) -> Stage:
-    """The language model answers about facts, in sentences and words of cells, and drills."""
+    """The language model recalls letters of options, then answers about facts as well."""
+    if c.text_from:
+        take_language(nano.model, nano.processor.tokenizer, c.text_from)
 
     def drawn(raster: bool) -> Dealer:
         def draw(i: int, step: int) -> Lesson:
-            easy = step * 2 < c.text_easy
+            easy = 2 * step < c.text_easy
             return draw_told("train", i, raster=raster, turns=c.turns, easy=easy, retold=RETOLD)
 
         return Dealer(draw, c.text_batch)
-
-    def drill(i: int, step: int) -> Lesson:
-        return draw_drill("train", i, ease=float(step < c.text_easy))
 
     def held_out(raster: bool) -> Callable[[], str]:
         lessons = [draw_told("val", i, raster=raster, turns=c.turns) for i in range(c.held_out)]
         return measure(nano, lessons, pooled=True)
 
     def loss(step: int) -> torch.Tensor:
-        half, raster = divmod(step, 2)
-        told = lesson_loss(nano, decks[raster].batch(half))
-        return told + DRILLED * lesson_loss(nano, drills.batch(step))
+        told = step - c.text_recall
+        if told < 0:
+            recalled = lesson_loss(nano, many.batch(step))
+            return recalled + LETTERED * lesson_loss(nano, drills.batch(step))
+        half, raster = divmod(told, 2)
+        letters = drills if half % 2 else recalls
+        lettered = lesson_loss(nano, letters.batch(step))
+        return lesson_loss(nano, decks[raster].batch(half)) + LETTERED * lettered
 
-    if c.text_from:
-        take_language(nano.model, nano.processor.tokenizer, c.text_from)
     decks = (drawn(False), drawn(True))
-    drills = Dealer(drill, c.text_batch)
+    drills = Dealer(lambda i, step: draw_drill("train", i, ease=0.0), c.text_batch)
+    recalls = Dealer(lambda i, step: draw_recall("train", i), c.text_batch)
+    many = Dealer(lambda i, step: draw_recall("train", 2**39 + i), 2 * c.text_batch)
     measures = {
         "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(2 * c.held_out)]),
         "in sentences": held_out(False),

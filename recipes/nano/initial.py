@@ -6,7 +6,7 @@ Sides, patches and ranges are those of `models.py`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -15,15 +15,24 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 # all such words; from smaller ones, left, centre and right became parallel, and no lesson told
 # them apart again.
 WORDS_RANGE = 0.125
-# By how many nats a token attends more to its like than to another, both beside it.
-LIKENESS = 4.0
+LIKENESS = 5.0  # nats by which a token attends more to its like than to another, both beside it
 SLOW = 3.0  # weight of the slow half of a head's rotations against the fast half
-PASSED_ON = 0.5  # share of an attended token that a layer adds to the attending one
-APART = 0.5  # noise of heads that share a key, as a share of their weights
-ORDER = 10.0  # nats by which a head of order attends to the token before
+ORDER = 10.0  # nats by which a head of order attends to its token
 PAIRS = 4  # of a head's rotations, the fastest, that order is read from
-LESS_LIKE = 0.3  # what is left of likeness in such heads
+PASSED_ON, PASSED_BACK = 0.2, 0.18  # of an attended token; about as long as a word is
+QUIET = 0.3  # of words in parts that are kept for others, and of what the MLPs write
+NOISE = 0.3  # as a share of the weights
 ROTARY_BASE = 1e4
+
+
+class Order(NamedTuple):
+    """What a layer's heads of order read, and where one and two tokens back are written."""
+
+    of: int
+    into: tuple[int, int]
+
+
+ORDERED = (Order(0, (1, 2)), Order(2, (2, 3)))  # numbers of `Parts`, layer by layer
 
 
 def lay_out_places(model: Any, side: int) -> None:
@@ -73,61 +82,82 @@ def widen_words(model: Any, usual: float) -> None:
         model.get_input_embeddings().weight.mul_(WORDS_RANGE / usual)
 
 
-def lay_out_attention(model: Any) -> None:
-    """Start the language model's attention so that like finds like, and passes itself on.
+def lay_out_language(model: Any) -> None:
+    """Start the language model so that it can look things up from the first step.
 
-    Queries equal keys, so that a word attends to wherever it stands, cells among them; outputs
-    undo values. A small model hardly finds this by itself (after the mimetic initialisation of
-    vision transformers, arXiv 2305.09828). Rotary positions turn a head's fast half far
-    over tens of tokens, so likeness counts more in its slow half. Heads that share a key start
-    apart: equal ones have equal gradients and stay one head for ever.
+    A token's 128 directions are four parts. Words start in the first and the last. In the first two
+    layers heads look one and two tokens back and write what stands there into the second and the
+    third part, so that every token knows what precedes it. Other heads look for tokens whose first
+    part is like their own, or like that of the token before them, and pass on what these are, or
+    what precedes those. A small model hardly finds any of this by itself, and chooses among
+    options only if it does (README).
     """
-    for layer in model.model.language_model.layers:
-        attention = layer.self_attn
-        queries, keys = attention.q_proj.weight, attention.k_proj.weight
-        values, outputs = attention.v_proj.weight, attention.o_proj.weight
-        side, width = attention.head_dim, keys.shape[1]
-        heads, groups = len(keys) // side, len(queries) // len(keys)
-        slow = torch.arange(side) % (side // 2) >= side // 4
-        weights = torch.where(slow, SLOW, 1.0)
-        weights *= math.sqrt(LIKENESS / (weights.square().mean() * math.sqrt(side) * width))
-        like = torch.randn(heads, side, width) * weights[:, None]
-        passed = torch.linalg.qr(torch.randn(width, len(values)))[0].T * math.sqrt(PASSED_ON)
-        back = passed.view(heads, side, width).repeat_interleave(groups, 0) / groups
-        with torch.no_grad():
-            keys.copy_(like.flatten(0, 1))
-            queries.copy_(_apart(like.repeat_interleave(groups, 0).flatten(0, 1)))
-            values.copy_(passed)
-            outputs.copy_(_apart(back.flatten(0, 1).T))
-
-
-def _apart(weights: torch.Tensor) -> torch.Tensor:
-    """The weights and some noise."""
-    return weights + torch.randn_like(weights) * weights.square().mean().sqrt() * APART
-
-
-def lay_out_order(model: Any) -> None:
-    """In the first half of the layers, let the last key's heads look at the tokens before.
-
-    The letter of an option stands before its words, and likeness alone never finds it. A bias
-    of the key that equals a bias of the query, turned as far as rotary positions turn it over one
-    token or two, is largest at that distance, whatever the words.
-    """
+    words, before, before_that, free = torch.linalg.qr(torch.randn(128, 128))[0].T.split(32)
+    parts = Parts(words, before, before_that, free)
     layers = model.model.language_model.layers
-    for layer in layers[: len(layers) // 2]:
-        attention = layer.self_attn
-        side = attention.head_dim
-        groups = len(attention.q_proj.weight) // len(attention.k_proj.weight)
-        turns = ROTARY_BASE ** (-torch.arange(0, side, 2) / side)  # of a pair, a token
-        size = torch.zeros(side // 2)
-        size[:PAIRS] = math.sqrt(ORDER * math.sqrt(side) / PAIRS)
-        with torch.no_grad():
-            attention.k_proj.weight[-side:] *= LESS_LIKE
-            attention.k_proj.bias[-side:] = torch.cat([size, torch.zeros(side // 2)])
-            attention.q_proj.weight[-groups * side :] *= LESS_LIKE
-            back = 1 + torch.arange(groups)[:, None]  # tokens
-            at = torch.cat([size * torch.cos(back * turns), -size * torch.sin(back * turns)], -1)
-            attention.q_proj.bias[-groups * side :] = at.flatten()
+    with torch.no_grad():
+        table_VD = model.get_input_embeddings().weight
+        quiet_VD = sum(table_VD @ part.T @ part for part in (before, before_that))
+        loud_VD = table_VD - quiet_VD
+        table_VD.copy_(loud_VD * math.sqrt(2 - QUIET**2) + quiet_VD * QUIET)
+        for number, layer in enumerate(layers):
+            _lay_out_layer(layer.self_attn, number, parts)
+            layer.mlp.down_proj.weight.mul_(QUIET)
+
+
+class Parts(NamedTuple):
+    """Orthonormal rows, (32, 128) each."""
+
+    words: torch.Tensor
+    before: torch.Tensor
+    before_that: torch.Tensor
+    free: torch.Tensor
+
+
+def _lay_out_layer(attention: Any, number: int, parts: Parts) -> None:
+    """Four heads, of which each two share a key."""
+    side = attention.head_dim
+    slow = torch.arange(side) % (side // 2) >= side // 4  # of a head's rotations
+    like = torch.where(slow, SLOW, 1.0)
+    like *= math.sqrt(LIKENESS * math.sqrt(side) / (2 * like.square().sum()))
+    key = parts.words * like[:, None]
+    queries, keys = [key, parts.before * like[:, None]], [key]
+    values = [parts.words if number % 2 else parts.before_that]
+    outputs = [parts.words.T * PASSED_ON] * 2
+    if number < len(ORDERED):
+        queries, keys = [*queries, 0 * key, 0 * key], [*keys, 0 * key]
+        values.append(parts[ORDERED[number].of])
+        outputs += [parts[i].T * PASSED_BACK for i in ORDERED[number].into]
+        _look_back(attention)
+    else:
+        queries, keys = [*queries, key, parts.free * like[:, None]], [*keys, key]
+        values.append(parts.before if number % 2 else parts.free)
+        outputs += [parts.free.T * PASSED_ON] * 2
+    attention.q_proj.weight.copy_(_noisy(torch.cat(queries)))
+    attention.k_proj.weight.copy_(_noisy(torch.cat(keys)))
+    attention.v_proj.weight.copy_(_noisy(torch.cat(values)))
+    attention.o_proj.weight.copy_(_noisy(torch.cat(outputs, 1)))
+
+
+def _look_back(attention: Any) -> None:
+    """Let the last key's two heads look one and two tokens back, whatever the words.
+
+    A bias of the key that equals a bias of the query, turned as far as rotary positions turn it
+    over so many tokens, is largest at that distance.
+    """
+    side = attention.head_dim
+    turns = ROTARY_BASE ** (-torch.arange(0, side, 2) / side)  # of a pair, a token
+    size = torch.zeros(side // 2)
+    size[:PAIRS] = math.sqrt(ORDER * math.sqrt(side) / PAIRS)
+    attention.k_proj.bias[-side:] = torch.cat([size, torch.zeros(side // 2)])
+    back = torch.tensor([[1], [2]])  # tokens
+    at = torch.cat([size * torch.cos(back * turns), -size * torch.sin(back * turns)], -1)
+    attention.q_proj.bias[-2 * side :] = at.flatten()
+
+
+def _noisy(weights: torch.Tensor) -> torch.Tensor:
+    """Heads that start equal have equal gradients, and would stay one head for ever."""
+    return weights + torch.randn_like(weights) * weights.square().mean().sqrt() * NOISE
 
 
 def take_language(model: Any, tokenizer: Any, folder: str) -> None:

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from initial import (
     ROTARY_BASE,
-    lay_out_attention,
-    lay_out_order,
+    lay_out_language,
     lay_out_pixels,
     lay_out_places,
     widen_words,
@@ -316,7 +315,7 @@ def build_qwen() -> Nano:
 def build_next() -> Nano:
     """CLIP tower read at its second last layer, Llama LM, anyres tiles in every image.
 
-    Attention has biases, as in the LLaVA-NeXT models on Qwen: see `lay_out_order`.
+    Attention has biases, as in the LLaVA-NeXT models on Qwen: see `lay_out_language`.
     """
     tok = train_tokenizer(NEXT)
     config = LlavaNextConfig(
@@ -367,8 +366,7 @@ def build_nano(family: str, *, seed: int) -> Nano:
     lay_out_places(nano.model, SIDE // PATCH)
     lay_out_pixels(nano.model, PATCH)
     widen_words(nano.model, TEXT["initializer_range"])
-    lay_out_attention(nano.model)
-    lay_out_order(nano.model)
+    lay_out_language(nano.model)
     settings = nano.model.generation_config
     settings.eos_token_id = nano.processor.tokenizer.eos_token_id
     settings.pad_token_id = nano.processor.tokenizer.pad_token_id

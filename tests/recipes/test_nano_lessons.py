@@ -10,7 +10,7 @@ from places import ROOT
 
 sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 
-from drill import draw_drill, drill_turn
+from drill import draw_drill, draw_recall, drill_turn
 from pictures import draw_lesson, draw_marks
 from told import draw_told
 from turns import lettered
@@ -30,25 +30,33 @@ def test_the_truth_stands_at_every_letter_equally_often() -> None:
         assert options[turn.answer] == "red" and len(set(options.values())) == len(options)
 
 
-def test_a_drill_asks_the_letter_or_the_content_of_an_option_or_all_letters() -> None:
+def test_a_drill_asks_the_letter_or_the_content_of_an_option() -> None:
     rng = np.random.default_rng(0)
-    turns = [drill_turn(rng, ease=i % 2) for i in range(3000)]
+    turns = [drill_turn(rng, ease=i % 2) for i in range(2000)]
     letters = Counter(t.answer for t in turns if t.kind == "drill_letter")
     assert set(letters) == {"(A)", "(B)", "(C)", "(D)"}
-    kinds = Counter(t.kind for t in turns)
-    assert 0.36 < kinds["drill_all"] / len(turns) < 0.44
-    assert 0.65 < letters.total() / (len(turns) - kinds["drill_all"]) < 0.75
+    assert 0.65 < letters.total() / len(turns) < 0.75
     for turn in turns:
         asked, *lines = turn.question.split("\n")
         options = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in lines}
         assert len(set(options.values())) == len(lines) >= 2
         if turn.kind == "drill_letter":
             assert asked == f"Which option is {options[turn.answer]}?"
-        elif turn.kind == "drill_content":
-            assert options[f"({asked[-2]})"] == turn.answer
         else:
-            told = [part.split("(") for part in turn.answer[1:].split(", ")]
-            assert {f"({letter}": option for option, letter in told} == options
+            assert options[f"({asked[-2]})"] == turn.answer
+
+
+def test_what_is_recalled_is_every_option_and_its_letter() -> None:
+    several = set()
+    for i in range(60):
+        [turn] = draw_recall("train", i).turns
+        options = {
+            line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in turn.question.split("\n")[1:]
+        }
+        told = [part.split("(") for part in turn.answer[1:].split(", ")]
+        assert {f"({letter}": option for option, letter in told} == options
+        several.add(len(options))
+    assert several == {4, 5, 6, 7, 8}
 
 
 def test_what_is_retold_is_what_the_facts_say() -> None:
@@ -86,6 +94,7 @@ def test_no_lesson_asks_a_perception_question() -> None:
     lessons = [draw_told("train", i, raster=i % 2 == 0, turns=6) for i in range(200)]
     lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
     lessons += [draw_drill("train", i, ease=0) for i in range(200)]
+    lessons += [draw_recall("train", i) for i in range(50)]
     asked = " ".join(t.question for x in lessons for t in x.turns)
     for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):
         assert words not in asked
