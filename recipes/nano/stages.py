@@ -20,6 +20,7 @@ from torch import nn
 from kvfix.mlm.native import has_bfloat16
 from kvfix.runs.atomic import atomic_file
 
+TABLES = ("heads.", "embed")  # of words, places and pixels, and what is thrown away
 MUON = 2.0  # its learning rate against AdamW's
 console = Console(stderr=True, width=160, soft_wrap=True)
 
@@ -119,13 +120,13 @@ def run_stage(stage: Stage, pace: Pace, state_file: Path) -> bool:
 
 
 def _optimizers(stage: Stage, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the language model, if it is trained, and AdamW for the rest.
+    """Muon for matrices inside tower, projector and language model, AdamW for the rest.
 
     All weights decay but word embeddings: rare words would all become the same one.
     """
     parts: dict[str, list[nn.Parameter]] = {"matrices": [], "words": [], "rest": []}
     for name, p in stage.trained.items():
-        matrix = "language_model" in name and p.ndim == 2
+        matrix = p.ndim == 2 and not any(part in name for part in TABLES)
         part = "words" if "embed_tokens" in name else "matrices" if matrix else "rest"
         parts[part].append(p)
     rest = [{"params": parts["rest"], "weight_decay": weight_decay, "share": 1.0}]
