@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from batches import Dealer, Lesson, lesson_loss
 from dense import Heads, dense_loss, examine_dense
-from drill import draw_drill, draw_recall
+from drill import draw_drill, draw_listed, draw_recall
 from exam import measure
 from gallery import Gallery
 from initial import take_language
@@ -48,7 +48,7 @@ class Config:
     gallery: int = number(12000, least=8)
     text_from: str = ""
     text_steps: int = number(4000, least=1)
-    text_recall: int = number(250, least=0)
+    text_listed: int = number(300, least=0)
     text_easy: int = number(100, least=0)
     text_batch: int = number(8, least=1)
     text_lr: float = number(1e-3, above=0)
@@ -115,7 +115,7 @@ LETTERED = 0.5  # weight of the letters of options beside questions about facts
 
 
 def text_stage(c: Config, nano: Nano) -> Stage:
-    """The language model recalls letters of options, then answers about facts as well."""
+    """The language model finds letters of options, then answers about facts as well."""
     if c.text_from:
         take_language(nano.model, nano.processor.tokenizer, c.text_from)
 
@@ -131,20 +131,19 @@ def text_stage(c: Config, nano: Nano) -> Stage:
         return measure(nano, lessons, pooled=True)
 
     def loss(step: int) -> torch.Tensor:
-        told = step - c.text_recall
+        told = step - c.text_listed
         if told < 0:
-            recalled = lesson_loss(nano, many.batch(step))
-            return recalled + LETTERED * lesson_loss(nano, drills.batch(step))
+            return lesson_loss(nano, listed.batch(step)) + lesson_loss(nano, recalls.batch(step))
         half, raster = divmod(told, 2)
-        letters = drills if half % 2 else recalls
-        lettered = lesson_loss(nano, letters.batch(step))
+        lettered = lesson_loss(nano, (drills, listed, drills, recalls)[step % 4].batch(step))
         return lesson_loss(nano, decks[raster].batch(half)) + LETTERED * lettered
 
     decks = (drawn(False), drawn(True))
-    drills = Dealer(lambda i, step: draw_drill("train", i, ease=0.0), c.text_batch)
-    recalls = Dealer(lambda i, step: draw_recall("train", i), c.text_batch)
-    many = Dealer(lambda i, step: draw_recall("train", 2**39 + i), 2 * c.text_batch)
+    drills = Dealer(lambda i, step: draw_drill("train", i, ease=0.0), 2 * c.text_batch)
+    recalls = Dealer(lambda i, step: draw_recall("train", i), max(c.text_batch // 2, 1))
+    listed = Dealer(lambda i, step: draw_listed("train", i), 3 * max(c.text_batch // 2, 1))
     measures = {
+        "listed": measure(nano, [draw_listed("val", i) for i in range(max(c.held_out // 4, 1))]),
         "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(2 * c.held_out)]),
         "in sentences": held_out(False),
         "in words of cells": held_out(True),

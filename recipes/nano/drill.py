@@ -21,12 +21,29 @@ def draw_drill(split: str, index: int, *, ease: float) -> Lesson:
 
 
 def draw_recall(split: str, index: int) -> Lesson:
-    """Lesson `index`: four to eight options, then each option once more, and its letter.
-
-    A drill teaches one letter in forty tokens, this one in fifteen: too few letters, and a model
-    goes on guessing them.
-    """
+    """Lesson `index`: four to eight options, then each option once more, and its letter."""
     rng = generator(split, index, "recall")
+    options = _lettered(rng)
+    lines = "\n".join(f"({letter}) {option}" for letter, option in options)
+    told = [options[i] for i in rng.permutation(len(options))]
+    answer = ",".join(f" {option}({letter})" for letter, option in told)
+    return Lesson([], [Turn("recall", f"What is what?\n{lines}", answer)])
+
+
+def draw_listed(split: str, index: int) -> Lesson:
+    """Lesson `index`: four to eight options, and for each the question which letter it has.
+
+    A drill teaches one letter in forty tokens, this lesson one in twenty: with too few letters a
+    batch, a model goes on guessing them.
+    """
+    options = _lettered(generator(split, index, "listed"))
+    lines = "\n".join(f"({letter}) {option}" for letter, option in options)
+    turns = [Turn("listed", f"Which option is {o}?", f"({letter})") for letter, o in options]
+    return Lesson([], turns, lines)
+
+
+def _lettered(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Options and their letters, in the usual order or in any."""
     options: list[str] = []
     n = int(rng.integers(4, len(EIGHT) + 1))
     while len(options) < n:
@@ -34,10 +51,7 @@ def draw_recall(split: str, index: int) -> Lesson:
         if option not in options:
             options.append(option)
     letters = rng.permutation([*EIGHT]).tolist() if rng.random() < 0.5 else [*EIGHT]
-    lines = "\n".join(f"({a}) {o}" for a, o in zip(letters, options, strict=False))
-    order = rng.permutation(n).tolist()
-    told = ",".join(f" {options[i]}({letters[i]})" for i in order)
-    return Lesson([], [Turn("recall", f"What is what?\n{lines}", told)])
+    return [*zip(letters, options, strict=False)]
 
 
 def _content(rng: np.random.Generator) -> str:

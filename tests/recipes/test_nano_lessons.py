@@ -10,7 +10,7 @@ from places import ROOT
 
 sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 
-from drill import draw_drill, draw_recall, drill_turn
+from drill import draw_drill, draw_listed, draw_recall, drill_turn
 from pictures import draw_lesson, draw_marks
 from told import draw_told
 from turns import lettered
@@ -90,11 +90,21 @@ def test_told_lessons_begin_with_easy_ones() -> None:
         assert easy or several > 8
 
 
+def test_a_listed_lesson_asks_for_the_letter_of_every_option() -> None:
+    for i in range(40):
+        lesson = draw_listed("train", i)
+        options = {
+            line.split(" ", 1)[1]: line.split(" ", 1)[0] for line in lesson.facts.split("\n")
+        }
+        asked = {t.question[len("Which option is ") : -1]: t.answer for t in lesson.turns}
+        assert asked == options and len(asked) == len(lesson.turns) >= 4
+
+
 def test_no_lesson_asks_a_perception_question() -> None:
     lessons = [draw_told("train", i, raster=i % 2 == 0, turns=6) for i in range(200)]
     lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
     lessons += [draw_drill("train", i, ease=0) for i in range(200)]
-    lessons += [draw_recall("train", i) for i in range(50)]
+    lessons += [draw("train", i) for draw in (draw_recall, draw_listed) for i in range(50)]
     asked = " ".join(t.question for x in lessons for t in x.turns)
     for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):
         assert words not in asked
