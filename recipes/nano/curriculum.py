@@ -42,7 +42,7 @@ class Config:
     threads: int = number(1, least=1)
     warmup: int = number(100, least=1)
     weight_decay: float = number(0.05, least=0)
-    dense_steps: int = number(12000, least=1)
+    dense_steps: int = number(8000, least=1)
     dense_batch: int = number(16, least=1)
     dense_lr: float = number(1.5e-3, above=0)
     gallery: int = number(12000, least=8)
