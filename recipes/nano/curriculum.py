@@ -135,16 +135,19 @@ def text_stage(c: Config, nano: Nano) -> Stage:
         if told < 0:
             return lesson_loss(nano, listed.batch(step)) + lesson_loss(nano, recalls.batch(step))
         half, raster = divmod(told, 2)
-        lettered = lesson_loss(nano, (drills, listed, drills, recalls)[step % 4].batch(step))
+        deck, number = drills, half  # every deck is dealt whole: its batches are sorted by length
+        if not raster:
+            deck, number = (listed, recalls)[half % 2], c.text_listed + half // 2
+        lettered = lesson_loss(nano, deck.batch(number))
         return lesson_loss(nano, decks[raster].batch(half)) + LETTERED * lettered
 
     decks = (drawn(False), drawn(True))
-    drills = Dealer(lambda i, step: draw_drill("train", i, ease=0.0), 2 * c.text_batch)
+    drills = Dealer(lambda i, step: draw_drill("train", i), 2 * c.text_batch)
     recalls = Dealer(lambda i, step: draw_recall("train", i), max(c.text_batch // 2, 1))
     listed = Dealer(lambda i, step: draw_listed("train", i), 3 * max(c.text_batch // 2, 1))
     measures = {
         "listed": measure(nano, [draw_listed("val", i) for i in range(max(c.held_out // 4, 1))]),
-        "drills": measure(nano, [draw_drill("val", i, ease=0) for i in range(2 * c.held_out)]),
+        "drills": measure(nano, [draw_drill("val", i) for i in range(2 * c.held_out)]),
         "in sentences": held_out(False),
         "in words of cells": held_out(True),
     }

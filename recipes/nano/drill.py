@@ -15,31 +15,42 @@ EIGHT = "ABCDEFGH"
 LETTER = 0.7  # share of drills that ask for the letter: the harder way round
 
 
-def draw_drill(split: str, index: int, *, ease: float) -> Lesson:
-    """Lesson `index` of a split; `ease` as in `drill_turn`."""
-    return Lesson([], [drill_turn(generator(split, index, "drill"), ease=ease)])
+def draw_drill(split: str, index: int) -> Lesson:
+    """Lesson `index` of a split: two to four options, and the letter or the content of one."""
+    rng = generator(split, index, "drill")
+    options = _contents(rng)[: int(rng.integers(2, 5))]
+    k = int(rng.integers(len(options)))
+    lines = _lines([*zip(EIGHT, options, strict=False)])
+    if rng.random() < LETTER:
+        asked = Turn("drill_letter", f"Which option is {options[k]}?\n{lines}", f"({EIGHT[k]})")
+    else:
+        asked = Turn("drill_content", f"What is option {EIGHT[k]}?\n{lines}", options[k])
+    return Lesson([], [asked])
 
 
 def draw_recall(split: str, index: int) -> Lesson:
     """Lesson `index`: four to eight options, then each option once more, and its letter."""
     rng = generator(split, index, "recall")
     options = _lettered(rng)
-    lines = "\n".join(f"({letter}) {option}" for letter, option in options)
     told = [options[i] for i in rng.permutation(len(options))]
     answer = ",".join(f" {option}({letter})" for letter, option in told)
-    return Lesson([], [Turn("recall", f"What is what?\n{lines}", answer)])
+    return Lesson([], [Turn("recall", f"What is what?\n{_lines(options)}", answer)])
 
 
 def draw_listed(split: str, index: int) -> Lesson:
     """Lesson `index`: four to eight options, and for each the question which letter it has.
 
-    A drill teaches one letter in forty tokens, this lesson one in twenty: with too few letters a
-    batch, a model goes on guessing them.
+    A drill teaches one letter, this lesson a letter an option: with too few a batch, a model goes
+    on guessing them.
     """
     options = _lettered(generator(split, index, "listed"))
-    lines = "\n".join(f"({letter}) {option}" for letter, option in options)
     turns = [Turn("listed", f"Which option is {o}?", f"({letter})") for letter, o in options]
-    return Lesson([], turns, lines)
+    return Lesson([], turns, _lines(options))
+
+
+def _lines(options: list[tuple[str, str]]) -> str:
+    """As questions list them."""
+    return "\n".join(f"({letter}) {option}" for letter, option in options)
 
 
 def _lettered(rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -63,19 +74,9 @@ def _content(rng: np.random.Generator) -> str:
     return names(rng)[0]
 
 
-def drill_turn(rng: np.random.Generator, *, ease: float = 0.0) -> Turn:
-    """A question that needs no picture; at `ease` 1 all options are single words of attributes."""
-    options = _contents(rng, ease)[: int(rng.integers(2, 5))]
-    k = int(rng.integers(len(options)))
-    lines = "\n".join(f"({chr(65 + i)}) {o}" for i, o in enumerate(options))
-    if rng.random() < LETTER:
-        return Turn("drill_letter", f"Which option is {options[k]}?\n{lines}", f"({chr(65 + k)})")
-    return Turn("drill_content", f"What is option {chr(65 + k)}?\n{lines}", options[k])
-
-
-def _contents(rng: np.random.Generator, ease: float) -> list[str]:
+def _contents(rng: np.random.Generator) -> list[str]:
     """Contents of one kind, in any order."""
-    if rng.random() < 0.5 + 0.5 * ease:
+    if rng.random() < 0.5:
         words: tuple[str, ...] = ATTRIBUTES[int(rng.integers(len(ATTRIBUTES)))]
     elif rng.random() < 0.4:
         return names(rng)

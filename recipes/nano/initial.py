@@ -85,19 +85,18 @@ def widen_words(model: Any, usual: float) -> None:
 def lay_out_language(model: Any) -> None:
     """Start the language model so that it can look things up from the first step.
 
-    A token's 128 directions are four parts. Words start in the first and the last. In the first two
-    layers heads look one and two tokens back and write what stands there into the second and the
-    third part, so that every token knows what precedes it. Other heads look for tokens whose first
-    part is like their own, or like that of the token before them, and pass on what these are, or
-    what precedes those. A small model hardly finds any of this by itself, and chooses among
-    options only if it does (README).
+    A token's directions are four parts, each as wide as a head. Words start in the first and the
+    last. In the first two layers heads look one and two tokens back and write what stands there
+    into the second and the third part, so that every token knows what precedes it. Other heads look
+    for tokens whose first part is like their own, or like that of the token before them, and pass
+    on what these are, or what precedes those. A small model hardly finds any of this by itself, and
+    chooses among options only if it does (README).
     """
-    words, before, before_that, free = torch.linalg.qr(torch.randn(128, 128))[0].T.split(32)
-    parts = Parts(words, before, before_that, free)
-    layers = model.model.language_model.layers
+    table_VD, layers = model.get_input_embeddings().weight, model.model.language_model.layers
+    width = table_VD.shape[1]
+    parts = Parts(*torch.linalg.qr(torch.randn(width, width))[0].T.split(width // 4))
     with torch.no_grad():
-        table_VD = model.get_input_embeddings().weight
-        quiet_VD = sum(table_VD @ part.T @ part for part in (before, before_that))
+        quiet_VD = sum(table_VD @ part.T @ part for part in (parts.before, parts.before_that))
         loud_VD = table_VD - quiet_VD
         table_VD.copy_(loud_VD * math.sqrt(2 - QUIET**2) + quiet_VD * QUIET)
         for number, layer in enumerate(layers):
@@ -106,7 +105,7 @@ def lay_out_language(model: Any) -> None:
 
 
 class Parts(NamedTuple):
-    """Orthonormal rows, (32, 128) each."""
+    """Orthonormal rows, (width / 4, width) each."""
 
     words: torch.Tensor
     before: torch.Tensor

@@ -48,7 +48,7 @@ SIDE = 80  # pixels of a tile
 PATCH = 10  # pixels of a cell
 CELLS = (SIDE // PATCH) ** 2
 PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]  # height, width
-LAYERS = 10  # with six, choices among options stayed far behind free answers
+LAYERS = 10  # to choose takes two searches, one after the other
 TEXT: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,

@@ -1,8 +1,8 @@
 """Muon: momentum whose singular values are made alike, so that rare directions are learned too.
 
 After Jordan et al. 2024 (kellerjordan.github.io/posts/muon); updates are as large as AdamW's, so
-that learning rates carry over (arXiv 2502.16982). PyTorch's own computes in bfloat16, which takes
-thirteen times as long on a processor without it.
+that learning rates carry over (arXiv 2502.16982). PyTorch's own computes in bfloat16, which is
+slow on a processor without it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from places import ROOT
 
 sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 
-from drill import draw_drill, draw_listed, draw_recall, drill_turn
+from drill import draw_drill, draw_listed, draw_recall
 from pictures import draw_lesson, draw_marks
 from told import draw_told
 from turns import lettered
@@ -31,8 +31,7 @@ def test_the_truth_stands_at_every_letter_equally_often() -> None:
 
 
 def test_a_drill_asks_the_letter_or_the_content_of_an_option() -> None:
-    rng = np.random.default_rng(0)
-    turns = [drill_turn(rng, ease=i % 2) for i in range(2000)]
+    turns = [draw_drill("train", i).turns[0] for i in range(2000)]
     letters = Counter(t.answer for t in turns if t.kind == "drill_letter")
     assert set(letters) == {"(A)", "(B)", "(C)", "(D)"}
     assert 0.65 < letters.total() / len(turns) < 0.75
@@ -103,7 +102,7 @@ def test_a_listed_lesson_asks_for_the_letter_of_every_option() -> None:
 def test_no_lesson_asks_a_perception_question() -> None:
     lessons = [draw_told("train", i, raster=i % 2 == 0, turns=6) for i in range(200)]
     lessons += [draw_lesson("train", i, images=1 + i % 3, ease=0, turns=6) for i in range(60)]
-    lessons += [draw_drill("train", i, ease=0) for i in range(200)]
+    lessons += [draw_drill("train", i) for i in range(200)]
     lessons += [draw("train", i) for draw in (draw_recall, draw_listed) for i in range(50)]
     asked = " ".join(t.question for x in lessons for t in x.turns)
     for words in ("similar", "same", "closer", "missing", "style", "front", "view", "piece"):

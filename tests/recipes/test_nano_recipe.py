@@ -15,19 +15,18 @@ from places import ROOT
 
 sys.path.insert(0, str(ROOT / "recipes" / "nano"))
 
+import curriculum
 from batches import IGNORE, Dealer, Lesson, collate, lesson_loss, messages
 from card import marks
 from curriculum import Config, stages
 from dense import Heads, dense_loss
 from exam import Choices, Grade, choices, foreseen, grades, measure, single_questions, written
 from gallery import LETTERS, Gallery, cell_figure, cell_letters, label
-from initial import take_language
-from models import BUILDERS, Nano, build_nano
-from muon import Muon, orthogonal
+from models import Nano, build_nano
 from pictures import draw_lesson
 from PIL import Image
 from raster import Labels, Words, align_loss, sketch
-from stages import Pace, Stage, run_stage
+from stages import Pace, run_stage
 from told import draw_told
 from turns import Shown
 
@@ -48,11 +47,6 @@ SQUARE = Scene(
 )
 
 
-@pytest.fixture(scope="module", params=sorted(BUILDERS))
-def nano(request: pytest.FixtureRequest) -> Nano:
-    return build_nano(request.param, seed=0)
-
-
 @pytest.fixture(scope="module")
 def onevision() -> Nano:
     return build_nano("llava_onevision", seed=0)
@@ -66,85 +60,6 @@ def some_lessons() -> dict[str, list[Lesson]]:
         "sentences": [draw_told("train", i, raster=False, turns=4) for i in (3, 4)],
         "words of cells": [draw_told("train", i, raster=True, turns=4) for i in (3, 4)],
     }
-
-
-def test_words_start_far_enough_apart_not_to_become_the_same(nano: Nano) -> None:
-    table_VD = nano.model.get_input_embeddings().weight
-    assert float(table_VD.detach().std()) == pytest.approx(0.125, rel=0.03)
-
-
-def test_heads_that_share_a_key_start_apart(nano: Nano) -> None:
-    """Equal ones would have equal gradients, and be one head for ever."""
-    for layer in nano.model.model.language_model.layers:
-        columns = layer.self_attn.o_proj.weight.unflatten(1, (2, 2, 32)).permute(1, 2, 0, 3)
-        for weights in (layer.self_attn.q_proj.weight.unflatten(0, (2, 2, 32)), columns):
-            for one, two in weights.detach():
-                assert float((one - two).norm() / one.norm()) > 0.2
-
-
-def test_some_heads_start_by_looking_at_the_tokens_before(nano: Nano) -> None:
-    attention = looked_at(nano, words(nano)[:48])
-    for head, back in ((2, 1), (3, 2)):
-        most_L = attention[0][0, head, 4:].argmax(-1)
-        assert (most_L == torch.arange(4, 48) - back).float().mean() > 0.9
-
-
-def test_a_token_starts_by_looking_for_its_like_and_for_that_of_the_token_before(
-    nano: Nano,
-) -> None:
-    """Words that stand once, and then again in any order."""
-    order = np.random.default_rng(0).permutation(16).tolist()
-    asked = [*words(nano)[:16], *(words(nano)[i] for i in order)]
-    attention = looked_at(nano, asked)
-    own_LL, before_LL = attention[1][0, :2]  # of the second layer: the first writes what precedes
-    places = [*enumerate(order[:-1], 16)]
-    assert sum(int(own_LL[at, :at].argmax()) == i for at, i in places) > 8
-    assert sum(int(before_LL[at + 1, :at].argmax()) == i for at, i in places) > 8
-
-
-def words(nano: Nano) -> list[str]:
-    vocabulary = nano.processor.tokenizer.get_vocab()
-    return sorted(w for w in vocabulary if w.startswith("\u0120") and len(w) > 4)
-
-
-def looked_at(nano: Nano, asked: list[str]) -> tuple[torch.Tensor, ...]:
-    """What every head of every layer attends to."""
-    ids_1L = torch.tensor([nano.processor.tokenizer.convert_tokens_to_ids(asked)])
-    nano.model.set_attn_implementation("eager")
-    with torch.no_grad():
-        seen = nano.model(input_ids=ids_1L, output_attentions=True, use_cache=False).attentions
-    nano.model.set_attn_implementation("sdpa")
-    return seen
-
-
-def test_muon_makes_singular_values_alike_and_steps_as_far_as_it_is_told() -> None:
-    gradients = torch.randn(3, 24, 64, generator=torch.Generator().manual_seed(0))
-    gradients *= torch.logspace(0, -2, 24)[:, None]
-    for matrices in (gradients, gradients.mT):
-        values = torch.linalg.svdvals(orthogonal(matrices))
-        assert float(values.min()) > 0.6 and float(values.max()) < 1.3
-        parts = torch.einsum("nrc,nrc->n", matrices, orthogonal(matrices))
-        torch.testing.assert_close(parts, torch.linalg.svdvals(matrices).sum(-1), rtol=0.3, atol=0)
-    p, still = (torch.nn.Parameter(torch.ones(24, 64)) for _ in "12")
-    p.grad = gradients[0].clone()
-    muon = Muon([p, still], lr=0.1, weight_decay=0.5, momentum=0.9)
-    muon.step()
-    assert torch.equal(still, torch.ones(24, 64))
-    moved = p.detach() - 0.95
-    assert float(moved.square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.25)
-    assert float((moved * gradients[0]).sum()) < 0
-
-
-def test_word_embeddings_do_not_decay(tmp_path: Path) -> None:
-    words, norm = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
-    trained = {"lm.embed_tokens.weight": words, "lm.norm": norm}
-    still = Stage("still", 2, 0.1, lambda step: 0 * (words + norm).sum(), str, trained)
-    run_stage(still, Pace(1, 0.5, 10, 10, 0), tmp_path / "state.pt")
-    assert words.item() == 1 and norm.item() < 1
-
-
-def _family(nano: Nano) -> str:
-    return next(f for f in BUILDERS if nano.model.config.model_type == f)
 
 
 KINDS = ("one picture", "three pictures", "sentences", "words of cells")
@@ -321,6 +236,28 @@ def test_batches_are_the_same_whatever_was_drawn_before() -> None:
     assert drawn == list(range(24))
 
 
+def test_the_stage_of_text_deals_every_batch_of_every_deck(
+    onevision: Nano, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are sorted by length: one in four would always be the same length."""
+    dealt: dict[Dealer, list[int]] = {}
+
+    class Watched(Dealer):
+        def batch(self, step: int) -> list[Lesson]:
+            dealt.setdefault(self, []).append(step)
+            return []
+
+    monkeypatch.setattr(curriculum, "Dealer", Watched)
+    monkeypatch.setattr(curriculum, "lesson_loss", lambda nano, lessons: torch.zeros(()))
+    c = Config(text_listed=3, held_out=1)
+    stage = stages(c, onevision, Path())["text"]()
+    for step in range(3 + 16):
+        stage.loss(step)
+    assert len(dealt) == 5  # two of facts, two of lists, and drills
+    for steps in dealt.values():
+        assert steps == list(range(len(steps))) and len(steps) >= 3 + 4
+
+
 def test_foreseen_answers_are_those_that_are_written() -> None:
     """Learn three questions by heart; then ask them with one truth changed."""
     nano = build_nano("llava_onevision", seed=1)
@@ -400,29 +337,6 @@ def test_every_stage_killed_and_continued_ends_alike(tmp_path: Path) -> None:
     kept = halves.model.state_dict()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, kept[name]), name
-
-
-def test_a_language_model_is_taken_from_a_nano_of_another_family(
-    nano: Nano, tmp_path: Path
-) -> None:
-    """Its layers, and its words by their text: the families number them differently."""
-    first = build_nano("llava_onevision", seed=5)
-    first.model.save_pretrained(tmp_path)
-    first.processor.tokenizer.save_pretrained(tmp_path)
-    own = build_nano(_family(nano), seed=0)
-    before = own.model.get_input_embeddings().weight.detach().clone()
-    take_language(own.model, own.processor.tokenizer, str(tmp_path))
-    theirs = dict(first.model.named_parameters())
-    for name, weight in own.model.named_parameters():
-        if "language_model.layers" in name and name in theirs:
-            assert torch.equal(weight, theirs[name])
-    table_VD, words = own.model.get_input_embeddings().weight, own.processor.tokenizer.get_vocab()
-    for word in (" red", "(", " option"):
-        token = word.replace(" ", "\u0120")
-        at = first.processor.tokenizer.convert_tokens_to_ids(token)
-        assert torch.equal(table_VD[words[token]], first.model.get_input_embeddings().weight[at])
-    own_only = [i for w, i in words.items() if w not in first.processor.tokenizer.get_vocab()]
-    assert torch.equal(table_VD[own_only], before[own_only])
 
 
 def test_settings_that_train_nothing_are_refused_by_name() -> None:
