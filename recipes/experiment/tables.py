@@ -27,8 +27,8 @@ from kvfix.eval.stats.paired import stratified_paired_bootstrap
 Arms = dict[str, list[Trial]]
 
 RESAMPLES = 10_000
-# Kinds of scene questions whose options are letters drawn on the image: no nano can read those
-# (benchmarks/letters.py), so here an answer cannot follow what the values know.
+# Kinds of scene questions whose options are letters drawn on the image: no nano of the first
+# generation can read those (benchmarks/letters.py), so there no answer follows what values know.
 LETTERED = (
     "Object_Localization",
     "Relative_Depth",
