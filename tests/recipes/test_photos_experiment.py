@@ -16,7 +16,6 @@ sys.path.insert(0, str(ROOT / "recipes" / "experiment"))
 
 import run as experiment
 from mixture import Record, mixed, parts, read_records, write_records
-from pieces import INDEX, cut, join
 from run import Grid, Trial, check_settings, prepare
 from samples import answers
 from tables import readouts_table
@@ -204,21 +203,3 @@ def test_rules_stand_beside_readouts_of_the_dataset_that_was_asked(
     assert len(answers(arms["base"][0], data="mcq").ids) == 2
     _, _, counted = readouts_table(arms, data="blink", folder=tmp_path / "BLINK")
     assert counted.startswith("| Counting | 3 |") and counted.endswith("|  |  |")
-
-
-def test_pieces_are_put_together_whole_or_not_at_all(tmp_path: Path) -> None:
-    (tmp_path / "bed" / "photos").mkdir(parents=True)
-    (tmp_path / "bed" / "photos" / "a.png").write_bytes(bytes(range(256)) * 40)
-    (tmp_path / "val.jsonl").write_text("one line\n")
-    named = {"bed": tmp_path / "bed", "val.jsonl": tmp_path / "val.jsonl"}
-    pieces = cut(tmp_path / "carried", named, 4096)
-    assert len(pieces) >= 3 and all(p.stat().st_size <= 4096 for p in pieces)
-    join(tmp_path / "carried", tmp_path / "there")
-    for name in ("bed/photos/a.png", "val.jsonl"):
-        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / name).read_bytes()
-    pieces[0].unlink()
-    damaged = pieces[1].read_bytes()
-    pieces[1].write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
-    with pytest.raises(ValueError, match=f"{INDEX}, found others: 000.piece, 001.piece$"):
-        join(tmp_path / "carried", tmp_path / "nowhere")
-    assert not (tmp_path / "nowhere").exists()
