@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from commands import call
 
 from kvfix.data.catalog import check, load_units, notes
@@ -255,8 +256,8 @@ def held_out(folder: Path) -> Path:
 
 def test_the_suite_asks_them_and_runs_are_compared(held_out, tmp_path) -> None:
     for out in ("before", "after"):
-        args = ("--data", f"mcq={held_out}", "--site", "value", "--out", tmp_path / out)
-        ended = call("eval", *args)
+        args = ("--data", f"mcq={held_out}", "--site", "value", "--dtype", "float32")
+        ended = call("eval", *args, "--out", tmp_path / out)
         assert ended.code == 0, ended.err
     record = json.loads((tmp_path / "before" / "run.json").read_text())
     assert {r["dataset"] for r in record["results"]} == {"mcq"}
@@ -295,7 +296,7 @@ def _scenes(folder: Path) -> list[AnswerRow]:
 
     names = [("Visual_Similarity", "Counting")[k % 2] for k in range(20)]
     asked = [scene_question("test", name, k) for k, name in enumerate(names)]
-    mlm, protocol = load_mlm(str(nano_dir())), McqProtocol()
+    mlm, protocol = load_mlm(str(nano_dir()), dtype=torch.float32), McqProtocol()
     rows = []
     for task in set(names):
         mine = [q for q in asked if q.sub_task == task]
